@@ -1,0 +1,70 @@
+"""What every converter is: a module with a SPEC and a convert().
+
+    SPEC = Spec(name="onnx-int8-static", ...)
+    def convert(job: Job) -> Converted: ...
+
+convert() runs in a child process with a folder of its own; it may crash. Importing a converter
+is cheap: heavy packages are imported inside convert(), through need().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from edge_core.tensors import Feeds
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One recipe. ``name`` is the candidate's name in plans, reports and on the command line."""
+
+    name: str  # "<target>-<precision>[-<recipe>]"
+    title: str  # one line for tables
+    target: Literal["onnx"]  # further targets join here
+    runtime: str  # a name of edge_core.runtimes
+    precision: Literal["fp32", "fp16", "int8", "int4"]
+    scheme: Literal["float", "storage", "static", "dynamic", "weight-only"]
+    suffix: str  # of the file it writes
+    extra: str
+    needs_samples: bool = False
+    min_opset: int = 0  # the written file needs at least this
+    toolchain: tuple[str, ...] = ("onnx", "onnxruntime", "numpy")  # versions go into the package
+
+
+class Ceiling(msgspec.Struct, frozen=True):
+    """The newest file that the device's runtime loads."""
+
+    opset: int
+    ir: int
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One conversion. ``model`` is a prepared ONNX file: static shapes, no constant If."""
+
+    model: Path
+    out_dir: Path
+    ceiling: Ceiling
+    arch: str  # of the device: "x86_64", "aarch64", "armv7l"
+    samples: Sequence[Feeds] = ()
+
+
+class Converted(msgspec.Struct, frozen=True, kw_only=True):
+    """What convert() wrote, and how the runtime must open it."""
+
+    path: Path
+    options: dict[str, str] = {}
+    notes: tuple[str, ...] = ()  # shown in the report
+    quantised_share: float | None = None  # of the weight bytes; None for float files
+
+
+class Converter(Protocol):
+    """A module satisfies it; the type checker verifies the registry's tuple."""
+
+    SPEC: Spec
+
+    def convert(self, job: Job) -> Converted:
+        """Write the file; raises ConvertError naming the op and a way out."""
+        ...

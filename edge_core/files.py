@@ -1,0 +1,127 @@
+"""Files that appear whole or not at all, and the errors of a full or read-only disk.
+
+    with whole(path) as f: f.write(...)      # temp in the same folder, fsync, rename, fsync folder
+    with whole_dir(path) as d: ...           # the same for a directory
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from edge_core.errors import EdgeError, InputError, StorageError
+
+_STORAGE = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "input/output error",
+}
+
+
+def storage_error(e: OSError, path: Path) -> EdgeError:
+    """Turn an operating system error on ``path`` into ours."""
+    why = _STORAGE.get(e.errno or 0, e.strerror or str(e))
+    hint = "free some space or choose another folder" if e.errno == errno.ENOSPC else ""
+    return StorageError(f"cannot write {path}: {why}", hint=hint)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make renames inside ``path`` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """Write ``path`` whole or leave what was there; raise StorageError if the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise storage_error(e, path) from e
+    temp = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        temp.chmod(0o644)
+        temp.replace(path)
+        fsync_dir(path.parent)
+    except OSError as e:
+        raise storage_error(e, path) from e
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write ``data`` as ``path``, whole or not at all."""
+    with whole(path) as f:
+        f.write(data)
+
+
+@contextmanager
+def whole_dir(path: Path) -> Iterator[Path]:
+    """Fill a directory that appears as ``path`` only when the block ends without an error.
+
+    An existing ``path`` is kept as it is (the first writer wins): content-addressed folders hold
+    the same bytes whoever writes them.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as e:
+        raise storage_error(e, path) from e
+    try:
+        yield temp
+        temp.chmod(0o755)
+        with suppress(FileExistsError, NotADirectoryError):
+            try:
+                temp.rename(path)
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        fsync_dir(path.parent)
+    except OSError as e:
+        raise storage_error(e, path) from e
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def read_limited(path: Path, limit: int) -> bytes:  # bytes
+    """Read a whole file of at most ``limit`` bytes; raise InputError for anything else."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise InputError(f"{path} has {size} bytes; at most {limit} are read")
+        return path.read_bytes()
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+
+
+def sha256_file(path: Path) -> str:
+    """The file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(
+            hashlib, "file_digest"
+        ) else _sha256_chunks(f)
+
+
+def _sha256_chunks(f: IO[bytes]) -> str:  # Python 3.10 has no file_digest
+    h = hashlib.sha256()
+    while chunk := f.read(1 << 20):
+        h.update(chunk)
+    return h.hexdigest()

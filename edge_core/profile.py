@@ -1,0 +1,153 @@
+"""What a device is and what may be spent on it. Data only; files are read by device_profiles.
+
+Values are facts of the device (``platform`` ... ``thermal``) or limits that its owner sets
+(``budgets``). A budget that is absent is not a gate. Units are part of every name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+SCHEMA = 1  # raised when a field changes its meaning; readers refuse a higher one
+
+Arch = Literal["x86_64", "aarch64", "armv7l"]
+Os = Literal["linux", "android", "ios", "macos"]
+Precision = Literal["fp32", "fp16", "int8", "int4", "bf16", "fp8", "fp4"]
+RuntimeName = Literal["onnxruntime", "litert", "tflite-runtime", "tensorrt", "coreml"]
+
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Platform(_Part):
+    """The operating system that the package will meet."""
+
+    arch: Annotated[Arch, Meta(description="machine as 'uname -m' says it")]
+    os: Os
+    os_version: str = ""
+    glibc: Annotated[str, Meta(description="'2.36'; empty where there is no glibc")] = ""
+    python: Annotated[str, Meta(description="the agent's Python, '3.11'; empty: none")] = ""
+
+
+class Cpu(_Part):
+    """The processor. MACs per cycle are per core, at the widest unit the runtime uses."""
+
+    model: str
+    cores: Count
+    clock_mhz: Positive
+    isa: Annotated[
+        tuple[str, ...], Meta(description="features as /proc/cpuinfo names them: asimddp, avx2")
+    ] = ()
+    fp32_macs_per_cycle: Annotated[float | None, Meta(description="peak, one core")] = None
+    int8_macs_per_cycle: Annotated[float | None, Meta(description="peak, one core")] = None
+
+
+class Memory(_Part):
+    total_mb: Positive
+    available_mb: Annotated[float, Meta(gt=0, description="left for the model's process")]
+
+
+class Storage(_Part):
+    available_mb: Annotated[float, Meta(gt=0, description="left for packages")]
+    kind: str = ""  # "microSD", "eMMC", "NVMe"
+
+
+class Accelerator(_Part):
+    name: str
+    kind: Literal["gpu", "npu", "dla", "dsp"]
+    capability: str = ""  # "sm_87", "Neural Engine, 16 cores"
+
+
+class Runtime(_Part):
+    """One runtime in the exact version that the device gets."""
+
+    name: RuntimeName
+    version: str
+    wheel: Annotated[
+        str, Meta(description="tag of the wheel the index really has; empty: from the vendor")
+    ] = ""
+    provider: Annotated[str, Meta(description="execution provider or delegate; empty: CPU")] = ""
+
+
+class PowerMode(_Part):
+    name: str
+    watts: Annotated[float, Meta(gt=0, description="board power at full load in this mode")]
+    idle_watts: Positive | None = None
+    default: bool = False
+
+
+class Thermal(_Part):
+    throttle_c: Annotated[float, Meta(gt=0, description="clock is lowered from here on")]
+
+
+class Budgets(_Part):
+    """Limits of one inference and of the package; each one given becomes a gate."""
+
+    latency_p50_ms: Positive | None = None
+    latency_p90_ms: Positive | None = None
+    latency_p99_ms: Positive | None = None
+    load_ms: Positive | None = None
+    memory_peak_mb: Annotated[
+        float | None, Meta(gt=0, description="peak resident set of the serving process")
+    ] = None
+    package_mb: Annotated[float | None, Meta(gt=0, description="model file, 10^6 bytes")] = None
+    energy_mj: Annotated[float | None, Meta(gt=0, description="millijoules per inference")] = None
+    accuracy_drop_points: Annotated[
+        float | None,
+        Meta(ge=0, description="labelled data: points (0-100) of the metric below the original"),
+    ] = None
+    agreement_min: Annotated[
+        float | None,
+        Meta(ge=0, le=1, description="no labels: share of samples with the original's top-1"),
+    ] = None
+    cosine_min: Annotated[
+        float | None, Meta(ge=-1, le=1, description="mean cosine to the original's outputs")
+    ] = None
+
+
+class Profile(_Part):
+    """One device, or one class of devices that gets the same package."""
+
+    schema: Annotated[int, Meta(ge=1, le=SCHEMA)] = SCHEMA
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    title: str
+    notes: str = ""
+    platform: Platform
+    cpu: Cpu
+    memory: Memory
+    storage: Storage
+    runtimes: tuple[Runtime, ...]
+    precisions: Annotated[
+        tuple[Precision, ...], Meta(description="what the device's runtimes compute or unpack")
+    ]
+    accelerators: tuple[Accelerator, ...] = ()
+    power_modes: tuple[PowerMode, ...] = ()
+    thermal: Thermal | None = None
+    budgets: Budgets = Budgets()
+    sources: Annotated[
+        dict[str, str], Meta(description="dotted field name -> where its value is from")
+    ] = {}
+
+    def runtime(self, name: str) -> Runtime | None:
+        """The device's CPU runtime of that name, or None."""
+        return next((r for r in self.runtimes if r.name == name and not r.provider), None)
+
+
+def json_schema() -> dict[str, object]:
+    """The JSON Schema (2020-12) of a resolved profile, for editors and other tools."""
+    schema = msgspec.json.schema(Profile)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:edge-deploy:schema:profile:{SCHEMA}",
+        "title": "edge-deploy device profile",
+        **schema,
+    }

@@ -1,0 +1,125 @@
+"""The values that travel between the stages of a build; every one prints as JSON.
+
+    read -> Model    plan -> Plan    convert -> Artifact    measure -> Measurement
+    judge -> Verdict    package -> Built
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_core.tensors import TensorSpec
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """What 'read' found in the user's file."""
+
+    path: Path
+    format: Literal["onnx", "pt2"]
+    sha256: str
+    bytes: int
+    opset: int
+    ir: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ops: dict[str, int]  # "Conv" or "com.microsoft:Attention" -> count
+    parameters: int
+    weight_bytes: int
+    macs: int | None  # of one inference; None when a shape is not known
+    dynamic: tuple[str, ...]  # names of the dimensions that --shape must fix
+    facets: dict[str, float]  # what policy rules look at: shares of MACs and weights by kind
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate, in or out, and why."""
+
+    candidate: str
+    title: str
+    verdict: Literal["in", "out"]
+    reason: str
+    rule: str = ""  # id of the policy rule that decided
+    evidence: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Every candidate for one profile."""
+
+    model: str
+    profile: str
+    runtime: str  # "onnxruntime 1.23.2"
+    decisions: tuple[Decision, ...]
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return tuple(d.candidate for d in self.decisions if d.verdict == "in")
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """One converted file."""
+
+    candidate: str
+    path: Path
+    sha256: str
+    bytes: int
+    opset: int
+    ir: int
+    options: dict[str, str]
+    toolchain: dict[str, str]
+    notes: tuple[str, ...] = ()
+    quantised_share: float | None = None
+    seconds: float = 0.0  # of conversion
+
+
+class Value(msgspec.Struct, frozen=True):
+    """One number and how it is known. ``low``..``high`` bounds it; equal when exact."""
+
+    kind: Literal["measured", "predicted", "unknown"]
+    value: float | None
+    unit: str
+    where: str  # "onnxruntime 1.23.2 on x86_64 (this host)"
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """All numbers of one candidate for one profile. ``error`` is set when it could not run."""
+
+    candidate: str
+    values: dict[str, Value] = {}  # by the names of GATES and of the report's columns
+    error: str = ""
+
+
+class GateResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit held against one value."""
+
+    gate: str
+    limit: float
+    value: Value
+    outcome: Outcome
+    why: str
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate after all gates."""
+
+    candidate: str
+    outcome: Outcome
+    gates: tuple[GateResult, ...]
+    lost: str = ""  # why it is not the winner; empty for the winner
+    pareto: bool = False
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The decision for one profile."""
+
+    profile: str
+    outcome: Outcome
+    winner: str  # candidate; empty when nothing fits
+    judged: tuple[Judged, ...]
+    relaxation: str = ""  # for "nothing fits": the smallest change of a budget that would
