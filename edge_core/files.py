@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, and the errors of a full or read-only disk.
 
-    with whole(path) as f: f.write(...)      # temp in the same folder, fsync, rename, fsync folder
-    with whole_dir(path) as d: ...           # the same for a directory
+with whole(path) as f: f.write(...)      # temp in the same folder, fsync, rename, fsync folder
+with whole_dir(path) as d: ...           # the same for a directory
 """
 
 from __future__ import annotations
@@ -115,9 +115,11 @@ def read_limited(path: Path, limit: int) -> bytes:  # bytes
 def sha256_file(path: Path) -> str:
     """The file's SHA-256 as 64 hex digits."""
     with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(
-            hashlib, "file_digest"
-        ) else _sha256_chunks(f)
+        return (
+            hashlib.file_digest(f, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256_chunks(f)
+        )
 
 
 def _sha256_chunks(f: IO[bytes]) -> str:  # Python 3.10 has no file_digest

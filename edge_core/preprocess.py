@@ -1,6 +1,6 @@
 """Preprocessing recipes: an image file in, the tensor a model takes out. Travels in packages.
 
-    decode -> colour order -> resize and crop -> (value * scale - mean) / std -> layout -> batch of 1
+    decode -> colour order -> crop and resize -> (value * scale - mean) / std -> layout -> batch 1
 
 Pillow is the decoder (extra ``image``); everything after it is NumPy.
 """
@@ -106,7 +106,7 @@ def normalise(pixels: Array, recipe: Recipe) -> Array:
     if recipe.color == "BGR":
         x = x[..., ::-1]
     if recipe.dtype == "float32":
-        mean, std = np.float32(recipe.mean), np.float32(recipe.std)
+        mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
         x = (x.astype(np.float32) * np.float32(recipe.scale) - mean) / std
     x = x.transpose(2, 0, 1) if recipe.layout == "NCHW" else x
     return np.ascontiguousarray(x[None], dtype=recipe.dtype)

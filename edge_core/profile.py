@@ -28,7 +28,7 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     pass
 
 
-class Platform(_Part):
+class Platform(_Part, frozen=True, kw_only=True):
     """The operating system that the package will meet."""
 
     arch: Annotated[Arch, Meta(description="machine as 'uname -m' says it")]
@@ -38,7 +38,7 @@ class Platform(_Part):
     python: Annotated[str, Meta(description="the agent's Python, '3.11'; empty: none")] = ""
 
 
-class Cpu(_Part):
+class Cpu(_Part, frozen=True, kw_only=True):
     """The processor. MACs per cycle are per core, at the widest unit the runtime uses."""
 
     model: str
@@ -51,23 +51,23 @@ class Cpu(_Part):
     int8_macs_per_cycle: Annotated[float | None, Meta(description="peak, one core")] = None
 
 
-class Memory(_Part):
+class Memory(_Part, frozen=True, kw_only=True):
     total_mb: Positive
     available_mb: Annotated[float, Meta(gt=0, description="left for the model's process")]
 
 
-class Storage(_Part):
+class Storage(_Part, frozen=True, kw_only=True):
     available_mb: Annotated[float, Meta(gt=0, description="left for packages")]
     kind: str = ""  # "microSD", "eMMC", "NVMe"
 
 
-class Accelerator(_Part):
+class Accelerator(_Part, frozen=True, kw_only=True):
     name: str
     kind: Literal["gpu", "npu", "dla", "dsp"]
     capability: str = ""  # "sm_87", "Neural Engine, 16 cores"
 
 
-class Runtime(_Part):
+class Runtime(_Part, frozen=True, kw_only=True):
     """One runtime in the exact version that the device gets."""
 
     name: RuntimeName
@@ -78,18 +78,18 @@ class Runtime(_Part):
     provider: Annotated[str, Meta(description="execution provider or delegate; empty: CPU")] = ""
 
 
-class PowerMode(_Part):
+class PowerMode(_Part, frozen=True, kw_only=True):
     name: str
     watts: Annotated[float, Meta(gt=0, description="board power at full load in this mode")]
     idle_watts: Positive | None = None
     default: bool = False
 
 
-class Thermal(_Part):
+class Thermal(_Part, frozen=True, kw_only=True):
     throttle_c: Annotated[float, Meta(gt=0, description="clock is lowered from here on")]
 
 
-class Budgets(_Part):
+class Budgets(_Part, frozen=True, kw_only=True):
     """Limits of one inference and of the package; each one given becomes a gate."""
 
     latency_p50_ms: Positive | None = None
@@ -114,7 +114,7 @@ class Budgets(_Part):
     ] = None
 
 
-class Profile(_Part):
+class Profile(_Part, frozen=True, kw_only=True):
     """One device, or one class of devices that gets the same package."""
 
     schema: Annotated[int, Meta(ge=1, le=SCHEMA)] = SCHEMA

@@ -1,7 +1,7 @@
 """The values that travel between the stages of a build; every one prints as JSON.
 
-    read -> Model    plan -> Plan    convert -> Artifact    measure -> Measurement
-    judge -> Verdict    package -> Built
+read -> Model    plan -> Plan    convert -> Artifact    measure -> Measurement
+judge -> Verdict    package -> Built
 """
 
 from __future__ import annotations

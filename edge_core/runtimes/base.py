@@ -1,7 +1,7 @@
 """What every runtime adapter is: a module with a SPEC and an open().
 
-    with adapter.open(path, threads=1, options={}) as session:
-        outputs = session.run({"input": array})
+with adapter.open(path, threads=1, options={}) as session:
+    outputs = session.run({"input": array})
 """
 
 from __future__ import annotations
