@@ -65,7 +65,7 @@ class StorageError(EdgeError):
     retry = True
 
 
-class GateFailed(EdgeError):  # noqa: N818  (the gate failed, the program did not)
+class GateFailed(EdgeError):
     """Nothing that was built fits the device; the message names the smallest relaxation."""
 
     exit_code = 2
