@@ -7,12 +7,14 @@ judge -> Verdict    package -> Built
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
+from edge_core.errors import InputError
 from edge_core.tensors import TensorSpec
 
+T = TypeVar("T")
 Outcome = Literal["pass", "fail", "inconclusive"]
 
 
@@ -123,3 +125,17 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     winner: str  # candidate; empty when nothing fits
     judged: tuple[Judged, ...]
     relaxation: str = ""  # for "nothing fits": the smallest change of a budget that would
+
+
+def to_json(value: object, *, indent: int = 0) -> bytes:
+    """Any stage's value as JSON, keys in a fixed order."""
+    raw = msgspec.json.encode(value, enc_hook=str, order="sorted")
+    return msgspec.json.format(raw, indent=indent) if indent else raw
+
+
+def from_json(raw: bytes, kind: type[T]) -> T:
+    """What to_json() wrote; raises InputError if it is not a ``kind``."""
+    try:
+        return msgspec.json.decode(raw, type=kind, dec_hook=lambda t, v: t(v))
+    except msgspec.MsgspecError as e:
+        raise InputError(f"not a {kind.__name__}: {e}") from e

@@ -1,0 +1,109 @@
+"""The parent's side of edge_core.worker: start a child, ask it, survive its death.
+
+with Child(site=private_env, log=path) as child:
+    reply = child.ask("open", path=..., runtime="onnxruntime", threads=1, options={})
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edge_core.errors import MeasureError
+
+# A private runtime folder goes first on the path; everything else is this interpreter's own.
+_BOOT = "import sys; sys.path[:0] = sys.argv[1:]; from edge_core.worker import main; main()"
+MAX_REPLY = 16 * 1024 * 1024  # bytes
+
+
+class Child:
+    """One worker process. Replies with an error, a crash and a timeout all raise MeasureError."""
+
+    def __init__(self, *, site: Path | None = None, log: Path | None = None) -> None:
+        self._log = log.open("ab") if log else subprocess.DEVNULL
+        root = str(Path(__file__).resolve().parent.parent)
+        env = {**os.environ, "PYTHONHASHSEED": "0"}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, *([str(site)] if site else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=env,
+            start_new_session=True,  # Ctrl-C reaches the parent, which ends its children
+        )
+        self._buffer = b""
+        self._lock = threading.Lock()
+
+    def ask(self, do: str, *, timeout_s: float = 600, **arguments: Any) -> dict[str, Any]:
+        """Send one command and wait for its reply."""
+        with self._lock:
+            line = json.dumps({"do": do, **arguments}) + "\n"
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(line.encode())
+                self._process.stdin.flush()
+                reply: dict[str, Any] = json.loads(self._line(time.monotonic() + timeout_s, do))
+            except BrokenPipeError as e:
+                raise MeasureError(f"the model's process {self._death()} before '{do}'") from e
+        if "error" in reply:
+            raise MeasureError(reply["error"], hint=reply.get("hint", ""))
+        return reply
+
+    def _line(self, deadline: float, do: str) -> bytes:
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([fd], [], [], left)[0]:
+                self.close()
+                raise MeasureError(f"the model's process did not finish '{do}' in time")
+            chunk = os.read(fd, 65536)
+            if not chunk:
+                raise MeasureError(f"the model's process {self._death()} during '{do}'")
+            self._buffer += chunk
+            if len(self._buffer) > MAX_REPLY:
+                self.close()
+                raise MeasureError(f"the reply to '{do}' exceeds {MAX_REPLY} bytes")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _death(self) -> str:
+        code = self._process.wait(timeout=30)
+        if code < 0:
+            return f"crashed with {signal.Signals(-code).name}"
+        return f"ended with exit status {code}"
+
+    def kill(self) -> None:
+        """End the process at once; may be called from another thread than ask()."""
+        if self._process.poll() is None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the process and give its pipes back."""
+        self.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with suppress(BrokenPipeError):  # bytes that a dead child never read
+                    pipe.close()
+        if not isinstance(self._log, int):
+            self._log.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()

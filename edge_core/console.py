@@ -1,0 +1,93 @@
+"""What both command lines share: results on stdout, everything else on stderr, exit codes.
+
+0 pass, 1 error (usage errors too), 2 a gate failed, 130 interrupted. Typer's own 2 for usage
+errors would tell a CI that a gate failed, so main() maps it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from typer.main import get_command
+
+from edge_core import __version__
+from edge_core.errors import EdgeError, StorageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def stdout() -> Console:
+    """Tables for people: as wide as the terminal, or wide enough for a log."""
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
+    return Console(width=width, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    raw = msgspec.json.encode(value, enc_hook=str)
+    sys.stdout.write(msgspec.json.format(raw, indent=2).decode() + "\n")
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """An app with the conventions of both commands."""
+    app = typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        ] = False,
+    ) -> None:
+        if version:
+            typer.echo(__version__)
+            raise typer.Exit
+
+    return app
+
+
+def main(app: typer.Typer, name: str) -> NoReturn:
+    """Run the app and leave with the right exit code; one line for every expected error."""
+    sys.exit(_run(app, name))
+
+
+def _run(app: typer.Typer, name: str) -> int:
+    try:
+        code = get_command(app)(prog_name=name, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except EdgeError as e:
+        return _tell(e.what, e.hint, e.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _tell("interrupted; finished candidates are kept", "", 130)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        where = f" {e.filename}" if e.filename else ""
+        return _tell(f"{e.strerror or e}{where}", "", StorageError.exit_code)
+    except Exception as e:
+        # Typer may carry its own copy of click: usage errors are known by what they can do.
+        message = getattr(e, "format_message", None)
+        if message is None:
+            raise
+        return _tell(message(), f"{name} --help", 1)
+
+
+def _tell(what: str, hint: str, code: int) -> int:
+    typer.echo(f"error: {' '.join(what.split())}", err=True)
+    if hint:
+        typer.echo(f"  hint: {' '.join(hint.split())}", err=True)
+    return code

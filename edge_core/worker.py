@@ -1,0 +1,115 @@
+"""The child process that loads a model and runs it: a crash here is an answer, not a disaster.
+
+One JSON object a line comes in on stdin, one goes out on the original stdout; what the runtime
+prints goes to stderr. The parent's side is edge_core.child. Commands:
+
+    open   path runtime threads options     -> version load_ms base_mb inputs outputs
+    run    feeds out                        -> n          (every sample once, outputs as .npz)
+    time   feeds runs                       -> ms         (a list, one entry an inference)
+    memory                                  -> peak_mb
+
+``feeds`` is a folder as feeds.write() makes it. End of input ends the process, so no child
+outlives its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_core import feeds as feeds_file
+from edge_core import runtimes
+from edge_core.errors import EdgeError, MeasureError
+from edge_core.runtimes.base import Session
+
+
+def main() -> None:
+    """Serve commands until stdin ends."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a runtime that prints must not break the protocol
+    worker = Worker()
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            reply = getattr(worker, "do_" + command.pop("do"))(**command)
+        except EdgeError as e:
+            reply = {"error": e.what, "hint": e.hint}
+        except MemoryError:
+            reply = {"error": "out of memory", "hint": ""}
+        out.write(json.dumps(reply) + "\n")
+        out.flush()
+
+
+class Worker:
+    """At most one open session."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+
+    def do_open(
+        self, path: str, runtime: str, threads: int, options: dict[str, str]
+    ) -> dict[str, Any]:
+        adapter = runtimes.get(runtime)
+        version = adapter.version()  # imports the runtime, so that base_mb has it
+        base = peak_rss_mb()
+        self._session = None
+        start = time.perf_counter()
+        self._session = adapter.open(Path(path), threads=threads, options=options)
+        load_ms = (time.perf_counter() - start) * 1e3
+        return {
+            "version": version,
+            "load_ms": load_ms,
+            "base_mb": base,
+            "inputs": msgspec.to_builtins(self._session.inputs),
+            "outputs": msgspec.to_builtins(self._session.outputs),
+        }
+
+    def do_run(self, feeds: str, out: str) -> dict[str, Any]:
+        results = [self._open.run(f) for f in feeds_file.read(Path(feeds))]
+        feeds_file.write(Path(out), results)
+        return {"n": len(results)}
+
+    def do_time(self, feeds: str, runs: int) -> dict[str, Any]:
+        session, source = self._open, feeds_file.read(Path(feeds))
+        ms: list[float] = []
+        for i in range(runs):
+            feed = source[i % len(source)]
+            start = time.perf_counter_ns()
+            session.run(feed)
+            ms.append((time.perf_counter_ns() - start) / 1e6)
+        return {"ms": ms}
+
+    def do_memory(self) -> dict[str, Any]:
+        return {"peak_mb": peak_rss_mb()}
+
+    @property
+    def _open(self) -> Session:
+        if self._session is None:
+            raise MeasureError("no model is open")
+        return self._session
+
+
+def peak_rss_mb() -> float:
+    """Peak resident set of this process in 10^6 bytes.
+
+    VmHWM where there is /proc: getrusage's figure survives exec() and would be the parent's.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""The `edge` command: parses, calls one library function, shows the result.
+
+Results on stdout, progress and errors on stderr. Exit codes: 0 pass, 1 error, 2 a gate failed,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import device_profiles
+from edge_core import console, detect, package
+from edge_core import run as running
+from edge_core.console import Json
+from edge_core.errors import InputError
+from edge_core.profile import Profile, json_schema
+from edge_sdk import doctor, pipeline, samples, show
+from edge_sdk import inspect as inspection
+from edge_sdk import plan as planning
+from edge_sdk.request import Request
+from edge_sdk.workspace import Workspace
+
+app = console.new_app("One model and a device profile in, a measured and verified package out.")
+profiles = typer.Typer(no_args_is_help=True, help="Device profiles: ours and your own.")
+app.add_typer(profiles, name="profiles")
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.")]
+PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
+ProfileName = Annotated[
+    list[str], typer.Option("--profile", "-p", help="A profile's name or .toml file; repeatable.")
+]
+Set = Annotated[
+    list[str], typer.Option("--set", help="Override, like budgets.latency_p99_ms=20; repeatable.")
+]
+Shape = Annotated[
+    list[str], typer.Option("--shape", help="Fix a dynamic dimension, like batch=1; repeatable.")
+]
+Names = list[str]
+Objective = Literal["latency", "bytes", "memory", "accuracy"]
+
+
+@app.command("inspect")
+def inspect_(
+    model: ModelFile, profile: ProfileName = [], shape: Shape = [], as_json: Json = False
+) -> None:
+    """Show what MODEL takes, gives and is made of, and what a profile's runtime lacks for it."""
+    found = inspection.inspect(model, shapes(shape), [load(p, []) for p in profile])
+    if as_json:
+        console.print_json(found)
+    else:
+        show.inspection(found)
+
+
+@app.command("plan")
+def plan_(
+    model: ModelFile,
+    profile: ProfileName,
+    set_: Set = [],
+    shape: Shape = [],
+    with_: Annotated[Names, typer.Option("--with", help="Measure it although refused.")] = [],
+    as_json: Json = False,
+) -> None:
+    """Show every candidate for MODEL on a profile, in or out, with the reason and its evidence."""
+    found = inspection.inspect(model, shapes(shape), []).model
+    plans = [planning.plan(found, load(p, set_), samples=True, also=with_) for p in profile]
+    if as_json:
+        console.print_json(plans)
+    else:
+        show.plans(plans)
+
+
+@app.command()
+def build(
+    model: ModelFile,
+    profile: ProfileName,
+    out: Annotated[Path, typer.Option(help="Folder for packages and reports.")] = Path("dist"),
+    evaluation: Annotated[
+        str, typer.Option("--eval", help="Samples: image folder, .npz, .npy, module:function.")
+    ] = "",
+    calibration: Annotated[str, typer.Option(help="Samples for static INT8; the same forms.")] = "",
+    labels: Annotated[Path | None, typer.Option(help="Labels of --eval: .json .npy .txt")] = None,
+    preprocess: Annotated[str, typer.Option(help="Image recipe: a name or a .toml file.")] = "",
+    metric: Annotated[
+        str, typer.Option(help="auto, top1, top5, agreement, cosine or module:function.")
+    ] = "auto",
+    set_: Set = [],
+    shape: Shape = [],
+    objective: Annotated[
+        Objective, typer.Option(help="What the winner is best at, among those that fit.")
+    ] = "latency",
+    only: Annotated[Names, typer.Option("--only", help="Candidates to look at; repeatable.")] = [],
+    with_: Annotated[Names, typer.Option("--with", help="Measure it although refused.")] = [],
+    name: Annotated[str, typer.Option(help="Package name; default: the model's.")] = "",
+    version: Annotated[str, typer.Option(help="Package version; default: from content.")] = "",
+    class_names: Annotated[
+        Path | None, typer.Option(help="Text file with one class name a line.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for finished candidates.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Candidates side by side; 0: cores.")] = 0,
+    offline: Annotated[bool, typer.Option(help="Install no runtime versions.")] = False,
+    strict: Annotated[bool, typer.Option(help="An inconclusive gate fails, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert MODEL for each profile, measure and judge every candidate, package the winner."""
+    request = Request(
+        model=model,
+        profiles=tuple(load(p, set_) for p in profile),
+        out=out,
+        evaluation=evaluation,
+        calibration=calibration,
+        labels=labels,
+        preprocess=samples.recipe(preprocess) if preprocess else None,
+        metric=metric,
+        shapes=shapes(shape),
+        objective=objective,
+        only=tuple(only),
+        also=tuple(with_),
+        name=name,
+        version=version,
+        class_names=samples.class_names(class_names) if class_names else (),
+    )
+    with show.progress() as tell:
+        work = Workspace(cache, jobs=jobs or None, offline=offline, progress=tell)
+        built = pipeline.build(request, work)
+    console.print_json(built) if as_json else show.built(built)
+    pipeline.check(built, strict=strict)
+
+
+@app.command()
+def verify(path: PackageFile, as_json: Json = False) -> None:
+    """Check every digest of PACKAGE and replay its golden vectors on this machine."""
+    verified = running.verify(path)
+    if as_json:
+        console.print_json(verified)
+    else:
+        show.verified(verified)
+
+
+@app.command()
+def run(
+    path: PackageFile,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")],
+    top: Annotated[int, typer.Option(min=0, help="How many classes to show.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Run PACKAGE on one INPUT, offline, and print the labels or the outputs."""
+    answer = running.run(path, source, top=top)
+    if as_json:
+        console.print_json(answer)
+    else:
+        show.answer(answer)
+
+
+@app.command()
+def bench(
+    path: PackageFile,
+    threads: Annotated[list[int], typer.Option("--threads", "-t", min=1, help="Repeatable.")] = [1],
+    runs: Annotated[int, typer.Option(min=2, help="Inferences a thread count.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Time PACKAGE on this machine with its own golden inputs."""
+    timed = running.bench(path, threads=tuple(threads), runs=runs)
+    if as_json:
+        console.print_json(timed)
+    else:
+        show.timed(timed)
+
+
+@app.command()
+def unpack(path: PackageFile, folder: Path) -> None:
+    """Write PACKAGE as an OCI image layout, for `skopeo inspect oci:FOLDER`."""
+    package.unpack(path, folder)
+    typer.echo(f"wrote {folder}", err=True)
+
+
+@app.command()
+def pack(folder: Path, out: Path) -> None:
+    """Write an OCI image layout, as a registry gave it, back as one .edgepkg file."""
+    typer.echo(f"wrote {package.pack(folder, out).path}", err=True)
+
+
+@app.command("doctor")
+def doctor_(as_json: Json = False) -> None:
+    """Check what this machine can convert, measure and run, and say how to get the rest."""
+    checks = doctor.check()
+    if as_json:
+        console.print_json(checks)
+    else:
+        show.checks(checks)
+
+
+@profiles.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the profiles that come with this version."""
+    found = [device_profiles.load(n) for n in device_profiles.names()]
+    if as_json:
+        console.print_json(found)
+    else:
+        show.profiles(found)
+
+
+@profiles.command("show")
+def show_(
+    name: Annotated[str, typer.Argument(help="A profile's name or a .toml file.")],
+    set_: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Print a profile with everything it inherits."""
+    found = load(name, set_)
+    if as_json:
+        console.print_json(found)
+    else:
+        typer.echo(device_profiles.dump(found), nl=False)
+
+
+@profiles.command()
+def check(path: Annotated[Path, typer.Argument(help="A .toml file.")]) -> None:
+    """Check a profile file; says which field is wrong and what is allowed."""
+    found = load(str(path), [])
+    typer.echo(f"{path}: profile '{found.name}' is fine", err=True)
+
+
+@profiles.command()
+def schema() -> None:
+    """Print the JSON Schema of profiles."""
+    console.print_json(json_schema())
+
+
+@profiles.command("detect")
+def detect_(
+    out: Annotated[Path | None, typer.Option(help="Write it there instead of stdout.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a profile of this machine; facts it cannot find out are left out, budgets are yours."""
+    show.detected(detect.detect(), out, as_json=as_json)
+
+
+def load(name: str, overrides: list[str]) -> Profile:
+    """A profile by name or file, with --set overrides."""
+    return device_profiles.load(name, tuple(overrides))
+
+
+def shapes(texts: list[str]) -> dict[str, int]:
+    """--shape options as a table; raises InputError."""
+    table: dict[str, int] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        if not name or not value.isdigit() or int(value) == 0:
+            raise InputError(f"--shape {text}: write dimension=number, like batch=1")
+        table[name] = int(value)
+    return table
+
+
+def main() -> None:
+    """Entry point."""
+    console.main(app, "edge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Converting: candidates to files, each in a child process, each kept by content.
+
+    prepare(workspace, model, shapes) -> Path           the static ONNX file all converters read
+    convert(workspace, ...) -> Artifact                  one candidate
+
+Also the child's own entry point: ``python -m edge_sdk.convert prepare|convert job.json``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+import converters
+from converters import onnx_graph, torch_export
+from converters.base import Ceiling, Job
+from edge_core import feeds as feeds_file
+from edge_core.errors import EdgeError, InputError
+from edge_core.files import sha256_file, whole_dir
+from edge_sdk.stages import Artifact, from_json, to_json
+from edge_sdk.workspace import Workspace, versions
+
+TIMEOUT_S = 3600.0
+# Raised when a converter's output changes for the same toolchain, so that old entries are not used.
+GENERATION = 1
+
+
+class PrepareJob(msgspec.Struct, frozen=True):
+    model: Path
+    out: Path
+    shapes: dict[str, int]
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The static model that every converter of a build starts from."""
+
+    path: Path
+    original: Path  # ONNX file as the user gave it, or as the .pt2 was exported
+    notes: tuple[str, ...]
+
+
+class ConvertJob(msgspec.Struct, frozen=True):
+    candidate: str
+    model: Path
+    out_dir: Path
+    ceiling: Ceiling
+    arch: str
+    runtime_version: str
+    feeds: Path | None
+
+
+def prepare(
+    workspace: Workspace, model: Path, model_sha256: str, shapes: dict[str, int]
+) -> Prepared:
+    """Make the static ONNX file; raises ConvertError naming the op or dimension in the way."""
+    tools = versions(("onnx", "onnxruntime", "onnxslim", "torch"))
+    folder = workspace.entry("prepared", model_sha256, shapes, tools, GENERATION)
+    if not folder.is_dir():
+        with whole_dir(folder) as d:
+            job = PrepareJob(model.resolve(), d, shapes)
+            _child(workspace, "prepare", job, d)
+    told = msgspec.json.decode((folder / "prepared.json").read_bytes(), type=dict[str, list[str]])
+    exported = folder / "exported.onnx"
+    return Prepared(
+        path=folder / "model.onnx",
+        original=exported if exported.is_file() else model,
+        notes=tuple(told["notes"]),
+    )
+
+
+def convert(
+    workspace: Workspace,
+    prepared: Prepared,
+    candidate: str,
+    *,
+    ceiling: Ceiling,
+    arch: str,
+    runtime_version: str,
+    feeds: Path | None,
+) -> Artifact:
+    """One candidate's file; raises ConvertError. Finished ones come from the cache."""
+    spec = converters.get(candidate).SPEC
+    tools = versions(spec.toolchain)
+    samples = feeds.name if feeds and spec.needs_samples else ""
+    folder = workspace.entry(
+        "artifacts", sha256_file(prepared.path), candidate, ceiling, arch, runtime_version,
+        samples, tools, GENERATION,
+    )  # fmt: skip
+    if not folder.is_dir():
+        with whole_dir(folder) as d:
+            job = ConvertJob(
+                candidate=candidate, model=prepared.path, out_dir=d, ceiling=ceiling, arch=arch,
+                runtime_version=runtime_version, feeds=feeds if spec.needs_samples else None,
+            )  # fmt: skip
+            _child(workspace, "convert", job, d)
+    artifact = from_json((folder / "artifact.json").read_bytes(), Artifact)
+    return msgspec.structs.replace(artifact, path=folder / artifact.path, toolchain=tools)
+
+
+def _child(workspace: Workspace, what: str, job: msgspec.Struct, folder: Path) -> None:
+    file = folder / "job.json"
+    file.write_bytes(to_json(job))
+    workspace.python("edge_sdk.convert", [what, str(file)], timeout_s=TIMEOUT_S)
+    file.unlink()
+
+
+def _prepare(job: PrepareJob) -> None:
+    source = job.model
+    if source.suffix == ".pt2":
+        source = job.out / "exported.onnx"
+        torch_export.export(job.model, source)
+    notes = onnx_graph.prepare(source, job.out / "model.onnx", job.shapes)
+    (job.out / "prepared.json").write_bytes(msgspec.json.encode({"notes": notes}))
+
+
+def _convert(job: ConvertJob) -> None:
+    start = time.perf_counter()
+    converter = converters.get(job.candidate)
+    done = converter.convert(
+        Job(
+            model=job.model,
+            out_dir=job.out_dir,
+            ceiling=job.ceiling,
+            arch=job.arch,
+            runtime_version=job.runtime_version,
+            samples=feeds_file.read(job.feeds) if job.feeds else (),
+        )
+    )
+    opset, ir = onnx_graph.written_for(done.path)
+    artifact = Artifact(
+        candidate=job.candidate,
+        path=Path(done.path.name),
+        sha256=sha256_file(done.path),
+        bytes=done.path.stat().st_size,
+        opset=opset,
+        ir=ir,
+        options=done.options,
+        toolchain={},
+        notes=done.notes,
+        quantised_share=done.quantised_share,
+        seconds=time.perf_counter() - start,
+    )
+    (job.out_dir / "artifact.json").write_bytes(to_json(artifact))
+
+
+def main(arguments: list[str]) -> int:
+    """The child: 0 when the job is done, 3 with a JSON line when it is refused."""
+    what, file = arguments
+    raw = Path(file).read_bytes()
+    try:
+        if what == "prepare":
+            _prepare(from_json(raw, PrepareJob))
+        elif what == "convert":
+            _convert(from_json(raw, ConvertJob))
+        else:
+            raise InputError(f"no job '{what}'")
+    except EdgeError as e:
+        print(msgspec.json.encode({"error": e.what, "hint": e.hint}).decode())
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

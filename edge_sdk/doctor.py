@@ -1,0 +1,89 @@
+"""What this machine can do, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import msgspec
+
+import converters
+from edge_core import runtimes
+from edge_core.errors import MissingExtra
+from edge_sdk.workspace import default_cache, default_jobs
+
+
+class Check(msgspec.Struct, frozen=True):
+    what: str
+    state: Literal["ok", "missing", "warning"]
+    detail: str
+    hint: str = ""
+
+
+def check() -> tuple[Check, ...]:
+    """Every check, in order; never raises for what it finds."""
+    return (
+        Check("python", "ok", f"{platform.python_version()} on {platform.machine()}"),
+        *(_runtime(name) for name in sorted(runtimes.by_name())),
+        *(_extra(e, module) for e, module in (("onnx", "onnx"), ("torch", "torch"))),
+        _images(),
+        Check("converters", "ok", ", ".join(sorted(converters.by_name()))),
+        _cache(),
+        _cores(),
+        _skopeo(),
+    )
+
+
+def _runtime(name: str) -> Check:
+    try:
+        return Check(f"runtime {name}", "ok", runtimes.get(name).version())
+    except MissingExtra as e:
+        return Check(f"runtime {name}", "missing", e.what, e.hint)
+
+
+def _extra(extra: str, module: str) -> Check:
+    try:
+        if importlib.util.find_spec(module):
+            return Check(f"extra {extra}", "ok", f"{module} {version(module)}")
+    except PackageNotFoundError:
+        pass
+    return Check(
+        f"extra {extra}", "missing", f"{module} is not here", f"pip install 'edge-deploy[{extra}]'"
+    )
+
+
+def _images() -> Check:
+    if importlib.util.find_spec("PIL"):
+        return Check("extra image", "ok", f"pillow {version('pillow')}")
+    return Check("extra image", "missing", "no image decoder", "pip install 'edge-deploy[image]'")
+
+
+def _cache() -> Check:
+    cache = default_cache()
+    home = cache
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free / 1e9
+    if not os.access(home, os.W_OK):
+        return Check("cache", "warning", f"{cache} is not writable", "set EDGE_CACHE")
+    state: Literal["ok", "warning"] = "ok" if free > 1 else "warning"
+    return Check("cache", state, f"{cache}, {free:.1f} GB free")
+
+
+def _cores() -> Check:
+    jobs, load = default_jobs(), os.getloadavg()[0]
+    if load > jobs:
+        return Check(
+            "cores", "warning", f"{jobs}, load {load:.1f}", "latencies measured now will be noisy"
+        )
+    return Check("cores", "ok", f"{jobs}, load {load:.1f}")
+
+
+def _skopeo() -> Check:
+    if shutil.which("skopeo"):
+        return Check("skopeo", "ok", "for registries")
+    return Check("skopeo", "missing", "only needed to push packages", "apt install skopeo")

@@ -1,0 +1,250 @@
+"""Measuring: what each candidate answers, how fast, in how much memory.
+
+    answers(...)   outputs on every sample, in a child, cached by content
+    timings(...)   load time, peak memory and latency: one candidate at a time, interleaved
+    measurement(...)   both, held against the original's outputs and labelled (pure)
+
+Candidates answer side by side up to the cores. Timing is exclusive: all candidates stay loaded in
+processes of their own and take turns in short rounds, so that a busy moment of the machine falls
+on all of them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from converters.base import Spec
+from edge_core import feeds as feeds_file
+from edge_core.child import Child
+from edge_core.errors import EdgeError, MeasureError
+from edge_core.files import sha256_file, write_whole
+from edge_core.profile import Profile
+from edge_core.tensors import Array
+from edge_sdk import predict, runtime_env
+from edge_sdk.runtime_env import RuntimeEnv
+from edge_sdk.stages import Artifact, Measurement, Value
+from edge_sdk.workspace import Workspace
+
+ROUNDS = 12
+ROUND_MS = 60.0  # one candidate's turn
+MIN_RUNS, MAX_RUNS = 3, 40  # inferences a turn
+BASE_MB = 120.0  # a process with NumPy, a runtime and no model
+RUN_TIMEOUT_S = 1800.0
+GENERATION = 1
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Percentiles over ``runs`` inferences with ``threads`` threads."""
+
+    threads: int
+    p50: float  # ms
+    p90: float
+    p99: float
+    runs: int
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """What one candidate cost on this machine."""
+
+    load_ms: float
+    base_mb: float  # peak resident set with the runtime imported and no model
+    peak_mb: float  # and with the model, after its first inferences
+    latency: tuple[Latency, ...]
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """One file on one runtime."""
+
+    path: Path
+    sha256: str
+    options: dict[str, str]
+    env: RuntimeEnv
+
+    @property
+    def key(self) -> tuple[str, dict[str, str], str, str]:
+        return self.sha256, self.options, self.env.name, self.env.version
+
+
+def subject(artifact: Artifact, env: RuntimeEnv) -> Subject:
+    """The artifact as something to run."""
+    return Subject(artifact.path, artifact.sha256, artifact.options, env)
+
+
+def original(path: Path, runtime: str) -> Subject:
+    """The original model on the host's own runtime: what candidates are compared with."""
+    return Subject(path, sha256_file(path), {}, runtime_env.installed(runtime))
+
+
+def answers(workspace: Workspace, s: Subject, feeds: Path, *, threads: int = 1) -> Path:
+    """A folder with the outputs on every sample; raises MeasureError if it cannot run."""
+    folder = workspace.entry("outputs", s.key, feeds.name, GENERATION)
+    if not folder.is_dir():
+        with workspace.child(s.env.site) as child:
+            _open(child, s, threads)
+            child.ask("run", timeout_s=RUN_TIMEOUT_S, feeds=str(feeds), out=str(folder))
+    return folder
+
+
+def timings(
+    workspace: Workspace, subjects: Mapping[str, Subject], feeds: Path, host: Profile, cores: int
+) -> dict[str, Timing | EdgeError]:
+    """Time every subject by name, those that are not in the cache interleaved with each other."""
+    machine = (host.cpu.model, host.platform.arch, cores, feeds.name, GENERATION)
+    files = {n: workspace.entry("timings", s.key, machine) for n, s in subjects.items()}
+    results: dict[str, Timing | EdgeError] = {}
+    for name, file in files.items():
+        if file.is_file():
+            results[name] = msgspec.json.decode(file.read_bytes(), type=Timing)
+    todo = {n: s for n, s in subjects.items() if n not in results}
+    for name, result in _interleaved(workspace, todo, feeds, cores):
+        results[name] = result
+        if isinstance(result, Timing):
+            write_whole(files[name], msgspec.json.encode(result))
+    return results
+
+
+def batches(subjects: Mapping[str, Subject], host: Profile) -> Iterator[dict[str, Subject]]:
+    """Groups that fit into half of the machine's memory when all are loaded at once."""
+    room = host.memory.available_mb / 2
+    batch: dict[str, Subject] = {}
+    used = 0.0
+    for name, s in subjects.items():
+        need = BASE_MB + 4 * s.path.stat().st_size / 1e6  # unpacked weights and arena
+        if batch and used + need > room:
+            yield batch
+            batch, used = {}, 0.0
+        batch[name] = s
+        used += need
+    if batch:
+        yield batch
+
+
+def _open(child: Child, s: Subject, threads: int) -> dict[str, float]:
+    return child.ask(
+        "open", path=str(s.path), runtime=s.env.name, threads=threads, options=s.options
+    )
+
+
+def _interleaved(
+    workspace: Workspace, subjects: Mapping[str, Subject], feeds: Path, cores: int
+) -> Iterator[tuple[str, Timing | EdgeError]]:
+    """Rounds of turns: 1 thread first, then every core."""
+    with ExitStack() as stack:
+        alive = {n: stack.enter_context(workspace.child(s.env.site)) for n, s in subjects.items()}
+        costs: dict[str, tuple[float, float, float]] = {}
+        failed: dict[str, EdgeError] = {}
+        taken: dict[str, list[Latency]] = {n: [] for n in subjects}
+
+        @contextmanager
+        def surviving(name: str) -> Iterator[None]:
+            try:
+                yield
+            except MeasureError as e:
+                failed[name] = e
+                alive.pop(name, None)
+
+        steps = (1, cores) if cores > 1 else (1,)
+        total, done = ROUNDS * len(steps), 0
+        for threads in steps:
+            runs: dict[str, int] = {}
+            times: dict[str, list[float]] = {n: [] for n in alive}
+            for name in tuple(alive):
+                with surviving(name):
+                    costs.setdefault(name, (0, 0, 0))
+                    opened = _open(alive[name], subjects[name], threads)
+                    first = alive[name].ask("time", feeds=str(feeds), runs=MIN_RUNS)["ms"]
+                    if threads == 1:
+                        peak = alive[name].ask("memory")["peak_mb"]
+                        costs[name] = opened["load_ms"], opened["base_mb"], peak
+                    fit = int(ROUND_MS / max(min(first), 1e-3))
+                    runs[name] = min(MAX_RUNS, max(MIN_RUNS, fit))
+            for _ in range(ROUNDS):
+                for name in tuple(alive):
+                    with surviving(name):
+                        turn = alive[name].ask("time", feeds=str(feeds), runs=runs[name])
+                        times[name] += turn["ms"]
+                done += 1
+                workspace.progress("time", f"{threads} thread(s)", done, total)
+            for name in alive:
+                taken[name].append(_percentiles(times[name], threads))
+    for name in subjects:
+        if name in failed:
+            yield name, failed[name]
+        else:
+            load, base, peak = costs[name]
+            yield name, Timing(load, base, peak, tuple(taken[name]))
+
+
+def _percentiles(ms: Sequence[float], threads: int) -> Latency:
+    cuts = statistics.quantiles(ms, n=100, method="inclusive")
+    return Latency(threads, cuts[49], cuts[89], cuts[98], len(ms))
+
+
+def measurement(
+    artifact: Artifact,
+    spec: Spec,
+    accuracy: Mapping[str, Value],
+    timing: Timing,
+    float32: Timing | None,
+    env: RuntimeEnv,
+    host: Profile,
+    device: Profile,
+) -> Measurement:
+    """Put one candidate's numbers together: measured here, predicted for the device. Pure."""
+    where = env.where
+    integer = spec.scheme in ("static", "dynamic")
+    comparable = not (spec.suffix == ".ort" and host.platform.arch != device.platform.arch)
+    values = {
+        "package_mb": Value("measured", artifact.bytes / 1e6, "MB", "the file"),
+        **accuracy,
+        **_host_values(timing, where),
+    }
+    for p in ("p50", "p90", "p99"):
+        values[f"latency_{p}_ms"] = (
+            predict.latency(
+                host,
+                device,
+                candidate=values[f"host_{p}_ms"],
+                float32=_one_thread(float32, p, where) if float32 else None,
+                integer=integer,
+            )
+            if comparable
+            else Value("unknown", None, "ms", "", note="laid out for another architecture")
+        )
+    loaded = Value("measured", timing.load_ms, "ms", where)
+    values["load_ms"] = predict.latency(
+        host, device, candidate=loaded, float32=loaded, integer=False
+    )
+    values["memory_peak_mb"] = predict.memory(host, device, values["host_peak_mb"])
+    values["energy_mj"] = predict.energy(device, values["latency_p50_ms"])
+    return Measurement(candidate=artifact.candidate, values=values)
+
+
+def _host_values(t: Timing, where: str) -> dict[str, Value]:
+    values = {
+        "host_load_ms": Value("measured", t.load_ms, "ms", where),
+        "host_peak_mb": Value(
+            "measured", t.peak_mb, "MB", where, note=f"{t.base_mb:.0f} MB before the model"
+        ),
+    }
+    for lat in t.latency:
+        suffix = "" if lat.threads == 1 else f"_{lat.threads}t"
+        note = f"{lat.threads} thread(s), {lat.runs} runs, interleaved"
+        for p in ("p50", "p90", "p99"):
+            ms = getattr(lat, p)
+            values[f"host_{p}_ms{suffix}"] = Value("measured", ms, "ms", where, note=note)
+    return values
+
+
+def _one_thread(t: Timing, percentile: str, where: str) -> Value:
+    return Value("measured", getattr(t.latency[0], percentile), "ms", where)
+
+
+def stacked(folder: Path) -> dict[str, Array]:
+    """The outputs of answers(), stacked over the samples."""
+    return feeds_file.read(folder).stacked

@@ -1,0 +1,199 @@
+"""Packaging: the winner with golden vectors, card, SBOM and recipe in one file; a report beside it.
+
+Numbers that vary from run to run (time, memory) are in the report only, so that the same inputs
+give the same package, byte for byte (docs/adr/0004).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+import converters
+from edge_core import feeds as feeds_file
+from edge_core import golden, package
+from edge_core.errors import EdgeError
+from edge_core.files import storage_error, write_whole
+from edge_core.manifest import Gate, Manifest, RuntimeNeed, Selector
+from edge_core.profile import Profile
+from edge_core.tensors import TensorSpec
+from edge_sdk import card, judge, measure, report, sbom
+from edge_sdk.request import Materials, Request
+from edge_sdk.runtime_env import RuntimeEnv
+from edge_sdk.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
+from edge_sdk.workspace import Workspace
+
+GOLDEN = 3  # samples replayed on the device before a package is used
+# Values that two runs on the same inputs agree on, and so may be in the package.
+STABLE = ("package_mb", "accuracy_drop_points", "agreement", "cosine")
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome for one profile."""
+
+    profile: str
+    verdict: Verdict
+    plan: Plan
+    measurements: tuple[Measurement, ...]
+    package: Path | None  # None when nothing fits
+    digest: str
+    bytes: int
+    report_html: Path
+    report_json: Path
+    seconds: dict[str, float]  # wall time by stage, of the whole build so far
+
+
+def check_writable(out: Path) -> None:
+    """Fail before hours of work, not after: raises StorageError."""
+    probe = out / ".edge-writable"
+    write_whole(probe, b"")
+    try:
+        probe.unlink()
+    except OSError as e:
+        raise storage_error(e, out) from e
+
+
+def package_for(
+    request: Request,
+    materials: Materials,
+    profile: Profile,
+    plan: Plan,
+    env: RuntimeEnv | EdgeError,
+    artifacts: Mapping[str, Artifact],
+    measurements: Sequence[Measurement],
+    verdict: Verdict,
+    workspace: Workspace,
+    seconds: Mapping[str, float],
+) -> Built:
+    """Write the package (if there is a winner) and the report; raises StorageError."""
+    start = time.perf_counter()
+    name = request.name or request.model.stem
+    version = request.version or materials.model.sha256[:12]
+    stem = f"{name}-{version}-{profile.name}"
+    ref = None
+    if verdict.winner and isinstance(env, RuntimeEnv):
+        artifact = artifacts[verdict.winner]
+        manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
+        vectors = _golden(materials, artifact, env, workspace)
+        ref = package.write(
+            request.out / f"{stem}.edgepkg", manifest, _files(request, manifest, artifact, vectors)
+        )
+    spent = dict(seconds)
+    spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
+    told = report.Report(
+        model=materials.model,
+        profile=profile,
+        plan=plan,
+        measurements=tuple(measurements),
+        verdict=verdict,
+        artifacts=tuple(artifacts.values()),
+        notes=materials.prepared.notes,
+        metric=materials.metric,
+        evaluation=f"{materials.evaluation.source}, {len(materials.evaluation)} samples",
+        package=ref.path.name if ref else "",
+        digest=ref.digest if ref else "",
+        host=f"{materials.host.cpu.model}, {materials.host.cpu.cores} cores",
+        seconds=spent,
+    )
+    html, raw = request.out / f"{stem}.report.html", request.out / f"{stem}.report.json"
+    write_whole(html, report.render(told).encode())
+    write_whole(raw, to_json(told, indent=1))
+    return Built(
+        profile=profile.name,
+        verdict=verdict,
+        plan=plan,
+        measurements=tuple(measurements),
+        package=ref.path if ref else None,
+        digest=ref.digest if ref else "",
+        bytes=ref.bytes if ref else 0,
+        report_html=html,
+        report_json=raw,
+        seconds=spent,
+    )
+
+
+def _manifest(
+    request: Request,
+    materials: Materials,
+    profile: Profile,
+    env: RuntimeEnv,
+    artifact: Artifact,
+    verdict: Verdict,
+    name: str,
+    version: str,
+) -> Manifest:
+    spec = converters.get(artifact.candidate).SPEC
+    judged = next(j for j in verdict.judged if j.candidate == verdict.winner)
+    wanted = profile.runtime(env.name)
+    return Manifest(
+        name=name,
+        version=version,
+        model_sha256=materials.model.sha256,
+        candidate=artifact.candidate,
+        precision=spec.precision,
+        file=f"model{spec.suffix}",
+        selector=Selector((profile.name,), profile.platform.arch, profile.platform.os),
+        runtime=RuntimeNeed(
+            name=env.name,
+            version=wanted.version if wanted else env.version,
+            measured_on=env.version,
+            options=artifact.options,
+        ),
+        inputs=_with_layout(materials.model.inputs, request),
+        outputs=materials.model.outputs,
+        preprocess=request.preprocess,
+        labels=request.class_names or materials.evaluation.class_names,
+        gates=tuple(_stable(g) for g in judged.gates),
+        toolchain=artifact.toolchain,
+    )
+
+
+def _with_layout(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
+    if request.preprocess is None or len(inputs) != 1:
+        return inputs
+    return (msgspec.structs.replace(inputs[0], layout=request.preprocess.layout),)
+
+
+def _stable(g: GateResult) -> Gate:
+    if judge.GATES[g.gate].value in STABLE:
+        return Gate(g.gate, g.limit, g.outcome, g.value.value, g.value.unit)
+    return Gate(g.gate, g.limit, "see the report", None, g.value.unit)
+
+
+def _golden(
+    materials: Materials, artifact: Artifact, env: RuntimeEnv, workspace: Workspace
+) -> golden.Golden:
+    """Golden vectors of the first samples, from what the measuring children answered."""
+    reference = measure.original(materials.prepared.original, env.name)
+    original = measure.answers(workspace, reference, materials.feeds)
+    own = measure.answers(workspace, measure.subject(artifact, env), materials.feeds)
+    count = min(GOLDEN, len(materials.evaluation))
+    take = [list(feeds_file.read(f))[:count] for f in (materials.feeds, original, own)]
+    return golden.make(*(tuple(t) for t in take))
+
+
+def _files(
+    request: Request, manifest: Manifest, artifact: Artifact, vectors: golden.Golden
+) -> dict[str, Path | bytes]:
+    recipe = {
+        "candidate": artifact.candidate,
+        "calibration": request.calibration,
+        "evaluation": request.evaluation,
+        "shapes": request.shapes,
+        "preprocess": request.preprocess,
+        "opset": artifact.opset,
+        "ir": artifact.ir,
+        "notes": artifact.notes,
+        "toolchain": artifact.toolchain,
+    }
+    files: dict[str, Path | bytes] = {
+        manifest.file: artifact.path,
+        "golden.npz": vectors.to_bytes(),
+        "recipe.json": to_json(recipe, indent=1),
+    }
+    files["model-card.md"] = card.card(manifest, artifact).encode()
+    files["sbom.cdx.json"] = sbom.sbom(manifest, files)
+    return files

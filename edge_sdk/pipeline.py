@@ -1,0 +1,344 @@
+"""A build, end to end: one model and some profiles in, one package a profile out.
+
+    read -> plan -> convert -> measure -> judge -> package
+
+Each stage is a module of that name; this one only carries values from one to the next, side by
+side where they do not disturb each other, and keeps the time of each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import converters
+from converters.base import Ceiling
+from edge_core import detect
+from edge_core import feeds as feeds_file
+from edge_core.errors import EdgeError, GateFailed, InputError, MeasureError, StorageError
+from edge_core.files import sha256_file
+from edge_core.profile import Profile
+from edge_core.runtimes import ort_facts
+from edge_sdk import convert, judge, measure, metrics, packaging, plan, reader, runtime_env, samples
+from edge_sdk.measure import Subject, Timing
+from edge_sdk.packaging import Built
+from edge_sdk.request import Materials, Request
+from edge_sdk.runtime_env import RuntimeEnv
+from edge_sdk.samples import Samples
+from edge_sdk.stages import Artifact, Measurement, Model, Plan, Value
+from edge_sdk.workspace import Workspace
+
+K = TypeVar("K")
+T = TypeVar("T")
+FATAL = (StorageError,)  # these end a build; other errors end a candidate
+
+
+class Clock:
+    """Wall time by stage; nested stages count for the inner one only."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._inner = [0.0]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to ``name``."""
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] += spent - self._inner.pop()
+            self._inner[-1] += spent
+
+
+def build(request: Request, workspace: Workspace) -> tuple[Built, ...]:
+    """Build one package a profile; a profile that nothing fits has a report and no package.
+
+    Raises EdgeError for what concerns the whole build: unreadable input, a full disk.
+    """
+    clock = Clock()
+    try:
+        return _build(request, workspace, clock)
+    except BaseException:
+        workspace.stop()  # also on Ctrl-C: no child outlives the build
+        raise
+
+
+def _build(request: Request, workspace: Workspace, clock: Clock) -> tuple[Built, ...]:
+    if not request.profiles:
+        raise InputError("no profile given", hint="edge profiles list")
+    packaging.check_writable(request.out)
+    materials = gather(request, workspace, clock)
+    with clock.stage("plan"):
+        plans = {
+            p.name: plan.plan(
+                materials.model, p, samples=materials.calibration is not None,
+                only=request.only, also=request.also,
+            )
+            for p in request.profiles
+        }  # fmt: skip
+    with clock.stage("set up runtimes"):
+        envs = {p.name: _env(p, plans[p.name], workspace) for p in request.profiles}
+    artifacts = _convert_all(request, materials, plans, workspace, clock)
+    measured = _measure_all(request, materials, artifacts, envs, workspace, clock)
+    built = []
+    for profile in request.profiles:
+        with clock.stage("judge"):
+            verdict = judge.judge(
+                profile, measured[profile.name],
+                metric=materials.metric, objective=request.objective,
+            )  # fmt: skip
+        with clock.stage("package and report"):
+            built.append(
+                packaging.package_for(
+                    request, materials, profile, plans[profile.name], envs[profile.name],
+                    {n: a for n, a in artifacts[profile.name].items() if isinstance(a, Artifact)},
+                    measured[profile.name], verdict, workspace, clock.seconds,
+                )
+            )  # fmt: skip
+    return tuple(built)
+
+
+def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
+    """Read the model and the samples; everything a user can get wrong fails here."""
+    with clock.stage("read"):
+        if not request.model.is_file():
+            raise InputError(f"no model at {request.model}")
+        reader.check_suffix(request.model)
+        if request.model.suffix == ".onnx":
+            reader.load(request.model)  # a damaged file fails before anything is started
+        sha256 = sha256_file(request.model)
+    with clock.stage("convert"):
+        prepared = convert.prepare(workspace, request.model, sha256, request.shapes)
+    with clock.stage("read"):
+        model = reader.with_costs(request.model, sha256, prepared.path)
+        evaluation, calibration = _samples(request, model)
+        metric = _metric(request.metric, evaluation)
+        user = samples.import_callable(metric) if metric not in metrics.BUILT_IN else None
+        host = detect.detect()
+        return Materials(
+            model=model,
+            prepared=prepared,
+            evaluation=evaluation,
+            feeds=_on_disk(evaluation, workspace),
+            calibration=_on_disk(calibration, workspace) if calibration else None,
+            metric=metric,
+            user_metric=user,
+            host=host,
+        )
+
+
+def _samples(request: Request, model: Model) -> tuple[Samples, Samples | None]:
+    def load(source: str, labels: Path | None) -> Samples:
+        return samples.load(source, model.inputs, recipe=request.preprocess, labels=labels)
+
+    if not request.evaluation and not request.calibration:
+        raise InputError(
+            "no samples: accuracy, latency and golden vectors need real inputs",
+            hint="--eval (and --calibration for static INT8): a folder of images, .npz, .npy or "
+            "module:function",
+        )
+    evaluation = load(request.evaluation or request.calibration, request.labels)
+    calibration = load(request.calibration, None) if request.calibration else None
+    return evaluation, calibration
+
+
+def _on_disk(s: Samples, workspace: Workspace) -> Path:
+    folder = workspace.cache / "feeds" / s.digest
+    if not folder.is_dir():
+        feeds_file.write(folder, s.feeds)
+    return folder
+
+
+def _metric(wanted: str, evaluation: Samples) -> str:
+    if wanted == "auto":
+        return "top1" if evaluation.labels else "agreement"
+    if wanted not in metrics.BUILT_IN and ":" not in wanted:
+        raise InputError(
+            f"no metric '{wanted}'", hint=f"{', '.join(metrics.BUILT_IN)}, or module:function"
+        )
+    if wanted in ("top1", "top5") and not evaluation.labels:
+        raise InputError(f"metric {wanted} needs labels, and {evaluation.source} has none")
+    return wanted
+
+
+def _env(profile: Profile, chosen: Plan, workspace: Workspace) -> RuntimeEnv | EdgeError:
+    runtime = profile.runtime("onnxruntime")
+    if runtime is None or not chosen.chosen:
+        return InputError(f"{profile.name}: no candidate is left to measure")
+    try:
+        return runtime_env.provide(
+            runtime.name, runtime.version, workspace.cache, offline=workspace.offline
+        )
+    except MeasureError as e:
+        return e
+
+
+def _convert_all(
+    request: Request,
+    materials: Materials,
+    plans: Mapping[str, Plan],
+    workspace: Workspace,
+    clock: Clock,
+) -> dict[str, dict[str, Artifact | EdgeError]]:
+    """By profile and candidate. Profiles that ask for the same file share its conversion."""
+    wanted: dict[tuple[str, str], tuple[str, Ceiling, str, str]] = {}
+    for p in request.profiles:
+        runtime = p.runtime("onnxruntime")
+        for candidate in plans[p.name].chosen if runtime else ():
+            assert runtime is not None
+            top = ort_facts.ceiling(runtime.version)
+            ceiling = Ceiling(opset=top.opset, ir=top.ir)
+            wanted[p.name, candidate] = candidate, ceiling, p.platform.arch, runtime.version
+
+    def work(key: tuple[str, Ceiling, str, str]) -> Artifact:
+        candidate, ceiling, arch, version = key
+        return convert.convert(
+            workspace, materials.prepared, candidate, ceiling=ceiling, arch=arch,
+            runtime_version=version, feeds=materials.calibration,
+        )  # fmt: skip
+
+    with clock.stage("convert"):
+        jobs = {key: (lambda k=key: work(k)) for key in dict.fromkeys(wanted.values())}
+        done = _side_by_side(jobs, workspace, "convert", lambda key: key[0])
+    found: dict[str, dict[str, Artifact | EdgeError]] = {p.name: {} for p in request.profiles}
+    for (profile, candidate), key in wanted.items():
+        found[profile][candidate] = done[key]
+    return found
+
+
+def _measure_all(
+    request: Request,
+    materials: Materials,
+    artifacts: Mapping[str, Mapping[str, Artifact | EdgeError]],
+    envs: Mapping[str, RuntimeEnv | EdgeError],
+    workspace: Workspace,
+    clock: Clock,
+) -> dict[str, tuple[Measurement, ...]]:
+    subjects: dict[str, Subject] = {}
+    for profile, by_candidate in artifacts.items():
+        env = envs[profile]
+        for artifact in by_candidate.values():
+            if isinstance(artifact, Artifact) and isinstance(env, RuntimeEnv):
+                subjects[_name(artifact, env)] = measure.subject(artifact, env)
+    with clock.stage("measure"):
+        original = reference(materials, workspace)
+        jobs = {
+            name: (lambda s=s: measure.answers(workspace, s, materials.feeds))
+            for name, s in subjects.items()
+        }
+        answered = _side_by_side(jobs, workspace, "evaluate", lambda name: name.split(" ")[0])
+        ran = {n: s for n, s in subjects.items() if isinstance(answered[n], Path)}
+        timed: dict[str, Timing | EdgeError] = {}
+        cores = min(workspace.jobs, materials.host.cpu.cores)
+        for batch in measure.batches(ran, materials.host):
+            timed |= measure.timings(workspace, batch, materials.feeds, materials.host, cores)
+    with clock.stage("judge"):
+        return {
+            p.name: tuple(
+                _measurement(materials, a, c, envs[p.name], answered, timed, original, p, artifacts)
+                for c, a in artifacts[p.name].items()
+            )
+            for p in request.profiles
+        }
+
+
+def reference(materials: Materials, workspace: Workspace) -> Path:
+    """The original model's outputs, on the host's own runtime."""
+    own = measure.original(materials.prepared.original, "onnxruntime")
+    try:
+        return measure.answers(workspace, own, materials.feeds, threads=workspace.jobs)
+    except MeasureError as e:
+        raise InputError(f"{own.path.name} does not run: {e.what}", hint=e.hint) from e
+
+
+def _name(artifact: Artifact, env: RuntimeEnv) -> str:
+    return f"{artifact.candidate} {artifact.sha256} {env.version}"
+
+
+def _measurement(
+    materials: Materials,
+    artifact: Artifact | EdgeError,
+    candidate: str,
+    env: RuntimeEnv | EdgeError,
+    answered: Mapping[str, Path | EdgeError],
+    timed: Mapping[str, Timing | EdgeError],
+    original: Path,
+    profile: Profile,
+    artifacts: Mapping[str, Mapping[str, Artifact | EdgeError]],
+) -> Measurement:
+    """One candidate for one profile; what went wrong on the way is its error."""
+    if isinstance(artifact, EdgeError):
+        return Measurement(candidate=candidate, error=artifact.what)
+    if isinstance(env, EdgeError):
+        return Measurement(candidate=candidate, error=env.what)
+    name = _name(artifact, env)
+    outputs, timing = answered[name], timed.get(name)
+    if isinstance(outputs, EdgeError):
+        return Measurement(candidate=candidate, error=outputs.what)
+    if not isinstance(timing, Timing):
+        return Measurement(candidate=candidate, error=timing.what if timing else "not timed")
+    accuracy = _accuracy(materials, original, outputs, env)
+    float32 = artifacts[profile.name].get("onnx-fp32")
+    base = timed.get(_name(float32, env)) if isinstance(float32, Artifact) else None
+    return measure.measurement(
+        artifact, converters.get(candidate).SPEC, accuracy, timing,
+        base if isinstance(base, Timing) else None, env, materials.host, profile,
+    )  # fmt: skip
+
+
+def _accuracy(
+    materials: Materials, original: Path, outputs: Path, env: RuntimeEnv
+) -> dict[str, Value]:
+    return metrics.compare(
+        measure.stacked(original), measure.stacked(outputs), materials.evaluation.labels,
+        materials.metric, env.where, materials.user_metric,
+    )  # fmt: skip
+
+
+def _side_by_side(
+    jobs: Mapping[K, Callable[[], T]],
+    workspace: Workspace,
+    stage: str,
+    title: Callable[[K], str],
+) -> dict[K, T | EdgeError]:
+    """Run jobs up to the cores; an EdgeError is that job's result, unless it is fatal."""
+    results: dict[K, T | EdgeError] = {}
+    workspace.progress(stage, "", 0, len(jobs))
+    with ThreadPoolExecutor(max_workers=workspace.jobs) as pool:
+        futures = {pool.submit(job): key for key, job in jobs.items()}
+        try:
+            for future in as_completed(futures):
+                key = futures[future]
+                try:
+                    results[key] = future.result()
+                except FATAL:
+                    raise
+                except EdgeError as e:
+                    results[key] = e
+                workspace.progress(stage, title(key), len(results), len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            workspace.stop()
+            raise
+    return results
+
+
+def check(built: Iterable[Built], *, strict: bool = False) -> None:
+    """Raise GateFailed if a profile has no package (or, if ``strict``, a doubtful one)."""
+    built = tuple(built)
+    for b in built:
+        if b.package is None:
+            raise GateFailed(f"{b.profile}: nothing fits", hint=b.verdict.relaxation)
+    for b in built:
+        if strict and b.verdict.outcome != "pass":
+            judged = next(j for j in b.verdict.judged if j.candidate == b.verdict.winner)
+            why = "; ".join(f"{g.gate}: {g.why}" for g in judged.gates if g.outcome != "pass")
+            raise GateFailed(f"{b.profile}: {b.verdict.winner} is inconclusive: {why}")

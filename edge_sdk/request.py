@@ -1,0 +1,47 @@
+"""What a build is asked for, and what its profiles share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edge_core.preprocess import Recipe
+from edge_core.profile import Profile
+from edge_sdk import judge, metrics
+from edge_sdk.convert import Prepared
+from edge_sdk.samples import Samples
+from edge_sdk.stages import Model
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for."""
+
+    model: Path
+    profiles: tuple[Profile, ...]
+    out: Path = Path("dist")
+    evaluation: str = ""  # source of samples; see edge_sdk.samples
+    calibration: str = ""
+    labels: Path | None = None  # of the evaluation samples
+    preprocess: Recipe | None = None
+    metric: str = "auto"  # auto, top1, top5, agreement, cosine, or module:function
+    shapes: dict[str, int] = {}
+    objective: judge.Objective = "latency"
+    only: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    name: str = ""  # of the package; default: the model file's stem
+    version: str = ""  # default: the first 12 hex digits of the model's SHA-256
+    class_names: tuple[str, ...] = ()
+
+
+class Materials(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the profiles of one build share."""
+
+    model: Model
+    prepared: Prepared
+    evaluation: Samples
+    feeds: Path
+    calibration: Path | None
+    metric: str
+    user_metric: metrics.UserMetric | None
+    host: Profile
