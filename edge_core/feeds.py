@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def read(folder: Path) -> FeedsOnDisk:
         return FeedsOnDisk(folder)
     except (OSError, ValueError, KeyError) as e:
         raise InputError(f"no samples in {folder}: {e}") from e
+
+
+def read_numpy(path: Path) -> dict[str, Array]:
+    """The arrays of a .npz by name, or of a .npy under its file's stem; no pickles.
+
+    Raises InputError for anything that is not such a file.
+    """
+    try:
+        with path.open("rb") as f:
+            loaded = np.load(f, allow_pickle=False)
+            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {path.stem: loaded}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as e:
+        raise InputError(f"{path} is not a readable NumPy file: {e}") from e
 
 
 def digest(samples: Sequence[Feeds]) -> str:

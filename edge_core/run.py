@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,14 +183,8 @@ def top_scores(outputs: Feeds, labels: tuple[str, ...], count: int) -> tuple[Sco
 
 
 def _arrays(source: Path, manifest: Manifest) -> Feeds:
-    try:
-        loaded = np.load(source, allow_pickle=False)
-        if source.suffix.lower() == ".npy":
-            return {manifest.inputs[0].name: loaded}
-        arrays = dict(loaded)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
-        raise InputError(f"{source} is not a readable NumPy file: {e}") from e
-    if len(arrays) == 1 and len(manifest.inputs) == 1:
+    arrays = feeds_file.read_numpy(source)
+    if len(arrays) == 1 and len(manifest.inputs) == 1:  # the only array is the only input
         return {manifest.inputs[0].name: next(iter(arrays.values()))}
     return arrays
 

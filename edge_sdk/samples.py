@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,7 @@ def _images(
 
 
 def _npz(path: Path, inputs: Inputs) -> Iterator[Item]:
-    arrays = _read_numpy(path)
+    arrays = feeds_file.read_numpy(path)
     labels = arrays.pop("labels", None)
     if len(arrays) == 1 and len(inputs) == 1:  # the only array is the only input
         arrays = {inputs[0].name: next(iter(arrays.values()))}
@@ -169,16 +168,8 @@ def _npz(path: Path, inputs: Inputs) -> Iterator[Item]:
 def _npy(path: Path, inputs: Inputs) -> Iterator[Item]:
     if len(inputs) != 1:
         raise InputError(f"{path}: the model has {len(inputs)} inputs; use a .npz with one each")
-    stack = _stack(_read_numpy(path)["array"], inputs[0], path)
+    stack = _stack(feeds_file.read_numpy(path)[path.stem], inputs[0], path)
     return ((f"{path} sample {k}", stack[k], None) for k in range(len(stack)))
-
-
-def _read_numpy(path: Path) -> dict[str, Array]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix == ".npz" else {"array": loaded}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
-        raise InputError(f"{path} is not a readable NumPy file: {e}") from e
 
 
 def _stack(a: Array, spec: TensorSpec, path: Path) -> Array:
@@ -234,7 +225,7 @@ def _label_table(path: Path) -> dict[str, int]:
 def _label_list(path: Path, count: int) -> list[int]:
     try:
         if path.suffix == ".npy":
-            labels = [int(x) for x in _read_numpy(path)["array"]]
+            labels = [int(x) for x in feeds_file.read_numpy(path)[path.stem]]
         elif path.suffix == ".txt":
             labels = [int(x) for x in path.read_text(encoding="utf-8").split()]
         else:
