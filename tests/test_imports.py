@@ -1,0 +1,36 @@
+"""Importing any module of the distribution loads no framework: those wait for their use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("matplotlib", "onnx", "onnxruntime", "onnxslim", "scipy", "sympy", "torch", "transformers")
+# Walks and imports everything; reports for each heavy package the first module that loaded it.
+CODE = f"""
+import importlib, json, pkgutil, sys
+names = []
+for package in ("edge_core", "device_profiles", "converters", "edge_sdk", "agent"):
+    top = importlib.import_module(package)
+    names += [package, *(m.name for m in pkgutil.walk_packages(top.__path__, package + "."))]
+loaded = {{}}
+for name in names:
+    if name.endswith("__main__"):  # importing that one runs it
+        continue
+    importlib.import_module(name)
+    for heavy in {HEAVY}:
+        if heavy in sys.modules:
+            loaded.setdefault(heavy, name)
+print(json.dumps([len(names), loaded]))
+"""
+
+
+def test_no_module_loads_a_framework_when_it_is_imported():
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count, loaded = json.loads(done.stdout)
+    assert loaded == {}
+    assert count > 20

@@ -1,0 +1,57 @@
+"""The wheel holds the packages with their data files and nothing else."""
+
+from __future__ import annotations
+
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("agent", "converters", "device_profiles", "edge_core", "edge_sdk")
+SHIPPED = {".py", ".toml", ".json", ".html", ".typed"}
+EXCLUDED = (".*", "build", "dist", "*.egg-info", "__pycache__", "examples", "tests", "out")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    work = tmp_path_factory.mktemp("wheel")
+    source = work / "source"  # a copy: building leaves folders behind
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*EXCLUDED, "shared"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*pip, "--wheel-dir", str(work), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = work.glob("*.whl")
+    with zipfile.ZipFile(built) as z:
+        yield z
+
+
+def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel):
+    inside = {n for n in wheel.namelist() if not n.split("/")[0].endswith(".dist-info")}
+    on_disk = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in SHIPPED
+    }
+    assert inside == on_disk
+
+
+def test_the_wheel_carries_the_licence_and_the_commands(wheel):
+    info = {n.split("/", 1)[1] for n in wheel.namelist() if ".dist-info/" in n}
+    assert {"licenses/LICENSE", "entry_points.txt", "METADATA"} <= info
+
+
+def test_the_base_needs_no_framework(wheel):
+    (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
+    metadata = email.message_from_bytes(wheel.read(name))
+    base = [r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
+    assert base
+    heavy = ("onnx", "torch", "tensorflow", "tflite", "litert", "pillow", "coreml")
+    assert [r for r in base if r.lower().startswith(heavy)] == []
