@@ -45,6 +45,11 @@ class Child:
         self._buffer = b""
         self._lock = threading.Lock()
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
     def ask(self, do: str, *, timeout_s: float = 600, **arguments: Any) -> dict[str, Any]:
         """Send one command and wait for its reply."""
         with self._lock:

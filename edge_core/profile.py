@@ -21,6 +21,7 @@ RuntimeName = Literal["onnxruntime", "litert", "tflite-runtime", "tensorrt", "co
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -43,7 +44,9 @@ class Cpu(_Part, frozen=True, kw_only=True):
 
     model: str
     cores: Count
-    clock_mhz: Positive
+    clock_mhz: Annotated[
+        Positive | None, Meta(description="highest of one core; None where the system hides it")
+    ] = None
     isa: Annotated[
         tuple[str, ...], Meta(description="features as /proc/cpuinfo names them: asimddp, avx2")
     ] = ()
@@ -97,20 +100,20 @@ class Budgets(_Part, frozen=True, kw_only=True):
     latency_p99_ms: Positive | None = None
     load_ms: Positive | None = None
     memory_peak_mb: Annotated[
-        float | None, Meta(gt=0, description="peak resident set of the serving process")
+        Positive | None, Meta(description="peak resident set of the serving process")
     ] = None
-    package_mb: Annotated[float | None, Meta(gt=0, description="model file, 10^6 bytes")] = None
-    energy_mj: Annotated[float | None, Meta(gt=0, description="millijoules per inference")] = None
+    package_mb: Annotated[Positive | None, Meta(description="model file, 10^6 bytes")] = None
+    energy_mj: Annotated[Positive | None, Meta(description="millijoules per inference")] = None
     accuracy_drop_points: Annotated[
-        float | None,
-        Meta(ge=0, description="labelled data: points (0-100) of the metric below the original"),
+        NotNegative | None,
+        Meta(description="labelled data: points (0-100) of the metric below the original"),
     ] = None
     agreement_min: Annotated[
-        float | None,
-        Meta(ge=0, le=1, description="no labels: share of samples with the original's top-1"),
+        Share | None,
+        Meta(description="no labels: share of samples with the original's top-1"),
     ] = None
     cosine_min: Annotated[
-        float | None, Meta(ge=-1, le=1, description="mean cosine to the original's outputs")
+        Cosine | None, Meta(description="mean cosine to the original's outputs")
     ] = None
 
 

@@ -17,10 +17,9 @@ from edge_core import run as running
 from edge_core.console import Json
 from edge_core.errors import InputError
 from edge_core.profile import Profile, json_schema
-from edge_sdk import doctor, pipeline, samples, show
-from edge_sdk import inspect as inspection
-from edge_sdk import plan as planning
+from edge_sdk import doctor, inspection, pipeline, planner, samples, show
 from edge_sdk.request import Request
+from edge_sdk.stages import Shapes
 from edge_sdk.workspace import Workspace
 
 app = console.new_app("One model and a device profile in, a measured and verified package out.")
@@ -65,7 +64,7 @@ def plan_(
 ) -> None:
     """Show every candidate for MODEL on a profile, in or out, with the reason and its evidence."""
     found = inspection.inspect(model, shapes(shape), []).model
-    plans = [planning.plan(found, load(p, set_), samples=True, also=with_) for p in profile]
+    plans = [planner.plan(found, load(p, set_), samples=True, also=with_) for p in profile]
     if as_json:
         console.print_json(plans)
     else:
@@ -243,14 +242,15 @@ def load(name: str, overrides: list[str]) -> Profile:
     return device_profiles.load(name, tuple(overrides))
 
 
-def shapes(texts: list[str]) -> dict[str, int]:
+def shapes(texts: list[str]) -> Shapes:
     """--shape options as a table; raises InputError."""
-    table: dict[str, int] = {}
+    table: dict[str, int | tuple[int, ...]] = {}
     for text in texts:
         name, _, value = text.rpartition("=")
-        if not name or not value.isdigit() or int(value) == 0:
-            raise InputError(f"--shape {text}: write dimension=number, like batch=1")
-        table[name] = int(value)
+        sizes = value.split("x")
+        if not name or not all(x.isdigit() and int(x) for x in sizes):
+            raise InputError(f"--shape {text}: write batch=1, or input=1x3x224x224")
+        table[name] = int(value) if len(sizes) == 1 else tuple(map(int, sizes))
     return table
 
 

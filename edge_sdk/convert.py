@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 import converters
-from converters import onnx_graph, torch_export
+from converters import onnx_file, onnx_graph, torch_export
 from converters.base import Ceiling, Job
 from edge_core import feeds as feeds_file
 from edge_core.errors import EdgeError, InputError
@@ -31,7 +31,7 @@ GENERATION = 1
 class PrepareJob(msgspec.Struct, frozen=True):
     model: Path
     out: Path
-    shapes: dict[str, int]
+    shapes: dict[str, int | tuple[int, ...]]
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -40,6 +40,11 @@ class Prepared(msgspec.Struct, frozen=True):
     path: Path
     original: Path  # ONNX file as the user gave it, or as the .pt2 was exported
     notes: tuple[str, ...]
+
+
+class PreparedJson(msgspec.Struct, frozen=True):
+    notes: tuple[str, ...]
+    inputs_fixed: bool  # is an input of the original now a constant?
 
 
 class ConvertJob(msgspec.Struct, frozen=True):
@@ -53,22 +58,21 @@ class ConvertJob(msgspec.Struct, frozen=True):
 
 
 def prepare(
-    workspace: Workspace, model: Path, model_sha256: str, shapes: dict[str, int]
+    workspace: Workspace, model: Path, model_sha256: str, shapes: dict[str, int | tuple[int, ...]]
 ) -> Prepared:
     """Make the static ONNX file; raises ConvertError naming the op or dimension in the way."""
     tools = versions(("onnx", "onnxruntime", "onnxslim", "torch"))
     folder = workspace.entry("prepared", model_sha256, shapes, tools, GENERATION)
     if not folder.is_dir():
         with whole_dir(folder) as d:
-            job = PrepareJob(model.resolve(), d, shapes)
+            job = PrepareJob(model.resolve(), d, dict(shapes))
             _child(workspace, "prepare", job, d)
-    told = msgspec.json.decode((folder / "prepared.json").read_bytes(), type=dict[str, list[str]])
+    told = from_json((folder / "prepared.json").read_bytes(), PreparedJson)
     exported = folder / "exported.onnx"
-    return Prepared(
-        path=folder / "model.onnx",
-        original=exported if exported.is_file() else model,
-        notes=tuple(told["notes"]),
-    )
+    original = exported if exported.is_file() else model
+    if told.inputs_fixed:  # callers no longer feed them; prepare() compared the two
+        original = folder / "model.onnx"
+    return Prepared(path=folder / "model.onnx", original=original, notes=told.notes)
 
 
 def convert(
@@ -112,8 +116,10 @@ def _prepare(job: PrepareJob) -> None:
     if source.suffix == ".pt2":
         source = job.out / "exported.onnx"
         torch_export.export(job.model, source)
-    notes = onnx_graph.prepare(source, job.out / "model.onnx", job.shapes)
-    (job.out / "prepared.json").write_bytes(msgspec.json.encode({"notes": notes}))
+    out = job.out / "model.onnx"
+    notes = onnx_graph.prepare(source, out, job.shapes)
+    before, after = (len(onnx_file.load(p).graph.input) for p in (source, out))
+    (job.out / "prepared.json").write_bytes(to_json(PreparedJson(notes, before != after)))
 
 
 def _convert(job: ConvertJob) -> None:

@@ -14,7 +14,7 @@ from edge_core.files import sha256_file
 from edge_core.profile import Profile
 from edge_core.runtimes import ort_facts
 from edge_sdk import reader
-from edge_sdk.stages import Model
+from edge_sdk.stages import Model, Shapes
 
 
 class Support(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-def inspect(path: Path, shapes: dict[str, int], profiles: Sequence[Profile]) -> Inspection:
+def inspect(path: Path, shapes: Shapes, profiles: Sequence[Profile]) -> Inspection:
     """Describe a model; its MACs and facets come from a static copy in a temporary folder."""
     if not path.is_file():
         raise InputError(f"no model at {path}")

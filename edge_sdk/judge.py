@@ -241,7 +241,11 @@ def _lost(
     doubtful = [g for g in gates if g.outcome == "inconclusive"]
     if doubtful:
         return f"{doubtful[0].gate}: {doubtful[0].why}; {winner.candidate} is surer or better"
-    return f"{winner.candidate} has the better {objective}: {_comparison(winner, m)}"
+    for kind in _ORDER[objective]:
+        mine, best = _cost(m, kind), _cost(winner, kind)
+        if mine is None or (best is not None and policy.shipped().floor_of(kind).worse(mine, best)):
+            return f"{winner.candidate} is better in {kind}: {_comparison(winner, m)}"
+    return f"no different from {winner.candidate}: {_comparison(winner, m)}"
 
 
 def _comparison(a: Measurement, b: Measurement) -> str:

@@ -61,7 +61,7 @@ def package_for(
     materials: Materials,
     profile: Profile,
     plan: Plan,
-    env: RuntimeEnv | EdgeError,
+    envs: Mapping[str, RuntimeEnv | EdgeError],
     artifacts: Mapping[str, Artifact],
     measurements: Sequence[Measurement],
     verdict: Verdict,
@@ -74,8 +74,10 @@ def package_for(
     version = request.version or materials.model.sha256[:12]
     stem = f"{name}-{version}-{profile.name}"
     ref = None
-    if verdict.winner and isinstance(env, RuntimeEnv):
+    if verdict.winner:
         artifact = artifacts[verdict.winner]
+        env = envs[converters.get(verdict.winner).SPEC.runtime]
+        assert isinstance(env, RuntimeEnv)  # a candidate that could not run never wins
         manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
         vectors = _golden(materials, artifact, env, workspace)
         ref = package.write(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import converters
+from converters import onnx_file
 from converters.base import Ceiling
 from edge_core import detect
 from edge_core import feeds as feeds_file
@@ -24,7 +25,17 @@ from edge_core.errors import EdgeError, GateFailed, InputError, MeasureError, St
 from edge_core.files import sha256_file
 from edge_core.profile import Profile
 from edge_core.runtimes import ort_facts
-from edge_sdk import convert, judge, measure, metrics, packaging, plan, reader, runtime_env, samples
+from edge_sdk import (
+    convert,
+    judge,
+    measure,
+    metrics,
+    packaging,
+    planner,
+    reader,
+    runtime_env,
+    samples,
+)
 from edge_sdk.measure import Subject, Timing
 from edge_sdk.packaging import Built
 from edge_sdk.request import Materials, Request
@@ -35,6 +46,7 @@ from edge_sdk.workspace import Workspace
 
 K = TypeVar("K")
 T = TypeVar("T")
+Envs = dict[str, RuntimeEnv | EdgeError]  # by runtime name
 FATAL = (StorageError,)  # these end a build; other errors end a candidate
 
 
@@ -78,14 +90,14 @@ def _build(request: Request, workspace: Workspace, clock: Clock) -> tuple[Built,
     materials = gather(request, workspace, clock)
     with clock.stage("plan"):
         plans = {
-            p.name: plan.plan(
+            p.name: planner.plan(
                 materials.model, p, samples=materials.calibration is not None,
                 only=request.only, also=request.also,
             )
             for p in request.profiles
         }  # fmt: skip
     with clock.stage("set up runtimes"):
-        envs = {p.name: _env(p, plans[p.name], workspace) for p in request.profiles}
+        envs = {p.name: _envs(p, plans[p.name], workspace) for p in request.profiles}
     artifacts = _convert_all(request, materials, plans, workspace, clock)
     measured = _measure_all(request, materials, artifacts, envs, workspace, clock)
     built = []
@@ -113,7 +125,7 @@ def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
             raise InputError(f"no model at {request.model}")
         reader.check_suffix(request.model)
         if request.model.suffix == ".onnx":
-            reader.load(request.model)  # a damaged file fails before anything is started
+            onnx_file.load(request.model)  # a damaged file fails before anything is started
         sha256 = sha256_file(request.model)
     with clock.stage("convert"):
         prepared = convert.prepare(workspace, request.model, sha256, request.shapes)
@@ -169,16 +181,19 @@ def _metric(wanted: str, evaluation: Samples) -> str:
     return wanted
 
 
-def _env(profile: Profile, chosen: Plan, workspace: Workspace) -> RuntimeEnv | EdgeError:
-    runtime = profile.runtime("onnxruntime")
-    if runtime is None or not chosen.chosen:
-        return InputError(f"{profile.name}: no candidate is left to measure")
-    try:
-        return runtime_env.provide(
-            runtime.name, runtime.version, workspace.cache, offline=workspace.offline
-        )
-    except MeasureError as e:
-        return e
+def _envs(profile: Profile, chosen: Plan, workspace: Workspace) -> Envs:
+    """The runtimes that the profile's candidates need, by name."""
+    found: Envs = {}
+    for name in dict.fromkeys(converters.get(c).SPEC.runtime for c in chosen.chosen):
+        runtime = profile.runtime(name)
+        assert runtime is not None  # the plan leaves candidates without a runtime out
+        try:
+            found[name] = runtime_env.provide(
+                name, runtime.version, workspace.cache, offline=workspace.offline
+            )
+        except MeasureError as e:
+            found[name] = e
+    return found
 
 
 def _convert_all(
@@ -191,9 +206,9 @@ def _convert_all(
     """By profile and candidate. Profiles that ask for the same file share its conversion."""
     wanted: dict[tuple[str, str], tuple[str, Ceiling, str, str]] = {}
     for p in request.profiles:
-        runtime = p.runtime("onnxruntime")
-        for candidate in plans[p.name].chosen if runtime else ():
-            assert runtime is not None
+        for candidate in plans[p.name].chosen:
+            runtime = p.runtime(converters.get(candidate).SPEC.runtime)
+            assert runtime is not None  # the plan leaves candidates without a runtime out
             top = ort_facts.ceiling(runtime.version)
             ceiling = Ceiling(opset=top.opset, ir=top.ir)
             wanted[p.name, candidate] = candidate, ceiling, p.platform.arch, runtime.version
@@ -218,14 +233,14 @@ def _measure_all(
     request: Request,
     materials: Materials,
     artifacts: Mapping[str, Mapping[str, Artifact | EdgeError]],
-    envs: Mapping[str, RuntimeEnv | EdgeError],
+    envs: Mapping[str, Envs],
     workspace: Workspace,
     clock: Clock,
 ) -> dict[str, tuple[Measurement, ...]]:
     subjects: dict[str, Subject] = {}
     for profile, by_candidate in artifacts.items():
-        env = envs[profile]
-        for artifact in by_candidate.values():
+        for candidate, artifact in by_candidate.items():
+            env = envs[profile][converters.get(candidate).SPEC.runtime]
             if isinstance(artifact, Artifact) and isinstance(env, RuntimeEnv):
                 subjects[_name(artifact, env)] = measure.subject(artifact, env)
     with clock.stage("measure"):
@@ -243,7 +258,17 @@ def _measure_all(
     with clock.stage("judge"):
         return {
             p.name: tuple(
-                _measurement(materials, a, c, envs[p.name], answered, timed, original, p, artifacts)
+                _measurement(
+                    materials,
+                    a,
+                    c,
+                    envs[p.name][converters.get(c).SPEC.runtime],
+                    answered,
+                    timed,
+                    original,
+                    p,
+                    artifacts,
+                )
                 for c, a in artifacts[p.name].items()
             )
             for p in request.profiles

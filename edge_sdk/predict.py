@@ -1,53 +1,86 @@
 """From what this host measured to what the device will show: ratios with honest bands. Pure.
 
-A device that is not this machine gets *predicted* values. Latency scales with the ratio of the
-two processors' peak multiply-accumulate rates (cores x clock x MACs per cycle, one core, for the
-precision in question); the band is a factor of BAND either way, an allowance for caches, memory
-and kernels that nobody measured on the device. Peak memory carries over within MEMORY_BAND. A
-processor whose rate is not known gives *unknown*. The golden vectors and `edge bench` replace
+A device that is not this machine gets *predicted* values. Latency is the float model's time here,
+scaled by the ratio of the two processors' peak float multiply-accumulate rates (clock x MACs per
+cycle, one core), over the candidate's speed-up; the band is a factor of BAND either way, an
+allowance for caches, memory and kernels that nobody measured on the device. Peak memory carries
+over within MEMORY_BAND. A processor whose rate is not known gives *unknown*. The golden vectors and `edge bench` replace
 predictions on the device itself.
 """
 
 from __future__ import annotations
 
+import math
+
 from edge_core.profile import Cpu, Profile
 from edge_sdk.stages import Value
 
 BAND = 3.0
+# On a log scale. EfficientNet-Lite0 of a promised 4x: 1.85x on a Pixel 4 (tensorflow/tpu,
+# efficientnet/lite: 12 and 6.5 ms), 1.8x on AVX512-VNNI (benchmarks/convert_vs_peers.py).
+KEPT = 0.5
 MEMORY_BAND = {True: 0.10, False: 0.25}  # same architecture: allocator and wheels are alike
 
 
 def same_machine(host: Profile, device: Profile) -> bool:
-    """Is the profile one of this very kind of machine?"""
-    return (host.platform.arch, host.cpu.model) == (device.platform.arch, device.cpu.model)
+    """Is the profile one of this very kind of machine?
+
+    The processor's name alone is not enough: two boards may carry one chip.
+    """
+    mine, its = (
+        (p.platform.arch, p.cpu.model, p.cpu.cores, round(p.memory.total_mb, -2))
+        for p in (host, device)
+    )
+    return mine == its
 
 
 def rate(cpu: Cpu, integer: bool) -> float | None:
     """Peak MACs per second of one core; None when the profile does not say."""
     per_cycle = cpu.int8_macs_per_cycle if integer else cpu.fp32_macs_per_cycle
-    return per_cycle * cpu.clock_mhz * 1e6 if per_cycle else None
+    return per_cycle * cpu.clock_mhz * 1e6 if per_cycle and cpu.clock_mhz else None
 
 
 def latency(
     host: Profile, device: Profile, *, candidate: Value, float32: Value | None, integer: bool
 ) -> Value:
-    """One-thread latency on the device from the host's ``candidate`` or ``float32`` value.
+    """One-thread latency on the device from what ``candidate`` and ``float32`` took here.
 
-    On another architecture the candidate's own time says little (an S8S8 file has no fast kernel
-    on x86), so the float time is scaled to the device's rate for the candidate's precision.
+    On another architecture the candidate's own time says nothing (an S8S8 file has no fast kernel
+    on x86); what the device's integer rate promises over its float rate stands in.
     """
     if same_machine(host, device):
         return candidate
-    same_arch = host.platform.arch == device.platform.arch
-    base = candidate if same_arch else float32
-    here = rate(host.cpu, integer and same_arch)
-    there = rate(device.cpu, integer)
-    if base is None or base.value is None or not here or not there:
+    here, there = rate(host.cpu, False), rate(device.cpu, False)
+    if not (float32 and float32.value and candidate.value and here and there):
         return Value("unknown", None, "ms", "", note=f"no MAC rate for {device.cpu.model}")
-    ms = base.value * here / there
-    how = "its own" if same_arch else "the float model's"
-    note = f"{how} time here x {here / there:.1f} (peak MAC rates), within a factor {BAND:g}"
+    same_arch = host.platform.arch == device.platform.arch
+    speed_up = float32.value / candidate.value if same_arch else 1.0
+    if integer:
+        speed_up = _integer_speed_up(host.cpu, device.cpu, speed_up if same_arch else None)
+    ms = float32.value * here / there / speed_up
+    note = (
+        f"the float model's time here x {here / there:.1f} (peak MAC rates) / {speed_up:.2f} "
+        f"(speed-up of this candidate), within a factor {BAND:g}"
+    )
     return Value("predicted", ms, "ms", device.cpu.model, ms / BAND, ms * BAND, note)
+
+
+def _integer_speed_up(host: Cpu, device: Cpu, measured: float | None) -> float:
+    """Speed-up over float that an integer candidate keeps on the device.
+
+    The processors promise a ratio of integer to float rates; what was ``measured`` here carries
+    over on a log scale, so that an equal promise keeps it and no promise leaves none. Where
+    nothing could be measured, models keep about KEPT of the promise.
+    """
+    promised_here = (host.int8_macs_per_cycle or 0.0) / (host.fp32_macs_per_cycle or 1.0)
+    promised = (device.int8_macs_per_cycle or 0.0) / (device.fp32_macs_per_cycle or 1.0)
+    if promised <= 1.0:  # unknown, or no integer unit worth the name
+        return 1.0
+    if measured is None:
+        return float(promised**KEPT)
+    if promised_here <= 1.0:
+        return measured
+    return float(measured ** (math.log(promised) / math.log(promised_here)))
 
 
 def memory(host: Profile, device: Profile, here: Value) -> Value:

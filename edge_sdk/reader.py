@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from converters import onnx_file
 from edge_core.errors import InputError
 from edge_core.extras import need
 from edge_core.files import sha256_file
 from edge_core.tensors import TensorSpec
-from edge_sdk.stages import Model
+from edge_sdk.stages import Model, Shapes
 
 SUFFIXES = {".onnx": "onnx", ".pt2": "pt2"}
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -28,20 +29,21 @@ QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger",
 Shape = tuple[int, ...]
 
 
-def read(path: Path, shapes: Mapping[str, int] | None = None) -> Model:
+def read(path: Path, shapes: Shapes | None = None) -> Model:
     """Describe an .onnx file; a .pt2 is exported first (see converters.torch_export).
 
     ``shapes`` fixes dynamic dimensions by name. Raises InputError for a file that is no model.
     """
     onnx = need("onnx", "onnx")
-    model = load(path)
+    model = onnx_file.load(path)
     graph = model.graph
     _fix_dimensions(graph, shapes or {})
     known = _shapes(onnx, model)
-    weights = constants(graph)
+    weights = constants(model)
+    nodes = list(onnx_file.nodes(model))
     costs = Costs()
-    for node, inner in walk(graph):
-        costs.add(node, known, weights, inner)
+    for node in nodes:
+        costs.add(node, known, weights)
     inputs = tuple(_spec(onnx, v) for v in graph.input if v.name not in weights)
     outputs = tuple(_spec(onnx, v) for v in graph.output)
     return Model(
@@ -49,16 +51,16 @@ def read(path: Path, shapes: Mapping[str, int] | None = None) -> Model:
         format="onnx",
         sha256=sha256_file(path),
         bytes=path.stat().st_size,
-        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        opset=onnx_file.opset(model),
         ir=model.ir_version,
         inputs=inputs,
         outputs=outputs,
-        ops=dict(sorted(Counter(op_name(n) for n, _ in walk(graph)).items())),
+        ops=dict(sorted(Counter(map(op_name, nodes)).items())),
         parameters=sum(math.prod(t.dims) for t in weights.values()),
-        weight_bytes=sum(tensor_bytes(onnx, t) for t in weights.values()),
+        weight_bytes=sum(map(onnx_file.tensor_bytes, weights.values())),
         macs=costs.total,
         dynamic=tuple(dict.fromkeys(d for i in inputs for d in i.dynamic)),
-        facets=costs.facets(onnx, graph, weights),
+        facets=costs.facets(nodes, weights),
     )
 
 
@@ -82,61 +84,22 @@ def check_suffix(path: Path) -> None:
         )
 
 
-def load(path: Path) -> Any:
-    """The ModelProto of an ONNX file; raises InputError that names the file."""
-    onnx = need("onnx", "onnx")
-    if not path.is_file():
-        raise InputError(f"no model at {path}")
-    check_suffix(path)
-    try:
-        model = onnx.load(path)
-    except FileNotFoundError as e:
-        raise InputError(f"{path}: its external data file is missing: {e.filename}") from e
-    except Exception as e:  # protobuf and onnx raise several unrelated types
-        raise InputError(
-            f"{path} is not a readable ONNX model: {e}",
-            hint="the file may be cut off; compare its size with the original",
-        ) from e
-    if not model.graph.node or not model.graph.output:
-        raise InputError(f"{path} is not a readable ONNX model: it has no graph")
-    return model
-
-
-def walk(graph: Any, inner: bool = False) -> Iterator[tuple[Any, bool]]:
-    """Every node, those of subgraphs included (True: inside one)."""
-    for node in graph.node:
-        yield node, inner
-        for a in node.attribute:
-            for sub in (a.g, *a.graphs):
-                yield from walk(sub, True)
-
-
-def constants(graph: Any) -> dict[str, Any]:
+def constants(model: Any) -> dict[str, Any]:
     """Every weight by name: initializers and Constant nodes, those of subgraphs included."""
-    found = {t.name: t for t in graph.initializer}
-    for node in graph.node:
-        for a in node.attribute:
-            if node.op_type == "Constant" and a.name == "value":
-                found[node.output[0]] = a.t
-            for sub in (a.g, *a.graphs):
-                found.update(constants(sub))
+    found = {}
+    for graph in onnx_file.graphs(model.graph):
+        found.update({t.name: t for t in graph.initializer})
+        for node in graph.node:
+            if node.op_type == "Constant":
+                found |= {
+                    name: a.t for a in node.attribute if a.name == "value" for name in node.output
+                }
     return found
 
 
 def op_name(node: Any) -> str:
     """'Conv', or 'domain:op' outside the standard domain."""
     return f"{node.domain}:{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-
-
-def tensor_bytes(onnx: Any, t: Any) -> int:
-    """Bytes of an initializer's values."""
-    count: int = math.prod(t.dims)
-    name = onnx.TensorProto.DataType.Name(t.data_type)
-    if name in ("INT4", "UINT4", "FLOAT4E2M1"):
-        return (count + 1) // 2
-    if name == "STRING":
-        return sum(len(x) for x in t.string_data)
-    return count * int(onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize)
 
 
 class Costs:
@@ -147,13 +110,11 @@ class Costs:
         self.by_kind: Counter[str] = Counter()
         self.recurrent = 0
 
-    def add(
-        self, node: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Any], inner: bool
-    ) -> None:
+    def add(self, node: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Any]) -> None:
         """Count one node."""
         self.recurrent += node.op_type in RECURRENT
         kind, macs = _macs(node, shapes, weights)
-        if not kind or inner:
+        if not kind:
             return
         if macs is None:
             self.total = None
@@ -164,12 +125,11 @@ class Costs:
         # transformer when the batch is dynamic.
         self.by_kind[kind] += max(macs, 1)
 
-    def facets(self, onnx: Any, graph: Any, weights: Mapping[str, Any]) -> dict[str, float]:
+    def facets(self, nodes: Sequence[Any], weights: Mapping[str, Any]) -> dict[str, float]:
         """Shares (0..1) and counts that policy rules look at."""
         total = sum(self.by_kind.values()) or 1
-        sizes = {n: tensor_bytes(onnx, t) for n, t in weights.items()}
+        sizes = {n: onnx_file.tensor_bytes(t) for n, t in weights.items()}
         all_bytes = sum(sizes.values()) or 1
-        nodes = [n for n, _ in walk(graph)]
         tables = {i for n in nodes if n.op_type == "Gather" for i in n.input[:1] if i in sizes}
         return {
             "conv_share": (self.by_kind["conv"] + self.by_kind["depthwise"]) / total,
@@ -210,7 +170,7 @@ def _int_attribute(node: Any, name: str) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), 0)
 
 
-def _depthwise(nodes: list[Any], weights: Mapping[str, Any]) -> int:
+def _depthwise(nodes: Sequence[Any], weights: Mapping[str, Any]) -> int:
     return sum(
         n.op_type == "Conv"
         and n.input[1] in weights
@@ -220,11 +180,11 @@ def _depthwise(nodes: list[Any], weights: Mapping[str, Any]) -> int:
     )
 
 
-def _fix_dimensions(graph: Any, shapes: Mapping[str, int]) -> None:
+def _fix_dimensions(graph: Any, shapes: Shapes) -> None:
     for v in graph.input:
         for d in v.type.tensor_type.shape.dim:
-            if d.dim_param in shapes:
-                d.dim_value = shapes[d.dim_param]
+            if isinstance(fixed := shapes.get(d.dim_param), int):
+                d.dim_value = fixed
 
 
 def _shapes(onnx: Any, model: Any) -> dict[str, Shape]:

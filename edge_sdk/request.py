@@ -25,7 +25,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     labels: Path | None = None  # of the evaluation samples
     preprocess: Recipe | None = None
     metric: str = "auto"  # auto, top1, top5, agreement, cosine, or module:function
-    shapes: dict[str, int] = {}
+    shapes: dict[str, int | tuple[int, ...]] = {}
     objective: judge.Objective = "latency"
     only: tuple[str, ...] = ()
     also: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from edge_core.profile import Profile
 from edge_core.run import Answer, Timed, Verified
 from edge_core.tensors import TensorSpec
 from edge_sdk.doctor import Check
-from edge_sdk.inspect import Inspection
+from edge_sdk.inspection import Inspection
 from edge_sdk.packaging import Built
 from edge_sdk.stages import Judged, Measurement, Model, Plan, Value
 from edge_sdk.workspace import Progress

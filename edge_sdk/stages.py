@@ -6,6 +6,7 @@ judge -> Verdict    package -> Built
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -15,6 +16,8 @@ from edge_core.errors import InputError
 from edge_core.tensors import TensorSpec
 
 T = TypeVar("T")
+# What --shape fixes: a dimension or scalar input by name, or a whole input.
+Shapes = Mapping[str, int | tuple[int, ...]]
 Outcome = Literal["pass", "fail", "inconclusive"]
 
 

@@ -10,9 +10,11 @@ import ast
 import gzip
 import json
 import sysconfig
+import wave
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,20 +119,58 @@ def sentences_eval() -> Iterator[Feeds]:
     return _tokens(EVALUATION_MODULES, EVALUATION_SENTENCES)
 
 
+def magika_calibration() -> Iterator[Array]:
+    """Sources of Python's own library, in the form of magika_eval, without labels."""
+    library = Path(sysconfig.get_path("stdlib"))
+    config = _magika()
+    for module in (*CALIBRATION_MODULES, *EVALUATION_MODULES):
+        yield _ends((library / f"{module}.py").read_bytes(), config)
+
+
 def magika_eval() -> Iterator[Labelled]:
     """76 files with their content types: the first and last 1024 bytes, int32 (1,2048)."""
-    config = json.loads(wheel_file("magika", "models/standard_v3_3/config.min.json").read_bytes())
-    block, pad = config["block_size"], config["padding_token"]
+    config = _magika()
     for path in sorted((DATA / "magika" / "files").glob("*/*")):
         raw = path.read_bytes()
-        if len(raw) < config["min_file_size_for_dl"]:  # the product decides these without a model
-            continue
-        head = list(raw[:block].lstrip()[: config["beg_size"]])
-        tail = list(raw[-block:].rstrip()[-config["end_size"] :])
-        head += [pad] * (config["beg_size"] - len(head))
-        tail = [pad] * (config["end_size"] - len(tail)) + tail
-        label = config["target_labels_space"].index(path.parent.name)
-        yield np.array([head + tail], np.int32), label
+        if len(raw) >= config["min_file_size_for_dl"]:  # the product decides others without it
+            yield _ends(raw, config), config["target_labels_space"].index(path.parent.name)
+
+
+def speech_calibration() -> Iterator[Feeds]:
+    """The first halves of 4 one-second clips, in the form of speech_eval."""
+    return _chunks(slice(0, 15))
+
+
+def speech_eval() -> Iterator[Feeds]:
+    """64 chunks of speech, noise and silence for Silero: float32 (1,576), each with a new state.
+
+    32 ms at 16 kHz with the 64 samples before it as context.
+    """
+    return _chunks(slice(15, None))
+
+
+def _magika() -> Any:
+    return json.loads(wheel_file("magika", "models/standard_v3_3/config.min.json").read_bytes())
+
+
+def _ends(raw: bytes, config: Any) -> Array:
+    block, pad = config["block_size"], config["padding_token"]
+    head = list(raw[:block].lstrip()[: config["beg_size"]])
+    tail = list(raw[-block:].rstrip()[-config["end_size"] :])
+    head += [pad] * (config["beg_size"] - len(head))
+    tail = [pad] * (config["end_size"] - len(tail)) + tail
+    return np.array([head + tail], np.int32)
+
+
+def _chunks(part: slice) -> Iterator[Feeds]:
+    for path in sorted((DATA / "speech").glob("*.wav")):
+        with wave.open(str(path)) as f:
+            pcm = np.frombuffer(f.readframes(f.getnframes()), np.int16)
+        sound = np.concatenate([np.zeros(64, np.int16), pcm]).astype(np.float32) / 32768
+        starts = range(0, len(sound) - 576 + 1, 512)
+        for start in starts[part]:
+            chunk = sound[None, start : start + 576]
+            yield {"input": chunk, "state": np.zeros((2, 1, 128), np.float32)}
 
 
 def _crops(names: tuple[str, ...], count: int) -> Iterator[Array]:

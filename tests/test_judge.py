@@ -78,7 +78,7 @@ def test_the_fastest_that_fits_wins():
     v = verdict(candidate("float", ms=8, mb=18), candidate("int8", ms=4, drop=0.4))
     assert v.winner == "int8"
     assert v.outcome == "pass"
-    assert "int8 has the better latency" in judged(v, "float").lost
+    assert "int8 is better in latency" in judged(v, "float").lost
 
 
 def test_a_candidate_beyond_a_gate_never_wins():

@@ -10,7 +10,7 @@ from edge_core.runtimes import onnxruntime
 from edge_core.runtimes.base import Adapter
 
 OURS: tuple[Adapter, ...] = (onnxruntime,)  # the type checker verifies each
-GROUP = "edge_core.runtimes"
+GROUP = "edge_deploy.runtimes"
 
 
 @cache

@@ -1,0 +1,91 @@
+"""Float against quantised on labelled data and on text; every candidate, nothing left out.
+
+    python -m benchmarks.accuracy
+
+Digits: 5,000 labelled; keywords: 180 labelled clips; MiniLM: cosine on 400 sentences. Candidates
+that the plan refuses are measured here all the same, so that each refusal has its figure.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from edge_core import console
+from edge_sdk import build, load_profile, show
+from edge_sdk.packaging import Built
+from edge_sdk.stages import Measurement
+from examples import models
+
+PROFILE = "x86-64"
+EVERY = (
+    "onnx-fp16", "onnx-int8-static-u8s8", "onnx-int8-static-s8s8", "onnx-int8-static-per-tensor",
+    "onnx-int8-dynamic", "onnx-int8-weights", "onnx-int4", "onnx-int4-conv",
+)  # fmt: skip
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
+        out = Path(folder)
+        rows = {
+            "EfficientNet-Lite0": one(out, "lite0", "photo_crops", "auto"),
+            "digits": one(out, "digits", "digits", "top1"),
+            "keywords": one(out, "keywords", "keywords", "top1"),
+            "MiniLM": one(out, "minilm", "sentences", "cosine"),
+        }
+    table = show.table(
+        "model", "candidate", "plan", "MB", "ms", "metric", "lost points", "cosine",
+        right=("MB", "ms", "metric", "lost points", "cosine"),
+    )  # fmt: skip
+    for model, built in rows.items():
+        ruled = {d.candidate: d.verdict for d in built.plan.decisions}
+        ruled |= {d.candidate: "out" for d in built.plan.decisions if "--with" in d.reason}
+        for m in sorted(built.measurements, key=lambda m: m.candidate):
+            table.add_row(model, m.candidate, ruled[m.candidate], *_numbers(m))
+    console.stdout().print(table)
+    return check(rows)
+
+
+def one(out: Path, model: str, samples: str, metric: str) -> Built:
+    """Build one model with every candidate that exists."""
+    return build(
+        getattr(models, model)(out / f"{model}.onnx"), [load_profile(PROFILE)], out=out / "dist",
+        calibration=f"examples.data:{samples}_calibration",
+        evaluation=f"examples.data:{samples}_eval", metric=metric, also=EVERY,
+    )[0]  # fmt: skip
+
+
+def check(rows: dict[str, Built]) -> int:
+    """The figures that the project holds itself to."""
+
+    def value(model: str, candidate: str, name: str) -> float:
+        m = next(m for m in rows[model].measurements if m.candidate == candidate)
+        found = m.values[name].value
+        assert found is not None
+        return found
+
+    u8s8 = "onnx-int8-static-u8s8"
+    met = {
+        f"{model} INT8 loses {(lost := value(model, u8s8, 'accuracy_drop_points')):.2f} points "
+        "(at most 0.5)": lost <= 0.5
+        for model in ("digits", "keywords")
+    }
+    mb, cosine = value("MiniLM", "onnx-int4", "package_mb"), value("MiniLM", "onnx-int4", "cosine")
+    met[f"MiniLM INT4 {mb:.2f} MB (at most 15), cosine {cosine:.4f} (at least 0.97)"] = (
+        mb <= 15 and cosine >= 0.97
+    )
+    for text, ok in met.items():
+        print(f"{'met    ' if ok else 'NOT MET'} {text}")
+    return 0 if all(met.values()) else 2
+
+
+def _numbers(m: Measurement) -> list[str]:
+    if m.error:
+        return ["", "", "", m.error, ""]
+    names = ("package_mb", "host_p50_ms", "metric", "loss_points", "cosine")
+    return [show.number(m.values.get(n)) for n in names]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

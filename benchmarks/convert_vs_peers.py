@@ -1,0 +1,167 @@
+"""INT8 of EfficientNet-Lite0: ours against ONNX Runtime's own quantizer, on the same photos.
+
+    python -m benchmarks.convert_vs_peers [--rounds 40]
+
+Peers: quantize_static with its defaults, and its documented recipes (quant_pre_process, QDQ, U8S8,
+per channel; MinMax, Entropy, Percentile 99.99). All are calibrated on the same 160 crops and
+judged on 200 crops of other photos: agreement is the share with the float model's top-1. Latency:
+one process, one thread, the files in turn, medians; ratios are against float in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from converters.base import Ceiling
+from edge_core import console
+from edge_core import feeds as feeds_file
+from edge_core.files import sha256_file
+from edge_core.runtimes import onnxruntime as adapter
+from edge_sdk import convert, show
+from edge_sdk.metrics import wilson
+from edge_sdk.workspace import Workspace
+from examples import data, models
+
+OURS = "edge: onnx-int8-static-u8s8"
+
+
+class Reader:
+    """Feeds calibration samples the way the quantizer asks for them."""
+
+    def __init__(self, samples):
+        self._samples = iter(samples)
+
+    def get_next(self):
+        return next(self._samples, None)
+
+
+def peers(float_model: Path, samples: list[dict], out: Path) -> dict[str, tuple[Path, float]]:
+    """Files of ONNX Runtime's quantizer, and the seconds each took."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    made = {}
+
+    def timed(name, path, call):
+        start = time.perf_counter()
+        call()
+        made[name] = path, time.perf_counter() - start
+
+    plain = out / "defaults.onnx"
+    timed(
+        "ORT quantize_static, defaults",
+        plain,
+        lambda: quantize_static(float_model, plain, Reader(samples)),
+    )
+    prepared = out / "prepared.onnx"
+    quant_pre_process(str(float_model), str(prepared))
+    methods = {
+        "MinMax": (CalibrationMethod.MinMax, {}),
+        "Entropy": (CalibrationMethod.Entropy, {}),
+        "Percentile 99.99": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
+    }
+    for title, (method, extra) in methods.items():
+        path = out / f"{title}.onnx"
+        # The histogram calibrators keep every activation; 64 samples is what they fit in memory.
+        subset = samples if title == "MinMax" else samples[:64]
+
+        def call(path=path, method=method, extra=extra, subset=subset):
+            quantize_static(
+                prepared, path, Reader(subset), quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
+                calibrate_method=method, extra_options=extra,
+            )  # fmt: skip
+
+        timed(f"ORT recipe, per channel, {title}", path, call)
+    return made
+
+
+def ours(float_model: Path, samples: list[dict], cache: Path) -> tuple[Path, float]:
+    """Our file, through the same stage that `edge build` uses."""
+    work = Workspace(cache, jobs=1)
+    folder = work.cache / "feeds" / feeds_file.digest(samples)
+    feeds_file.write(folder, samples)
+    start = time.perf_counter()
+    prepared = convert.prepare(work, float_model, sha256_file(float_model), {})
+    artifact = convert.convert(
+        work, prepared, "onnx-int8-static-u8s8", ceiling=Ceiling(opset=21, ir=10),
+        arch="x86_64", runtime_version=adapter.version(), feeds=folder,
+    )  # fmt: skip
+    return artifact.path, time.perf_counter() - start
+
+
+def interleaved(files: dict[str, Path], feed: dict, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each file, all in this process, in turn."""
+    sessions = {n: adapter.open(p, threads=1, options={}) for n, p in files.items()}
+    for s in sessions.values():
+        for _ in range(5):
+            s.run(feed)
+    times: dict[str, list[float]] = {n: [] for n in files}
+    for _ in range(rounds):
+        for name, s in sessions.items():
+            for _ in range(5):
+                start = time.perf_counter_ns()
+                s.run(feed)
+                times[name].append((time.perf_counter_ns() - start) / 1e6)
+    return times
+
+
+def logits(path: Path, samples: list[dict]) -> np.ndarray:
+    session = adapter.open(path, threads=1, options={})
+    return np.concatenate([next(iter(session.run(s).values())) for s in samples])
+
+
+def main(rounds: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
+        out = Path(folder)
+        float_model = models.lite0(out / "lite0.onnx")
+        calibration = [{"input": x} for x in data.photo_crops_calibration()]
+        evaluation = [{"input": x} for x in data.photo_crops_eval()]
+        files = {"float": (float_model, 0.0)}
+        files |= {OURS: ours(float_model, calibration, out / "cache")}
+        files |= peers(float_model, calibration, out)
+        answers = {n: logits(p, evaluation) for n, (p, _) in files.items()}
+        times = interleaved({n: p for n, (p, _) in files.items()}, evaluation[0], rounds)
+        names = ("MB", "of float", "ms p50", "speed-up", "agreement", "95 %", "cosine", "convert s")
+        table = show.table("file", *names, right=names)
+        base = statistics.median(times["float"])
+        size = float_model.stat().st_size
+        results = {}
+        for name, (path, seconds) in files.items():
+            a, b = answers["float"], answers[name]
+            same = int((a.argmax(1) == b.argmax(1)).sum())
+            cosine = float(
+                np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+            )
+            ms = statistics.median(times[name])
+            low, high = wilson(same, len(a))
+            results[name] = same / len(a), base / ms, path.stat().st_size / size
+            table.add_row(
+                name, f"{path.stat().st_size / 1e6:.2f}", f"{path.stat().st_size / size:.3f}",
+                f"{ms:.2f}", f"{base / ms:.2f}x", f"{same / len(a):.3f}", f"{low:.3f}..{high:.3f}",
+                f"{cosine:.4f}", f"{seconds:.1f}",
+            )  # fmt: skip
+        console.stdout().print(table)
+        agreement, speed, ratio = results[OURS]
+        best = max(v[0] for n, v in results.items() if n.startswith("ORT"))
+        met = {
+            f"bytes {ratio:.3f} of float (at most 0.30)": ratio <= 0.30,
+            f"speed-up {speed:.2f} (at least 1.7)": speed >= 1.7,
+            f"agreement {agreement:.3f} (best peer {best:.3f})": agreement >= best,
+        }
+        for text, ok in met.items():
+            print(f"{'met    ' if ok else 'NOT MET'} {text}")
+        return 0 if all(met.values()) else 2
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    sys.exit(main(parser.parse_args().rounds))

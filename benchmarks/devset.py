@@ -1,0 +1,95 @@
+"""Every example model through `edge build` for two devices; writes the table in docs/devset.md.
+
+    python -m benchmarks.devset [--write]
+
+A model that cannot be built is in the table with the message, which names the op and a way out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from edge_core.errors import EdgeError
+from edge_core.files import write_whole
+from edge_sdk import build
+from edge_sdk.packaging import Built
+from edge_sdk.show import number
+from examples import models
+
+PROFILES = ("raspberry-pi-4b", "x86-gateway-n100")
+PAGE = Path(__file__).parent.parent / "docs" / "devset.md"
+MARKS = "<!-- table: python -m benchmarks.devset --write -->\n", "<!-- end of table -->\n"
+
+
+class Case(msgspec.Struct, frozen=True):
+    model: str  # a function of examples.models
+    samples: str  # functions of examples.data: <samples>_calibration and <samples>_eval
+    metric: str = "auto"
+    shapes: dict[str, int | tuple[int, ...]] = {}
+
+
+CASES = (
+    Case("lite0", "photo_crops"),
+    Case("digits", "digits"),
+    Case("keywords", "keywords"),
+    Case("minilm", "sentences", "cosine"),
+    Case("magika", "magika", shapes={"bytes": (1, 2048)}),
+    Case("fastestdet", "detection", "cosine"),
+    Case("silero", "speech", "cosine", {"input": (1, 576), "state": (2, 1, 128), "sr": 16000}),
+)
+
+
+def main(write: bool) -> int:
+    lines = [
+        "| model | profile | verdict | winner | MB | of float | metric | lost points | ms here |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
+        for case in CASES:
+            lines += _case(case, Path(folder))
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    if write:
+        page = PAGE.read_text("utf-8")
+        before, rest = page.split(MARKS[0])
+        _, after = rest.split(MARKS[1])
+        write_whole(PAGE, (before + MARKS[0] + text + MARKS[1] + after).encode())
+    return 0
+
+
+def _case(case: Case, out: Path) -> list[str]:
+    try:
+        built = build(
+            getattr(models, case.model)(out / f"{case.model}.onnx"), PROFILES, out=out / "dist",
+            calibration=f"examples.data:{case.samples}_calibration",
+            evaluation=f"examples.data:{case.samples}_eval",
+            metric=case.metric, shapes=case.shapes,
+        )  # fmt: skip
+    except EdgeError as e:
+        return [f"| {case.model} | both | refused: {e.what} {e.hint} | | | | | | |"]
+    return [_row(case.model, b) for b in built]
+
+
+def _row(model: str, b: Built) -> str:
+    if not b.package:
+        return f"| {model} | {b.profile} | {b.verdict.relaxation} | | | | | | |"
+    by_name = {m.candidate: m.values for m in b.measurements}
+    won, floats = by_name[b.verdict.winner], by_name["onnx-fp32"]
+    share = (won["package_mb"].value or 0) / (floats["package_mb"].value or 1)
+    numbers = (number(won.get(n)) if n in won else "" for n in ("metric", "loss_points"))
+    return (
+        f"| {model} | {b.profile} | {b.verdict.outcome} | {b.verdict.winner} "
+        f"| {number(won['package_mb'])} | {share:.2f} | {' | '.join(numbers)} "
+        f"| {number(won['host_p50_ms'])} |"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the table into the docs page")
+    sys.exit(main(parser.parse_args().write))

@@ -1,0 +1,77 @@
+"""Converters that do what goes wrong in the field, through the door that strangers use.
+
+They convert float to float, so that nothing but the mistake is in the outcome.
+"""
+
+import os
+from dataclasses import dataclass
+
+from converters.base import Converted, Job, Spec
+
+
+@dataclass(frozen=True)
+class Broken:
+    SPEC: Spec
+    change: object  # ModelProto -> None
+
+    def convert(self, job: Job) -> Converted:
+        import onnx
+
+        model = onnx.load(job.model)
+        self.change(model)
+        path = job.out_dir / "model.onnx"
+        onnx.save(model, path)
+        return Converted(path=path)
+
+
+def spec(name):
+    return Spec(
+        name=name, title=name, target="onnx", runtime="onnxruntime", precision="fp32",
+        scheme="float", suffix=".onnx", extra="onnx",
+    )  # fmt: skip
+
+
+def first_convolution(model):
+    import onnx
+
+    node = next(n for n in model.graph.node if n.op_type == "Conv")
+    weight = next(t for t in model.graph.initializer if t.name == node.input[1])
+    return weight, onnx.numpy_helper.to_array(weight)
+
+
+def swap_channels(model):
+    """BGR for RGB: the first convolution reads its input channels in the opposite order."""
+    import onnx
+
+    weight, values = first_convolution(model)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values[:, ::-1].copy(), weight.name))
+
+
+def forget_scaling(model):
+    """Pixels 0..255 where the model wants (x - 127) / 128: every input is 128 times too large."""
+    import onnx
+
+    weight, values = first_convolution(model)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values * 128, weight.name))
+
+
+def raise_versions(model):
+    """What onnx writes by default: newer than any runtime on the device loads."""
+    model.ir_version = 13
+    model.opset_import[0].version = 26
+
+
+def crash(model):
+    os.abort()
+
+
+def recurse(model):
+    """A graph that no runtime can run: a node reads what it writes."""
+    model.graph.node[0].input[0] = model.graph.node[0].output[0]
+
+
+SWAPPED = Broken(spec("swapped-channels"), swap_channels)
+UNSCALED = Broken(spec("wrong-preprocessing"), forget_scaling)
+TOO_NEW = Broken(spec("too-new"), raise_versions)
+CRASHING = Broken(spec("crashing"), crash)
+CRASHING_FILE = Broken(spec("crashing-file"), recurse)
