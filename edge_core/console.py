@@ -20,6 +20,7 @@ from edge_core.errors import EdgeError, StorageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+INTERRUPTED = 130  # 128 + SIGINT
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -49,14 +50,19 @@ def new_app(help_text: str) -> typer.Typer:
     @app.callback()
     def options(
         version: Annotated[
-            bool, typer.Option("--version", help="Print the version.", is_eager=True)
+            bool,
+            typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
         ] = False,
     ) -> None:
-        if version:
-            typer.echo(__version__)
-            raise typer.Exit
+        pass
 
     return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 def main(app: typer.Typer, name: str) -> NoReturn:
@@ -67,11 +73,13 @@ def main(app: typer.Typer, name: str) -> NoReturn:
 def _run(app: typer.Typer, name: str) -> int:
     try:
         code = get_command(app)(prog_name=name, standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except EdgeError as e:
         return _tell(e.what, e.hint, e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _tell("interrupted; finished candidates are kept", "", 130)
+        return _tell("interrupted; what was finished is kept", "", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

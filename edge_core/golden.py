@@ -31,7 +31,9 @@ from edge_core.tensors import DTYPES, Array, Feeds
 MAX_BYTES = 256 * 1024 * 1024
 MAX_SAMPLES = 1000
 ROLES = ("inputs", "original", "artifact")
-PEAK_SHARE = 1e-3  # of the largest output: float kernels of two machines differ by about 1e-5
+# Of the largest output. The optimised and the plain graph of three float networks differ by less
+# than 5e-7 of it (ONNX Runtime 1.31.1, x86-64); other machines have other kernels.
+PEAK_SHARE = 1e-3
 QUANTISATION_FACTOR = 2.0
 
 Samples = tuple[Feeds, ...]

@@ -80,9 +80,8 @@ def package_for(
         assert isinstance(env, RuntimeEnv)  # a candidate that could not run never wins
         manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
         vectors = _golden(materials, artifact, env, workspace)
-        ref = package.write(
-            request.out / f"{stem}.edgepkg", manifest, _files(request, manifest, artifact, vectors)
-        )
+        files = _files(request, materials, manifest, artifact, vectors)
+        ref = package.write(request.out / f"{stem}.edgepkg", manifest, files)
     spent = dict(seconds)
     spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
     told = report.Report(
@@ -178,12 +177,18 @@ def _golden(
 
 
 def _files(
-    request: Request, manifest: Manifest, artifact: Artifact, vectors: golden.Golden
+    request: Request,
+    materials: Materials,
+    manifest: Manifest,
+    artifact: Artifact,
+    vectors: golden.Golden,
 ) -> dict[str, Path | bytes]:
+    # Samples by content: where they lay is no part of what was built.
     recipe = {
         "candidate": artifact.candidate,
-        "calibration": request.calibration,
-        "evaluation": request.evaluation,
+        "calibration_sha256": materials.calibration.name if materials.calibration else None,
+        "evaluation_sha256": materials.evaluation.digest,
+        "evaluation_samples": len(materials.evaluation),
         "shapes": request.shapes,
         "preprocess": request.preprocess,
         "opset": artifact.opset,

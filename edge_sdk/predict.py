@@ -4,8 +4,8 @@ A device that is not this machine gets *predicted* values. Latency is the float 
 scaled by the ratio of the two processors' peak float multiply-accumulate rates (clock x MACs per
 cycle, one core), over the candidate's speed-up; the band is a factor of BAND either way, an
 allowance for caches, memory and kernels that nobody measured on the device. Peak memory carries
-over within MEMORY_BAND. A processor whose rate is not known gives *unknown*. The golden vectors and `edge bench` replace
-predictions on the device itself.
+over within MEMORY_BAND. A processor whose rate is not known gives *unknown*. The golden vectors and
+`edge bench` replace predictions on the device itself.
 """
 
 from __future__ import annotations

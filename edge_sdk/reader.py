@@ -56,7 +56,7 @@ def read(path: Path, shapes: Shapes | None = None) -> Model:
         inputs=inputs,
         outputs=outputs,
         ops=dict(sorted(Counter(map(op_name, nodes)).items())),
-        parameters=sum(math.prod(t.dims) for t in weights.values()),
+        parameters=sum(math.prod(t.dims) for t in weights.values() if _learnt(onnx, t)),
         weight_bytes=sum(map(onnx_file.tensor_bytes, weights.values())),
         macs=costs.total,
         dynamic=tuple(dict.fromkeys(d for i in inputs for d in i.dynamic)),
@@ -95,6 +95,12 @@ def constants(model: Any) -> dict[str, Any]:
                     name: a.t for a in node.attribute if a.name == "value" for name in node.output
                 }
     return found
+
+
+def _learnt(onnx: Any, t: Any) -> bool:
+    """Is it a parameter? int64, bool and string constants are shapes, indices and tables."""
+    kinds = onnx.TensorProto
+    return t.data_type not in (kinds.INT64, kinds.BOOL, kinds.STRING)
 
 
 def op_name(node: Any) -> str:
