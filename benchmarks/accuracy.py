@@ -21,7 +21,8 @@ from examples import models
 PROFILE = "x86-64"
 EVERY = (
     "onnx-fp16", "onnx-int8-static-u8s8", "onnx-int8-static-s8s8", "onnx-int8-static-per-tensor",
-    "onnx-int8-dynamic", "onnx-int8-weights", "onnx-int4", "onnx-int4-conv",
+    "onnx-int8-dynamic", "onnx-int8-dynamic-conv",
+    "onnx-int8-weights", "onnx-int4", "onnx-int4-conv",
 )  # fmt: skip
 
 

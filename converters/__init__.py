@@ -1,1 +1,61 @@
-"""Converters by name: ours are listed here, others come by the entry-point group."""
+"""Converters by name: ours are listed here, others come by the entry-point group.
+
+Importing one is cheap: heavy packages are imported inside convert(), so listing and planning need
+none of them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from converters import (
+    onnx_fp16,
+    onnx_fp32,
+    onnx_int4,
+    onnx_int4_conv,
+    onnx_int8_dynamic,
+    onnx_int8_dynamic_conv,
+    onnx_int8_static,
+    onnx_int8_weights,
+    onnx_ort,
+)
+from converters.base import Converter
+from edge_core.errors import InputError
+
+OURS: tuple[Converter, ...] = (  # the type checker verifies each
+    onnx_fp32,
+    onnx_fp16,
+    onnx_int8_static.U8S8,
+    onnx_int8_static.S8S8,
+    onnx_int8_static.PER_TENSOR,
+    onnx_int8_dynamic,
+    onnx_int8_dynamic_conv,
+    onnx_int8_weights,
+    onnx_int4,
+    onnx_int4_conv,
+    onnx_ort.FP32,
+    onnx_ort.U8S8,
+    onnx_ort.S8S8,
+    onnx_ort.DYNAMIC,
+)
+GROUP = "edge_deploy.converters"
+
+
+@cache
+def by_name() -> dict[str, Converter]:
+    """Every converter that is installed, by the name of its recipe."""
+    table: dict[str, Converter] = {}
+    for c in (*OURS, *(e.load() for e in entry_points(group=GROUP))):
+        if table.setdefault(c.SPEC.name, c) is not c:
+            raise InputError(f"two converters are named '{c.SPEC.name}'")
+    return table
+
+
+def get(name: str) -> Converter:
+    """The converter of that name; raises InputError with the known names."""
+    try:
+        return by_name()[name]
+    except KeyError:
+        known = ", ".join(sorted(by_name()))
+        raise InputError(f"no converter '{name}'", hint=f"one of: {known}") from None

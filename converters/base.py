@@ -1,6 +1,6 @@
-"""What every converter is: a module with a SPEC and a convert().
+"""What every converter is: a module, or an object like one, with a SPEC and a convert().
 
-    SPEC = Spec(name="onnx-int8-static", ...)
+    SPEC = Spec(name="onnx-fp16", ...)
     def convert(job: Job) -> Converted: ...
 
 convert() runs in a child process with a folder of its own; it may crash. Importing a converter
@@ -48,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     out_dir: Path
     ceiling: Ceiling
     arch: str  # of the device: "x86_64", "aarch64", "armv7l"
+    runtime_version: str  # of the device's runtime: "1.23.2"
     samples: Sequence[Feeds] = ()
 
 
@@ -61,9 +62,10 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Converter(Protocol):
-    """A module satisfies it; the type checker verifies the registry's tuple."""
+    """A module satisfies it, and so does a frozen object; the registry's tuple is type-checked."""
 
-    SPEC: Spec
+    @property
+    def SPEC(self) -> Spec: ...  # noqa: N802
 
     def convert(self, job: Job) -> Converted:
         """Write the file; raises ConvertError naming the op and a way out."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -195,7 +196,7 @@ def _model(opened: package.Package) -> Iterator[Path]:
         yield opened.extract(Path(folder) / "package")
 
 
-def _open(child: Child, manifest: Manifest, model: Path, threads: int) -> dict[str, object]:
+def _open(child: Child, manifest: Manifest, model: Path, threads: int) -> dict[str, Any]:
     reply = child.ask(
         "open",
         path=str(model),

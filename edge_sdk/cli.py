@@ -19,7 +19,6 @@ from edge_core.errors import InputError
 from edge_core.profile import Profile, json_schema
 from edge_sdk import doctor, inspection, pipeline, planner, samples, show
 from edge_sdk.request import Request
-from edge_sdk.stages import Shapes
 from edge_sdk.workspace import Workspace
 
 app = console.new_app("One model and a device profile in, a measured and verified package out.")
@@ -242,7 +241,7 @@ def load(name: str, overrides: list[str]) -> Profile:
     return device_profiles.load(name, tuple(overrides))
 
 
-def shapes(texts: list[str]) -> Shapes:
+def shapes(texts: list[str]) -> dict[str, int | tuple[int, ...]]:
     """--shape options as a table; raises InputError."""
     table: dict[str, int | tuple[int, ...]] = {}
     for text in texts:

@@ -172,8 +172,11 @@ def _golden(
     original = measure.answers(workspace, reference, materials.feeds)
     own = measure.answers(workspace, measure.subject(artifact, env), materials.feeds)
     count = min(GOLDEN, len(materials.evaluation))
-    take = [list(feeds_file.read(f))[:count] for f in (materials.feeds, original, own)]
-    return golden.make(*(tuple(t) for t in take))
+    inputs, want, got = (
+        tuple(feeds_file.read(folder)[i] for i in range(count))
+        for folder in (materials.feeds, original, own)
+    )
+    return golden.make(inputs, want, got)
 
 
 def _files(

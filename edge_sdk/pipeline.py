@@ -9,7 +9,6 @@ side where they do not disturb each other, and keeps the time of each.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -54,7 +53,7 @@ class Clock:
     """Wall time by stage; nested stages count for the inner one only."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
         self._inner = [0.0]
 
     @contextmanager
@@ -66,7 +65,7 @@ class Clock:
             yield
         finally:
             spent = time.perf_counter() - start
-            self.seconds[name] += spent - self._inner.pop()
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner.pop()
             self._inner[-1] += spent
 
 

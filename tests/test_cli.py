@@ -51,7 +51,7 @@ def test_plan_lists_every_candidate_with_its_reason(edge, lite0):
     (told,) = json.loads(edge("plan", lite0, "-p", "x86-gateway-n100", "--json").stdout)
     made = {d["candidate"]: d for d in told["decisions"]}
     assert made["onnx-int8-static-u8s8"]["verdict"] == "in"
-    assert "75.5 ms against 7.89 ms" in made["onnx-int8-dynamic"]["evidence"]
+    assert "75.5 ms against 7.89 ms" in made["onnx-int8-dynamic-conv"]["evidence"]
     text = edge("plan", lite0, "-p", "x86-gateway-n100").stdout
     assert all(name in text for name in made)
 

@@ -44,8 +44,10 @@ def test_a_conv_net_on_x86(lite0):
     made = decisions(lite0, X86)
     assert made["onnx-int8-static-u8s8"].verdict == "in"
     assert made["onnx-int8-static-s8s8"].rule == "s8s8-slow-on-x86"
-    assert made["onnx-int8-dynamic"].rule == "dynamic-int8-slow-on-conv"
-    assert "75.5 ms against 7.89 ms" in made["onnx-int8-dynamic"].evidence
+    assert made["onnx-int8-dynamic"].rule == "dynamic-int8-nothing-to-gain"
+    assert "14.7 of 18.6 MB" in made["onnx-int8-dynamic"].evidence
+    assert made["onnx-int8-dynamic-conv"].rule == "dynamic-int8-slow-on-conv"
+    assert "75.5 ms against 7.89 ms" in made["onnx-int8-dynamic-conv"].evidence
     assert made["onnx-int4-conv"].rule == "int4-conv-loses-the-model"
     assert "0.61" in made["onnx-int4-conv"].evidence
     assert made["onnx-int4"].verdict == "out"

@@ -1,0 +1,108 @@
+"""ONNX -> ONNX with 4-bit weights in MatMul, Gemm and lookup tables: the smallest file that keeps
+a text model. Weights only; products are computed in int8 or float, as the CPU likes.
+
+MatMulNBits and GatherBlockQuantized are ONNX Runtime's own. Where the device's runtime is too old
+for the second, tables take 8 bits. Conv has no 4-bit kernel: see onnx_int4_conv.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from converters import four_bits, onnx_graph, onnx_lookup, onnx_weights
+from converters.base import Ceiling, Converted, Job, Spec
+from converters.onnx_file import load
+from converters.onnx_weights import Weight, attribute
+from edge_core.errors import ConvertError
+from edge_core.extras import need
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+SPEC = Spec(
+    name="onnx-int4",
+    title="4-bit weights in MatMul and lookup tables",
+    target="onnx",
+    runtime="onnxruntime",
+    precision="int4",
+    scheme="weight-only",
+    suffix=".onnx",
+    extra="onnx",
+)
+DOMAIN = "com.microsoft"
+MATMUL_SINCE = (1, 17)  # ONNX Runtime with MatMulNBits
+TABLE_SINCE, TABLE_OPSET = (1, 20), 21  # with GatherBlockQuantized, and the type it takes
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level; cosine differs by 0.0002, ARM gains most
+
+
+def convert(job: Job) -> Converted:
+    """Write the model with 4-bit weights; raises ConvertError if it has hardly any to convert, or
+    if the device's runtime is older than the kernel."""
+    version = tuple(int(part) for part in job.runtime_version.split(".")[:2])
+    if version < MATMUL_SINCE:
+        raise ConvertError(
+            f"op MatMulNBits needs onnxruntime 1.17; the device has {job.runtime_version}",
+            hint="try onnx-int8-dynamic",
+        )
+    model, notes = _tables_first(load(job.model), job.ceiling, version)
+    for weight in list(onnx_weights.find(model, ("MatMul", "Gemm"))):
+        _four_bits(model, weight)
+    if all(o.domain != DOMAIN for o in model.opset_import):
+        model.opset_import.add(domain=DOMAIN, version=1)
+    share = onnx_graph.quantised_share(model)
+    return onnx_graph.write(model, job, share=share, quantised_share=share, notes=notes)
+
+
+def _tables_first(
+    model: ModelProto, ceiling: Ceiling, version: tuple[int, ...]
+) -> tuple[ModelProto, tuple[str, ...]]:
+    """The model in an opset that the device loads, its lookup tables in as few bits as it reads."""
+    if not any(onnx_weights.find(model, ("Gather",))):
+        return onnx_graph.clamp(model, ceiling), ()
+    why = "the device's runtime has no GatherBlockQuantized"
+    if version >= TABLE_SINCE:
+        try:
+            clamped = onnx_graph.clamp(model, ceiling, TABLE_OPSET)
+            onnx_lookup.to_int4(clamped)
+            return clamped, ()
+        except ConvertError as e:
+            why = e.what
+    clamped = onnx_graph.clamp(model, ceiling)
+    onnx_lookup.to_int8(clamped)
+    return clamped, (f"lookup tables take 8 bits, not 4: {why}",)
+
+
+def _four_bits(model: ModelProto, weight: Weight) -> None:
+    onnx = need("onnx", "onnx")
+    name, node = weight.tensor.name, weight.node
+    usual = (("transA", 0), ("alpha", 1.0), ("beta", 1.0))
+    if weight.values.ndim != 2 or any(attribute(node, k, v) != v for k, v in usual):
+        return
+    rows = weight.values if weight.axis == 0 else weight.values.T  # outputs x inputs
+    made = four_bits.quantise(rows)
+    bias = node.input[2] if len(node.input) > 2 else ""
+    product = f"{node.output[0]}_product" if bias else node.output[0]
+    new = [
+        onnx.helper.make_node(
+            "MatMulNBits",
+            [node.input[0], f"{name}_quantised", f"{name}_scale", f"{name}_zero"],
+            [product],
+            node.name,
+            domain=DOMAIN,
+            N=rows.shape[0],
+            K=rows.shape[1],
+            bits=4,
+            block_size=four_bits.BLOCK,
+            accuracy_level=INT8_ACTIVATIONS,
+        )
+    ]
+    if bias:
+        new.append(
+            onnx.helper.make_node("Add", [product, bias], [node.output[0]], f"{product}_bias")
+        )
+    array = onnx.numpy_helper.from_array
+    weight.tensor.CopyFrom(array(four_bits.packed(made.codes), f"{name}_quantised"))
+    zero = four_bits.packed(made.zero).ravel()
+    model.graph.initializer.append(array(made.scale.ravel(), f"{name}_scale"))
+    model.graph.initializer.append(array(zero, f"{name}_zero"))
+    onnx_weights.replace_node(model, node, new)

@@ -1,0 +1,36 @@
+"""ONNX -> ONNX whose weights are stored as int8, a scale per channel: a quarter of the file at
+float speed, without calibration.
+
+Each weight gets a DequantizeLinear, which the runtime folds when it loads the file with
+disable_quant_qdq. Without that option EfficientNet-Lite0 takes 20.9 instead of 7.9 ms.
+"""
+
+from __future__ import annotations
+
+from converters import onnx_graph, onnx_weights
+from converters.base import Converted, Job, Spec
+from converters.onnx_file import load
+
+SPEC = Spec(
+    name="onnx-int8-weights",
+    title="weights stored as INT8, computed in float",
+    target="onnx",
+    runtime="onnxruntime",
+    precision="int8",
+    scheme="weight-only",
+    suffix=".onnx",
+    extra="onnx",
+    min_opset=13,  # DequantizeLinear with an axis
+)
+OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+
+
+def convert(job: Job) -> Converted:
+    """Write the model with int8 weights; raises ConvertError if it has hardly any to convert."""
+    model = onnx_graph.clamp(load(job.model), job.ceiling, SPEC.min_opset)
+    nodes = [onnx_weights.store_int8(model, w) for w in onnx_weights.find(model, OPS)]
+    onnx_weights.put_first(model, nodes)
+    share = onnx_graph.quantised_share(model)
+    return onnx_graph.write(
+        model, job, share=share, quantised_share=share, options={"disable_quant_qdq": "1"}
+    )

@@ -1,0 +1,29 @@
+"""Rounding that keeps what a kernel adds up to. Pure.
+
+Rounded to nearest, a kernel's weights leave an error of their own sum, and inputs that share a
+mean, as after ReLU, multiply it: a whole channel shifts. Handing each weight's error on to those
+that are still to be rounded keeps the sum within a part of a step. It is GPTQ (Frantar et al.
+2022) for inputs of equal variance and correlation, for which its matrix has a closed form.
+
+EfficientNet-Lite0, int8 weights alone, 100 crops: 23.6 dB signal to noise and top-1 agreement 0.85
+to nearest; 26.5 dB and 0.93 so. Where inputs have no common mean (MiniLM) it makes no difference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_core.tensors import Array
+
+
+def keep_sums(steps: Array, largest: int) -> Array:
+    """Integers for values given in steps, rounded along the last axis, in ±``largest``."""
+    rounded = np.empty_like(steps)
+    carried = np.zeros(steps.shape[:-1], steps.dtype)
+    count = steps.shape[-1]
+    for k in range(count):
+        wanted = steps[..., k] + carried
+        rounded[..., k] = np.clip(np.round(wanted), -largest, largest)
+        # Twice the variance in common as alone; 0.3 to 10 times made less than 0.3 dB.
+        carried += (wanted - rounded[..., k]) / (count - k)
+    return rounded
