@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import onnx_fix, onnx_verify
+from converters import onnx_fix, onnx_verify, ort_file
 from converters.base import Ceiling, Converted, Job
 from converters.foreign import foreign, reason
 from converters.onnx_file import load, nodes, opset, save, tensor_bytes, weights
@@ -165,14 +165,7 @@ def write(model: ModelProto, job: Job, *, share: float | None = None, **fields: 
 
 def written_for(path: Path) -> tuple[int, int]:
     """Opset and IR version of a file that a converter wrote, .onnx or .ort."""
-    if path.suffix != ".ort":
-        model = need("onnx", "onnx").load(path)
-        return opset(model), model.ir_version
-    # The schema's generated reader comes with onnxruntime.
-    reader = need(
-        "onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession", "onnx"
-    )
-    model = reader.InferenceSession.GetRootAs(path.read_bytes(), 0).Model()
-    imports = [model.OpsetImport(i) for i in range(model.OpsetImportLength())]
-    standard = next(i.Version() for i in imports if i.Domain() in (b"", None))
-    return standard, model.IrVersion()
+    if path.suffix == ".ort":
+        return ort_file.versions(path)
+    model = load(path)
+    return opset(model), model.ir_version

@@ -11,11 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from converters import onnx_fp32, onnx_int8_dynamic, onnx_int8_static
+from converters import onnx_fp32, onnx_int8_dynamic, onnx_int8_static, ort_file
 from converters.base import Converted, Converter, Job
-from converters.foreign import foreign
-from edge_core.extras import need
-from edge_core.files import write_whole
 
 ARM = ("aarch64", "armv7l")
 
@@ -32,25 +29,10 @@ class Ort:
 
     def convert(self, job: Job) -> Converted:
         """Write the .ort file; raises what the other converter raises."""
-        ort = need("onnxruntime", self.SPEC.extra)
+        out = job.out_dir / "model.ort"
         with tempfile.TemporaryDirectory() as folder:
             inner = self._inner.convert(msgspec.structs.replace(job, out_dir=Path(folder)))
-            made = Path(folder) / "model.ort"
-            so = ort.SessionOptions()
-            so.log_severity_level = 4
-            so.optimized_model_filepath = str(made)
-            so.add_session_config_entry("session.save_model_format", "ORT")
-            # What onnxruntime.tools.convert_onnx_models_to_ort does for its target platforms.
-            arm = job.arch in ARM
-            so.add_session_config_entry("session.qdqisint8allowed", "1" if arm else "0")
-            without = ["NchwcTransformer"] if arm else []
-            with foreign(f"onnxruntime could not write {job.model.name} in ORT format"):
-                ort.InferenceSession(
-                    str(inner.path), so, providers=["CPUExecutionProvider"],
-                    disabled_optimizers=without,
-                )  # fmt: skip
-            out = job.out_dir / made.name
-            write_whole(out, made.read_bytes())
+            ort_file.write(inner.path, out, arm=job.arch in ARM)
         return msgspec.structs.replace(inner, path=out)
 
 

@@ -24,6 +24,12 @@ from edge_sdk.packaging import Built
 from edge_sdk.stages import Judged, Measurement, Model, Plan, Value
 from edge_sdk.workspace import Progress
 
+COLUMN_TITLES = {
+    "metric": "metric",
+    "accuracy_drop_points": "drop",
+    "agreement": "agreement",
+    "cosine": "cosine",
+}
 MARK = {"pass": "PASS", "fail": "FAIL", "inconclusive": "OPEN"}
 
 
@@ -115,9 +121,10 @@ def built(found: Sequence[Built]) -> None:
 
 def _verdict(b: Built) -> None:
     accuracy = _accuracy_columns(b.measurements)
+    names = [COLUMN_TITLES[a] for a in accuracy]
     t = table(
-        "candidate", "", "MB", *accuracy, "here p50 ms", "device p50 ms", "peak MB", "why not",
-        right=("MB", *accuracy, "here p50 ms", "device p50 ms", "peak MB"),
+        "candidate", "", "MB", *names, "ms here", "ms device", "peak MB", "why not",
+        right=("MB", *names, "ms here", "ms device", "peak MB"),
         title=f"{b.profile} ({b.plan.runtime})",
     )  # fmt: skip
     by_name = {m.candidate: m for m in b.measurements}
@@ -128,17 +135,24 @@ def _verdict(b: Built) -> None:
             j.candidate,
             "WINS" if j.candidate == b.verdict.winner else MARK[j.outcome],
             *(number(m.values.get(n)) for n in numbers),
-            j.lost or _open_gates(j),
+            _short(j.lost) or _open_gates(j),
         )
-    for d in b.plan.decisions:
-        if d.verdict == "out":
-            t.add_row(d.candidate, "out", *[""] * (len(accuracy) + 4), d.reason)
     console.stdout().print(t)
+    refused = [d.candidate for d in b.plan.decisions if d.verdict == "out"]
+    if refused:
+        console.stdout().print(f"left out by the plan (edge plan says why): {', '.join(refused)}\n")
+
+
+def _short(lost: str) -> str:
+    """A loser's reason without the figures of the comparison; the report has them."""
+    compared = ("dominated by ", "no different from ")
+    is_comparison = lost.startswith(compared) or " is better in " in lost.partition(":")[0]
+    return lost.partition(":")[0] if is_comparison else lost
 
 
 def _accuracy_columns(measurements: Sequence[Measurement]) -> list[str]:
     known = {name for m in measurements for name in m.values}
-    return [n for n in ("metric", "accuracy_drop_points", "agreement", "cosine") if n in known]
+    return [n for n in COLUMN_TITLES if n in known]
 
 
 def _open_gates(j: Judged) -> str:
