@@ -18,7 +18,7 @@ DOCS := $(wildcard README.md CHANGELOG.md docs/*.md docs/*/*.md)
 TOOLS := skopeo docker-registry # Debian packages of the same names; tests copy packages with them
 
 .NOTPARALLEL:
-.PHONY: demo test check device bench lock clean tools
+.PHONY: demo test check device bench lock clean tools debian
 
 demo: .venv/.demo
 	$(BIN)/python -m examples.demo
@@ -45,6 +45,7 @@ bench: .venv/.dev
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' || \
 	  { echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory debian NEEDED=python3-venv
 	$(PYTHON) -m venv .venv
 	touch $@
 
@@ -75,11 +76,14 @@ bench: .venv/.dev
 
 tools:
 	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
-	if [ -z "$$missing" ]; then exit 0; fi; \
-	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "the tests need:$$missing (Debian: sudo apt-get install$$missing)" >&2; exit 1; fi; \
-	echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing
+	[ -z "$$missing" ] || $(MAKE) --no-print-directory debian NEEDED="$$missing"
+
+# Installs the Debian packages NEEDED, or says what is missing.
+debian:
+	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "missing: $(NEEDED) (Debian: sudo apt-get install $(NEEDED))" >&2; exit 1; fi
+	@echo "installing $(NEEDED)"; export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends $(NEEDED)
 
 # PyTorch is pinned: the tests and the demo were run with this version.
 lock:

@@ -20,7 +20,7 @@ PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg o
 
 @app.command("verify")
 def verify(path: PackageFile, as_json: Json = False) -> None:
-    """Check every digest of PACKAGE and replay its golden vectors on this device."""
+    """Check PACKAGE's digests and replay its golden vectors here."""
     verified = run.verify(path)
     if as_json:
         console.print_json(verified)
@@ -32,7 +32,7 @@ def verify(path: PackageFile, as_json: Json = False) -> None:
 def run_(
     path: PackageFile,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")],
-    top: Annotated[int, typer.Option(min=0, help="How many classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=0, max=1000, help="Classes to show; 0: raw outputs.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Run PACKAGE on one INPUT and print the labels or the outputs."""
@@ -47,11 +47,22 @@ def run_(
 @app.command("bench")
 def bench(
     path: PackageFile,
-    threads: Annotated[list[int], typer.Option("--threads", "-t", min=1, help="Repeatable.")] = [1],
-    runs: Annotated[int, typer.Option(min=2, help="Inferences a thread count.")] = 100,
+    threads: Annotated[
+        list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
+    ] = [1],
+    runs: Annotated[int, typer.Option(min=2, max=1_000_000, help="Inferences each.")] = 100,
+    as_json: Json = False,
 ) -> None:
-    """Time PACKAGE on this device with its own golden inputs; prints JSON."""
-    console.print_json(run.bench(path, threads=tuple(threads), runs=runs))
+    """Time PACKAGE on this device with its own golden inputs."""
+    timed = run.bench(path, threads=tuple(threads), runs=runs)
+    if as_json:
+        console.print_json(timed)
+        return
+    for t in timed:
+        typer.echo(
+            f"{t.threads} thread(s): p50 {t.p50_ms:.3f}, p90 {t.p90_ms:.3f}, p99 {t.p99_ms:.3f} ms "
+            f"of {t.runs} runs; load {t.load_ms:.1f} ms, peak {t.peak_mb:.1f} MB"
+        )
 
 
 @app.command("detect")

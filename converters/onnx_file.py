@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converters.foreign import reason
-from edge_core.errors import ConvertError, InputError
+from edge_core.errors import ConvertError, EdgeError, InputError
 from edge_core.extras import need
 from edge_core.files import write_whole
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2**31 - 1  # a protobuf message cannot be larger
 STANDARD = ("", "ai.onnx")
+_SMALL_TYPES = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits
 _OTHER_FORMATS = (  # offset, bytes, what it is, what to do
     (0, b"PK\x03\x04", "a zip archive, as PyTorch writes them", "export the model to ONNX first"),
     (0, b"\x89HDF", "an HDF5 file, as Keras writes them", "export the model to ONNX first"),
@@ -43,16 +44,25 @@ def load(path: Path) -> ModelProto:
         raise _too_large(path, size)
     try:
         model: ModelProto = onnx.load(path, load_external_data=False)
-    except Exception as e:  # protobuf's DecodeError and, for other suffixes, JSON and text errors
-        raise _unreadable(path, head, f"it is damaged or cut off ({reason(e)})") from e
-    if not model.graph.output or not model.opset_import:
-        raise _unreadable(path, head, "it holds no graph")
-    _load_external(model, path)
-    _refuse_unknown_ops(model, path)
-    try:
-        onnx.checker.check_model(model)
+        if not model.graph.output or not model.opset_import:
+            raise _unreadable(path, head, "it holds no graph")
+        _load_external(model, path)
+        _refuse_unknown_ops(model, path)
+        onnx.checker.check_model(_with_shapes(model))
+    except EdgeError:
+        raise
     except onnx.checker.ValidationError as e:
         raise InputError(f"{path} is not valid ONNX: {reason(e)}") from e
+    except Exception as e:  # protobuf's errors, and those of text and numbers where it is damaged
+        raise _unreadable(path, head, f"it is damaged or cut off ({reason(e)})") from e
+    return model
+
+
+def checked(path: Path) -> ModelProto:
+    """A model that another package wrote; raises what onnx raises if it is not valid."""
+    onnx = need("onnx", "onnx")
+    model: ModelProto = onnx.load(path)
+    onnx.checker.check_model(model)
     return model
 
 
@@ -93,15 +103,14 @@ def weights(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def tensor_bytes(t: TensorProto) -> int:
-    """Bytes of the values; two 4-bit values share one."""
+    """Bytes of the values; types of less than 8 bits share bytes."""
     onnx = need("onnx", "onnx")
-    kinds = onnx.TensorProto
     count: int = math.prod(t.dims)
-    if t.data_type in (kinds.INT4, kinds.UINT4):
-        return (count + 1) // 2
-    if t.data_type == kinds.STRING:
+    kind = onnx.TensorProto.DataType.Name(t.data_type)
+    if kind == "STRING":
         return sum(map(len, t.string_data))
-    return count * int(onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize)
+    bits = _SMALL_TYPES.get(kind) or 8 * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+    return int(-(-count * bits // 8))
 
 
 def opset(model: ModelProto) -> int:
@@ -148,7 +157,7 @@ def _load_external(model: ModelProto, path: Path) -> None:
             onnx.external_data_helper.load_external_data_for_tensor(t, str(path.parent))
         except Exception as e:  # OSError, ValueError and onnx's own for a path outside the folder
             raise InputError(
-                f"{path}: the external data of tensor '{t.name}' is missing: '{where}'",
+                f"{path}: external data '{where}' of tensor '{t.name}' cannot be read",
                 hint="keep the data file next to the model, under the name it was exported with",
             ) from e
         if len(t.raw_data) != tensor_bytes(t):
@@ -158,6 +167,18 @@ def _load_external(model: ModelProto, path: Path) -> None:
             )
         t.data_location = onnx.TensorProto.DEFAULT
         del t.external_data[:]
+
+
+def _with_shapes(model: ModelProto) -> ModelProto:
+    """For the checker, which wants a shape at every input and output; runtimes do without."""
+    if all(v.type.tensor_type.HasField("shape") for v in (*model.graph.input, *model.graph.output)):
+        return model
+    shaped: ModelProto = need("onnx", "onnx").ModelProto()
+    shaped.CopyFrom(model)
+    for value in (*shaped.graph.input, *shaped.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return shaped
 
 
 def _refuse_unknown_ops(model: ModelProto, path: Path) -> None:
@@ -187,7 +208,10 @@ def _strip(model: ModelProto) -> None:
     del model.opset_import[:]
     for domain in sorted(used & imports.keys()):
         model.opset_import.add(domain=domain, version=imports[domain])
-    for field in ("doc_string", "metadata_props", "producer_version", "domain", "model_version"):
+    for field in (
+        "doc_string", "metadata_props", "producer_version", "domain", "model_version",
+        "training_info",
+    ):  # fmt: skip
         model.ClearField(field)
     model.producer_name = "edge-deploy"
     for graph in graphs(model.graph):

@@ -32,9 +32,9 @@ def fix(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProto, Feed
     for key, value in shapes.items():
         inputs = {v.name: v for v in fixed.graph.input}
         names = [d.dim_param for v in inputs.values() for d in _dims(v) if d.dim_param]
-        if min((value,) if isinstance(value, int) else value, default=1) < 1 and key not in inputs:
-            raise InputError(f"{path.name}: {key}={value} is no size", hint="give 1 or more")
         if key in names and isinstance(value, int):
+            if value < 1:
+                raise InputError(f"{path.name}: {key}={value} is no size", hint="give 1 or more")
             _set_named(fixed, key, value)
         elif key not in inputs:
             raise InputError(

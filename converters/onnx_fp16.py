@@ -10,7 +10,7 @@ import numpy as np
 
 from converters import onnx_graph
 from converters.base import Converted, Job, Spec
-from converters.onnx_file import load, tensor_bytes, weights
+from converters.onnx_file import load
 from converters.onnx_weights import put_first
 from edge_core.extras import need
 
@@ -23,21 +23,24 @@ SPEC = Spec(
     scheme="storage",
     suffix=".onnx",
     extra="onnx",
-    min_opset=9,
+    min_opset=9,  # Cast as it is today
 )
 MIN_VALUES = 64  # smaller tensors are scales, shapes and limits, which some ops want as constants
 MAX_FP16 = 65504.0
+SCALED = ("QuantizeLinear", "DequantizeLinear")
 
 
 def convert(job: Job) -> Converted:
     """Write the model with fp16 weights; raises ConvertError if it has hardly any float weights."""
     onnx = need("onnx", "onnx")
-    model = onnx_graph.clamp(load(job.model), job.ceiling, SPEC.min_opset)
-    total = sum(map(tensor_bytes, weights(model)))
-    outputs = {v.name for v in model.graph.output}
-    stored, casts, notes = 0, [], []
+    original = load(job.model)
+    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
+    # Scales must be constants for the runtime to join the ops around them.
+    kept = {i for n in model.graph.node if n.op_type in SCALED for i in n.input[1:]}
+    kept.update(v.name for v in model.graph.output)
+    casts, notes = [], []
     for t in model.graph.initializer:
-        if t.data_type != onnx.TensorProto.FLOAT or t.name in outputs:
+        if t.data_type != onnx.TensorProto.FLOAT or t.name in kept:
             continue
         values = onnx.numpy_helper.to_array(t)
         if values.size < MIN_VALUES:
@@ -47,7 +50,7 @@ def convert(job: Job) -> Converted:
             continue
         name = t.name
         t.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
-        casts.append(onnx.helper.make_node("Cast", [t.name], [name], f"{name}_float", to=1))
-        stored += values.nbytes
+        to = onnx.TensorProto.FLOAT
+        casts.append(onnx.helper.make_node("Cast", [t.name], [name], f"{name}_float", to=to))
     put_first(model, casts)
-    return onnx_graph.write(model, job, share=stored / total if total else 0.0, notes=tuple(notes))
+    return onnx_graph.write_smaller(model, job, original, notes=tuple(notes))

@@ -3,6 +3,7 @@
 prepare(path, out, shapes) -> notes     static shapes, constants folded, constant Ifs inlined
 clamp(model, ceiling, min_opset)        an opset and IR version that the device's runtime loads
 quantised_share(model)                  how much of the weights is stored in 8 bits or fewer
+write(model, job) -> Converted          a candidate's file; write_quantised refuses a no-op
 """
 
 from __future__ import annotations
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
 # More than this is no shape data: it is an expanded constant, or weights copied into branches.
 GROWTH = 1.02
 GROWTH_FLOOR = 65536  # bytes
-# MatMul + Add as Gemm wraps every transformer layer in Reshapes and hides it from the quantisers;
-# convolutions that share a tied bias cannot each have a scale of their own.
+# MatMul + Add as Gemm wraps every transformer layer in Reshapes and hides it from the quantisers.
 KEEP_PATTERNS = ("FusionGemm",)
-KEEP_OPTIMIZATIONS = ("weight_tying",)
-NO_OP = 0.05  # share of the weight bytes; less is not worth a candidate
+NO_OP = 0.05  # share of the weight bytes that a recipe takes; less is not worth a candidate
 STAYING = ("If", "Loop", "Scan")
 _NO_ADAPTER = re.compile(r"No Adapter \w+ Version \$?(\d+) for (\w+)")
 
@@ -55,9 +54,7 @@ def prepare(path: Path, out: Path, shapes: Mapping[str, int | tuple[int, ...]]) 
         unknown = onnx_verify.compare(path, given, model)
     except ConvertError as e:
         model = _infer(fixed)
-        unknown = onnx_verify.compare(
-            path, given, model
-        )  # raises what was not the rewriting's fault
+        unknown = onnx_verify.compare(path, given, model)  # raises what was wrong before
         notes.append(f"the graph was not simplified: {e.what}")
     if unknown:
         notes.append(f"the prepared model was not compared with the original: {unknown}")
@@ -75,9 +72,7 @@ def _simplify(model: ModelProto) -> ModelProto:
     slim = need("onnx", "onnx").ModelProto()
     slim.CopyFrom(model)
     with foreign("onnxslim"):
-        slim = onnxslim.slim(
-            slim, skip_fusion_patterns=KEEP_PATTERNS, skip_optimizations=KEEP_OPTIMIZATIONS
-        )
+        slim = onnxslim.slim(slim, skip_fusion_patterns=KEEP_PATTERNS)
     names = [v.name for v in model.graph.output]
     if [v.name for v in slim.graph.output] != names:
         raise ConvertError("onnxslim changed the outputs")
@@ -139,28 +134,48 @@ def quantised_share(model: ModelProto) -> float:
 
     Weights are floats, integers of at most 8 bits and int32 biases; int64 is shapes and indices.
     """
-    kinds = need("onnx", "onnx").TensorProto
-    small = (kinds.INT8, kinds.UINT8, kinds.INT4, kinds.UINT4)
-    large = (kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE, kinds.INT32)
-    sizes = Counter[bool]()
-    for t in weights(model):
-        if t.data_type in small or t.data_type in large:
-            sizes[t.data_type in small] += tensor_bytes(t)
-    total = sizes[True] + sizes[False]
-    return sizes[True] / total if total else 0.0
+    small, large = _weight_bytes(model)
+    return small / (small + large) if small else 0.0
 
 
-def write(model: ModelProto, job: Job, *, share: float | None = None, **fields: Any) -> Converted:
-    """Write a candidate's file; ``share`` is the part of its weight bytes that was converted, None
-    for a recipe that converts none. Raises ConvertError for a no-op."""
-    if share is not None and share < NO_OP:
-        raise ConvertError(
-            f"no-op: the recipe converted {share:.1%} of the weight bytes of {job.model.name}",
-            hint="its weights are in ops that the recipe does not take, or were converted before",
-        )
+def write(model: ModelProto, job: Job, **fields: Any) -> Converted:
+    """Write a candidate's file into the job's folder."""
     path = job.out_dir / "model.onnx"
     save(model, path)
     return Converted(path=path, **fields)
+
+
+def write_smaller(model: ModelProto, job: Job, original: ModelProto, **fields: Any) -> Converted:
+    """Write what a recipe made of ``original`` by storing weights in fewer bits.
+
+    Raises ConvertError if it took hardly any of them.
+    """
+    (small, large), (_, left) = _weight_bytes(original), _weight_bytes(model)
+    taken = (large - left) / (small + large) if large else 0.0
+    if taken < NO_OP:
+        raise ConvertError(
+            f"no-op: the recipe takes {max(taken, 0.0):.1%} of the weight bytes of "
+            f"{job.model.name}, less than {NO_OP:.0%}",
+            hint="its weights are in ops that the recipe leaves alone, or are quantised already",
+        )
+    return write(model, job, **fields)
+
+
+def write_quantised(model: ModelProto, job: Job, original: ModelProto, **fields: Any) -> Converted:
+    """write_smaller() for a recipe that stores integers; tells their share."""
+    return write_smaller(model, job, original, quantised_share=quantised_share(model), **fields)
+
+
+def _weight_bytes(model: ModelProto) -> tuple[int, int]:
+    """Bytes of weights in integers of at most 8 bits, and in other types."""
+    kinds = need("onnx", "onnx").TensorProto
+    small = (kinds.INT8, kinds.UINT8, kinds.INT4, kinds.UINT4)
+    large = (kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE, kinds.INT32)
+    tensors = list(weights(model))
+    return (
+        sum(tensor_bytes(t) for t in tensors if t.data_type in small),
+        sum(tensor_bytes(t) for t in tensors if t.data_type in large),
+    )
 
 
 def written_for(path: Path) -> tuple[int, int]:

@@ -44,13 +44,13 @@ def convert(job: Job) -> Converted:
             f"op MatMulNBits needs onnxruntime 1.17; the device has {job.runtime_version}",
             hint="try onnx-int8-dynamic",
         )
-    model, notes = _tables_first(load(job.model), job.ceiling, version)
+    original = load(job.model)
+    model, notes = _tables_first(original, job.ceiling, version)
     for weight in list(onnx_weights.find(model, ("MatMul", "Gemm"))):
         _four_bits(model, weight)
     if all(o.domain != DOMAIN for o in model.opset_import):
         model.opset_import.add(domain=DOMAIN, version=1)
-    share = onnx_graph.quantised_share(model)
-    return onnx_graph.write(model, job, share=share, quantised_share=share, notes=notes)
+    return onnx_graph.write_quantised(model, job, original, notes=notes)
 
 
 def _tables_first(

@@ -41,13 +41,11 @@ SHRINK = np.linspace(1.0, 0.7, 7)  # of a block's largest weight: clipping a lit
 
 def convert(job: Job) -> Converted:
     """Write the model with 4-bit Conv weights; raises ConvertError if it has hardly any."""
-    model = onnx_graph.clamp(load(job.model), job.ceiling, SPEC.min_opset)
+    original = load(job.model)
+    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
     nodes = [_dequantised(model, w) for w in onnx_weights.find(model, ("Conv",))]
     onnx_weights.put_first(model, nodes)
-    share = onnx_graph.quantised_share(model)
-    return onnx_graph.write(
-        model, job, share=share, quantised_share=share, options={"disable_quant_qdq": "1"}
-    )
+    return onnx_graph.write_quantised(model, job, original, options={"disable_quant_qdq": "1"})
 
 
 def _dequantised(model: ModelProto, weight: Weight) -> NodeProto:

@@ -14,7 +14,7 @@ from pathlib import Path
 from converters import onnx_graph, onnx_lookup
 from converters.base import Converted, Job, Spec
 from converters.foreign import foreign
-from converters.onnx_file import load, save
+from converters.onnx_file import checked, load, save
 from edge_core.extras import need
 
 SPEC = Spec(
@@ -34,7 +34,8 @@ OPS = ("MatMul",)  # Gemm is rewritten to it first
 def convert(job: Job) -> Converted:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
     q = need("onnxruntime.quantization", SPEC.extra)
-    model = onnx_graph.clamp(load(job.model), job.ceiling, SPEC.min_opset)
+    original = load(job.model)
+    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
     onnx_lookup.to_int8(model)
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -44,6 +45,5 @@ def convert(job: Job) -> Converted:
                 source, made, op_types_to_quantize=list(OPS), per_channel=True,
                 weight_type=q.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
             )  # fmt: skip
-        model = load(made)
-    share = onnx_graph.quantised_share(model)
-    return onnx_graph.write(model, job, share=share, quantised_share=share)
+            model = checked(made)
+    return onnx_graph.write_quantised(model, job, original)

@@ -13,7 +13,7 @@ import msgspec
 from converters import onnx_graph, onnx_int8_dynamic
 from converters.base import Converted, Job
 from converters.foreign import foreign
-from converters.onnx_file import load, save
+from converters.onnx_file import checked, load, save
 from edge_core.extras import need
 
 SPEC = msgspec.structs.replace(
@@ -26,13 +26,13 @@ SPEC = msgspec.structs.replace(
 def convert(job: Job) -> Converted:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
     q = need("onnxruntime.quantization", SPEC.extra)
-    model = onnx_graph.clamp(load(job.model), job.ceiling, SPEC.min_opset)
+    original = load(job.model)
+    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         save(model, source)
         with foreign("onnxruntime could not quantise the model", hint="try onnx-int8-weights"):
             # The CPU has a ConvInteger kernel for unsigned weights only.
             q.quantize_dynamic(source, made, per_channel=False, weight_type=q.QuantType.QUInt8)
-        model = load(made)
-    share = onnx_graph.quantised_share(model)
-    return onnx_graph.write(model, job, share=share, quantised_share=share)
+            model = checked(made)
+    return onnx_graph.write_quantised(model, job, original)

@@ -22,7 +22,7 @@ import msgspec
 from converters import onnx_graph
 from converters.base import Converted, Job, Spec
 from converters.foreign import foreign
-from converters.onnx_file import load, save
+from converters.onnx_file import checked, load, save
 from converters.onnx_refine import refine
 from edge_core.errors import ConvertError
 from edge_core.extras import need
@@ -48,16 +48,18 @@ class Static(msgspec.Struct, frozen=True):
             raise ConvertError(
                 f"{self.SPEC.name} needs calibration samples", hint="give --calibration"
             )
-        model = onnx_graph.clamp(load(job.model), job.ceiling, self.SPEC.min_opset)
+        original = load(job.model)
+        model = onnx_graph.clamp(original, job.ceiling, self.SPEC.min_opset)
+        if any(n.op_type == "DequantizeLinear" for n in model.graph.node):
+            raise ConvertError(
+                f"{job.model.name} is quantised already", hint="start from the float model"
+            )
         _name_nodes(model)
         quantised = self._quantise(model, job.samples)
         _keep_outputs_float(quantised)
-        share = onnx_graph.quantised_share(quantised)
         refined = refine(model, quantised, job.samples)
-        return onnx_graph.write(
-            quantised, job, share=share, quantised_share=share,
-            notes=(f"{refined} layers rounded and corrected on calibration samples",),
-        )  # fmt: skip
+        notes = (f"{refined} layers corrected on calibration samples",) if refined else ()
+        return onnx_graph.write_quantised(quantised, job, original, notes=notes)
 
     def _quantise(self, model: ModelProto, samples: Sequence[Feeds]) -> ModelProto:
         q = need("onnxruntime.quantization", self.SPEC.extra)
@@ -74,7 +76,7 @@ class Static(msgspec.Struct, frozen=True):
                     weight_type=q.QuantType.QInt8,
                     calibrate_method=q.CalibrationMethod.MinMax,
                 )  # fmt: skip
-            return load(made)
+                return checked(made)
 
 
 class _Reader:

@@ -27,10 +27,8 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 def convert(job: Job) -> Converted:
     """Write the model with int8 weights; raises ConvertError if it has hardly any to convert."""
-    model = onnx_graph.clamp(load(job.model), job.ceiling, SPEC.min_opset)
+    original = load(job.model)
+    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
     nodes = [onnx_weights.store_int8(model, w) for w in onnx_weights.find(model, OPS)]
     onnx_weights.put_first(model, nodes)
-    share = onnx_graph.quantised_share(model)
-    return onnx_graph.write(
-        model, job, share=share, quantised_share=share, options={"disable_quant_qdq": "1"}
-    )
+    return onnx_graph.write_quantised(model, job, original, options={"disable_quant_qdq": "1"})

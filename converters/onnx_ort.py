@@ -1,7 +1,8 @@
 """ONNX -> ORT format: a candidate's graph, optimised for the device's CPU before it is shipped.
 
-Loading is faster and takes less memory, because nothing is left to optimise. The graph holds
-kernels of one architecture: x86 layouts made EfficientNet-Lite0 2.6 times slower on the wrong side.
+Loading is faster and takes less memory, because nothing is left to optimise. How int8 layers are
+joined depends on the architecture: made for ARM, EfficientNet-Lite0 in S8S8 took 38 instead of 7
+ms on x86-64.
 """
 
 from __future__ import annotations

@@ -1,28 +1,20 @@
 """ORT-format files: written so that equal models are equal bytes, and read for their versions.
 
-ONNX Runtime walks hash tables whose order changes from process to process, in two places: layout
-nodes are inserted in any order, and so is the table of kernel types. Hence two steps:
-
-    optimise to ONNX -> nodes named and sorted -> written as it stands -> table of types sorted
-
-The format is a FlatBuffer; onnxruntime/core/flatbuffers/schema/ort.fbs is its schema.
+ONNX Runtime writes the file's table of kernel types in the order of a hash table, which changes
+from process to process; here the table is written anew, sorted. The format is a FlatBuffer, and
+onnxruntime/core/flatbuffers/schema/ort.fbs its schema.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converters.foreign import foreign
-from converters.onnx_file import STANDARD, graphs, save
+from converters.onnx_file import STANDARD
 from edge_core.extras import need
 from edge_core.files import write_whole
-
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
 
 IDENTIFIER = b"ORTM"
 ALIGNMENT = 64  # bytes; at least what ONNX Runtime aligns weights to
@@ -35,18 +27,23 @@ def write(source: Path, out: Path, *, arm: bool) -> None:
 
     Raises ConvertError if ONNX Runtime cannot.
     """
+    ort = need("onnxruntime", "onnx")
     with tempfile.TemporaryDirectory() as folder:
-        optimised, written = Path(folder) / "optimised.onnx", Path(folder) / "model.ort"
-        # What onnxruntime.tools.convert_onnx_models_to_ort does for its target platforms.
-        config = {"session.qdqisint8allowed": "1" if arm else "0"}
-        # NCHWc blocks are as wide as the vectors of the machine that writes the file (16 floats
-        # with AVX-512, 8 with AVX2), so a file that holds them may be wrong elsewhere.
-        _run(source, optimised, "ORT_ENABLE_ALL", config, ["NchwcTransformer"])
-        model = need("onnx", "onnx").load(optimised)
-        _sort(model)
-        save(model, optimised)
-        _run(optimised, written, "ORT_DISABLE_ALL", {"session.save_model_format": "ORT"}, [])
-        write_whole(out, _with_sorted_types(written.read_bytes()))
+        made = Path(folder) / "model.ort"
+        so = ort.SessionOptions()
+        so.log_severity_level = 4
+        so.optimized_model_filepath = str(made)
+        so.add_session_config_entry("session.save_model_format", "ORT")
+        # As onnxruntime.tools.convert_onnx_models_to_ort does for its target platforms.
+        so.add_session_config_entry("session.qdqisint8allowed", "1" if arm else "0")
+        with foreign("onnxruntime could not write ORT format", hint="take the .onnx candidate"):
+            # NCHWc blocks are as wide as the vectors of the machine that writes the file (16
+            # floats with AVX-512, 8 with AVX2), so a file that holds them may be wrong elsewhere.
+            ort.InferenceSession(
+                str(source), so, providers=["CPUExecutionProvider"],
+                disabled_optimizers=["NchwcTransformer"],
+            )  # fmt: skip
+        write_whole(out, _with_sorted_types(made.read_bytes()))
 
 
 def versions(path: Path) -> tuple[int, int]:
@@ -55,49 +52,6 @@ def versions(path: Path) -> tuple[int, int]:
     imports = {_text(t, 0): _number(t, 1, "Int64Flags") for t in _children(model, IMPORTS)}
     opset = next(version for domain, version in imports.items() if domain in STANDARD)
     return opset, _number(model, IR, "Int64Flags")
-
-
-def _run(source: Path, out: Path, level: str, config: dict[str, str], without: list[str]) -> None:
-    ort = need("onnxruntime", "onnx")
-    so = ort.SessionOptions()
-    so.log_severity_level = 4
-    so.intra_op_num_threads = 1
-    so.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    so.optimized_model_filepath = str(out)
-    for key, value in config.items():
-        so.add_session_config_entry(key, value)
-    with foreign("onnxruntime could not write the model in ORT format", hint="leave it as .onnx"):
-        ort.InferenceSession(
-            str(source), so, providers=["CPUExecutionProvider"], disabled_optimizers=without
-        )
-
-
-def _sort(model: ModelProto) -> None:
-    """Name nodes by what they give, and put them and the constants in an order of their own."""
-    nodes = {next(filter(None, n.output)): n for n in model.graph.node}
-    maker = {output: key for key, n in nodes.items() for output in n.output}
-    sorter = TopologicalSorter({key: _takes(n, maker) for key, n in nodes.items()})
-    sorter.prepare()
-    ordered = []
-    while sorter.is_active():
-        ready = sorted(sorter.get_ready())
-        ordered += [nodes[key] for key in ready]
-        sorter.done(*ready)
-    for node in ordered:
-        node.name = f"{node.op_type}:{next(filter(None, node.output))}"
-    constants = sorted(model.graph.initializer, key=lambda t: t.name)
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(ordered)
-    model.graph.initializer.extend(constants)
-
-
-def _takes(node: NodeProto, maker: Mapping[str, str]) -> set[str]:
-    """Keys of the nodes that must come first, those that subgraphs depend on included."""
-    names = set(node.input)
-    for a in node.attribute:
-        for inner in (a.g, *a.graphs):
-            names.update(i for graph in graphs(inner) for n in graph.node for i in n.input)
-    return {maker[i] for i in names if i in maker}
 
 
 def _with_sorted_types(raw: bytes) -> bytes:

@@ -40,6 +40,9 @@ def read(path: Path) -> Image:
     """Verify every byte of a tar; raises PackageError. Memory stays below a few MB."""
     with oci.regular(path, InputError) as f:
         total = os.fstat(f.fileno()).st_size
+        if not f.read(10) == b"oci-layout":
+            raise PackageError(f"{path} is no .edgepkg file", hint=_NOT_CANONICAL)
+        f.seek(0)
         # 1. The layout's version has one content, which takes two blocks.
         _same(f, _member("oci-layout", oci.LAYOUT), "oci-layout", path)
         # 2. In the index only digest and size of the manifest are free; it fits in one block.

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_core.errors import MeasureError
+from edge_core.errors import MeasureError, StorageError
 
 # A private runtime folder goes first on the path; everything else is this interpreter's own.
 _BOOT = "import sys; sys.path[:0] = sys.argv[1:]; from edge_core.worker import main; main()"
@@ -27,7 +27,8 @@ MAX_REPLY = 16 * 1024 * 1024  # bytes
 
 
 class Child:
-    """One worker process. Replies with an error, a crash and a timeout all raise MeasureError."""
+    """One worker process. An error, a crash and a timeout raise MeasureError, a full disk
+    StorageError."""
 
     def __init__(self, *, site: Path | None = None, log: Path | None = None) -> None:
         self._log = log.open("ab") if log else subprocess.DEVNULL
@@ -55,6 +56,8 @@ class Child:
         with self._lock:
             line = json.dumps({"do": do, **arguments}) + "\n"
             assert self._process.stdin is not None
+            if self._process.stdin.closed:
+                raise MeasureError(f"the model's process was ended before '{do}'")
             try:
                 self._process.stdin.write(line.encode())
                 self._process.stdin.flush()
@@ -62,7 +65,8 @@ class Child:
             except BrokenPipeError as e:
                 raise MeasureError(f"the model's process {self._death()} before '{do}'") from e
         if "error" in reply:
-            raise MeasureError(reply["error"], hint=reply.get("hint", ""))
+            kind = StorageError if reply.get("storage") else MeasureError
+            raise kind(reply["error"], hint=reply.get("hint", ""))
         return reply
 
     def _line(self, deadline: float, do: str) -> bytes:
@@ -84,7 +88,11 @@ class Child:
         return line
 
     def _death(self) -> str:
-        code = self._process.wait(timeout=30)
+        try:
+            code = self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # its pipe is closed, and yet it hangs
+            self.kill()
+            code = self._process.wait()
         if code < 0:
             return f"crashed with {signal.Signals(-code).name}"
         return f"ended with exit status {code}"

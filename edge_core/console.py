@@ -26,8 +26,9 @@ stderr = Console(stderr=True, highlight=False)
 
 def stdout() -> Console:
     """Tables for people: as wide as the terminal, or wide enough for a log."""
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
-    return Console(width=width, highlight=False)
+    columns = os.environ.get("COLUMNS", "")
+    wide = int(columns) if columns.isdecimal() and int(columns) else 160
+    return Console(width=None if sys.stdout.isatty() else wide, highlight=False, markup=False)
 
 
 def print_json(value: object) -> None:
@@ -73,6 +74,7 @@ def main(app: typer.Typer, name: str) -> NoReturn:
 def _run(app: typer.Typer, name: str) -> int:
     try:
         code = get_command(app)(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()  # a reader that went away is noticed here, not at exit
         if code == INTERRUPTED:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -91,7 +93,8 @@ def _run(app: typer.Typer, name: str) -> int:
         message = getattr(e, "format_message", None)
         if message is None:
             raise
-        return _tell(message(), f"{name} --help", 1)
+        context = getattr(e, "ctx", None)
+        return _tell(message(), f"{context.command_path if context else name} --help", 1)
 
 
 def _tell(what: str, hint: str, code: int) -> int:

@@ -22,11 +22,20 @@ from edge_core.tensors import Array, Feeds
 
 
 def write(folder: Path, samples: Sequence[Feeds]) -> None:
-    """Write ``samples`` as ``folder``, whole or not at all; raises StorageError."""
+    """Write ``samples`` as ``folder``, whole or not at all.
+
+    Raises StorageError, and InputError for tensors that cannot be stacked or are no numbers.
+    """
     names = list(samples[0]) if samples else []
     with whole_dir(folder) as d:
         for i, name in enumerate(names):
-            np.save(d / f"{i}.npy", np.stack([s[name] for s in samples]), allow_pickle=False)
+            try:
+                np.save(d / f"{i}.npy", np.stack([s[name] for s in samples]), allow_pickle=False)
+            except ValueError as e:
+                raise InputError(
+                    f"'{name}' cannot be kept: it holds text, or its shape depends on the data",
+                    hint="only tensors of numbers with one shape for all samples are compared",
+                ) from e
         (d / "index.json").write_text(json.dumps({"count": len(samples), "names": names}))
 
 

@@ -30,8 +30,10 @@ _STORAGE = {
 
 def storage_error(e: OSError, path: Path) -> EdgeError:
     """Turn an operating system error on ``path`` into ours."""
-    why = _STORAGE.get(e.errno or 0, e.strerror or str(e))
-    hint = "free some space or choose another folder" if e.errno == errno.ENOSPC else ""
+    # NumPy tells of a full disk without an errno: "8000 requested and 96 written".
+    number = errno.ENOSPC if e.errno is None and "written" in str(e) else e.errno or 0
+    why = _STORAGE.get(number, e.strerror or str(e))
+    hint = "free some space or choose another folder" if number == errno.ENOSPC else ""
     return StorageError(f"cannot write {path}: {why}", hint=hint)
 
 
@@ -88,6 +90,7 @@ def whole_dir(path: Path) -> Iterator[Path]:
     try:
         yield temp
         temp.chmod(0o755)
+        _fsync_tree(temp)
         with suppress(FileExistsError, NotADirectoryError):
             try:
                 temp.rename(path)
@@ -99,6 +102,15 @@ def whole_dir(path: Path) -> Iterator[Path]:
         raise storage_error(e, path) from e
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _fsync_tree(folder: Path) -> None:
+    """Without it, a power cut after the rename leaves a folder of empty files."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with Path(parent, name).open("rb") as f:
+                os.fsync(f.fileno())
+        fsync_dir(Path(parent))
 
 
 def read_limited(path: Path, limit: int) -> bytes:  # bytes

@@ -194,6 +194,8 @@ def read_directory(folder: Path) -> Image:
 
     Digests and sizes are verified, the form of oci-layout and index.json is not.
     """
+    if not (folder / "oci-layout").exists():
+        raise PackageError(f"{folder} is no OCI image layout: it has no file 'oci-layout'")
     # 1. Layout version and index: size limits, then parsed; no digest covers them.
     layout = _decode(_small(folder / "oci-layout"), _Layout, f"{folder}/oci-layout")
     if layout.image_layout_version != "1.0.0":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -84,20 +84,38 @@ def to_tensor(image: Path | bytes, recipe: Recipe) -> Array:
             with pil.open(io.BytesIO(raw)) as opened:
                 if opened.width * opened.height > MAX_IMAGE_PIXELS:
                     raise InputError(f"{name}: {opened.width}x{opened.height} pixels is too large")
-                picture = opened.convert("L" if recipe.color == "L" else "RGB")
+                picture = _eight_bits(pil, opened, "L" if recipe.color == "L" else "RGB")
+                # As a viewer shows it: cameras store the turn beside the pixels.
+                picture = need("PIL.ImageOps", "image").exif_transpose(picture)
     except InputError:
         raise
+    except pil.UnidentifiedImageError as e:
+        raise InputError(f"{name} is not a readable image: no known image format") from e
     except Exception as e:  # Pillow raises many unrelated types on damaged files
         raise InputError(f"{name} is not a readable image: {e}") from e
     box = None
     if recipe.fit == "center-crop":
-        side = int(recipe.crop_fraction * min(picture.size))
+        side = max(1, int(recipe.crop_fraction * min(picture.size)))
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         box = (left, top, left + side, top + side)
     how = getattr(pil.Resampling, recipe.interpolation.upper())
     # Crop first, as the reference evaluation does: pixels outside the box do not bleed in.
     picture = (picture.crop(box) if box else picture).resize((recipe.width, recipe.height), how)
     return normalise(np.asarray(picture), recipe)
+
+
+def _eight_bits(pil: Any, image: Any, mode: str) -> Any:
+    """The image as RGB or L. Pillow itself would clip 16 bits to 255 instead of scaling them."""
+    if image.mode == "F":
+        raise InputError("pixels are floating-point numbers; 8 or 16 bits are read")
+    if image.mode.startswith("I"):  # what Pillow makes of 16 bits, in 16 or 32
+        pixels = np.clip(np.asarray(image), 0, 65535) // 257
+        turned = pil.fromarray(pixels.astype(np.uint8))
+        turned.info.update(image.info)
+        return turned.convert(mode)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
 
 
 def normalise(pixels: Array, recipe: Recipe) -> Array:

@@ -8,16 +8,18 @@ prints goes to stderr. The parent's side is edge_core.child. Commands:
     time   feeds runs                       -> ms         (a list, one entry an inference)
     memory                                  -> peak_mb
 
-``feeds`` is a folder as feeds.write() makes it. End of input ends the process, so no child
-outlives its parent.
+``feeds`` is a folder as feeds.write() makes it. End of input ends the process, also in the middle
+of a command, so no child outlives its parent.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import msgspec
 
 from edge_core import feeds as feeds_file
 from edge_core import runtimes
-from edge_core.errors import EdgeError, MeasureError
+from edge_core.errors import EdgeError, MeasureError, StorageError
 from edge_core.runtimes.base import Session
 
 
@@ -34,17 +36,25 @@ def main() -> None:
     """Serve commands until stdin ends."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a runtime that prints must not break the protocol
+    commands: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
     worker = Worker()
-    for line in sys.stdin:
-        command = json.loads(line)
+    while True:
+        command = json.loads(commands.get())
         try:
             reply = getattr(worker, "do_" + command.pop("do"))(**command)
         except EdgeError as e:
-            reply = {"error": e.what, "hint": e.hint}
+            reply = {"error": e.what, "hint": e.hint, "storage": isinstance(e, StorageError)}
         except MemoryError:
             reply = {"error": "out of memory", "hint": ""}
         out.write(json.dumps(reply) + "\n")
         out.flush()
+
+
+def _listen(commands: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        commands.put(line)
+    os._exit(0)  # the parent is gone, however it went
 
 
 class Worker:

@@ -6,6 +6,7 @@ Results on stdout, progress and errors on stderr. Exit codes: 0 pass, 1 error, 2
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +28,9 @@ app.add_typer(profiles, name="profiles")
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.")]
 PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
+Layout = Annotated[Path, typer.Argument(metavar="DIR", help="OCI layout, as registries give it.")]
+NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist.")]
+NewPackage = Annotated[Path, typer.Argument(metavar="FILE", help="The .edgepkg to write.")]
 ProfileName = Annotated[
     list[str], typer.Option("--profile", "-p", help="A profile's name or .toml file; repeatable.")
 ]
@@ -37,6 +41,9 @@ Shape = Annotated[
     list[str], typer.Option("--shape", help="Fix a dynamic dimension, like batch=1; repeatable.")
 ]
 Names = list[str]
+Also = Annotated[
+    Names, typer.Option("--with", help="Measure a candidate although refused; repeatable.")
+]
 Objective = Literal["latency", "bytes", "memory", "accuracy"]
 
 
@@ -44,7 +51,7 @@ Objective = Literal["latency", "bytes", "memory", "accuracy"]
 def inspect_(
     model: ModelFile, profile: ProfileName = [], shape: Shape = [], as_json: Json = False
 ) -> None:
-    """Show what MODEL takes, gives and is made of, and what a profile's runtime lacks for it."""
+    """Show what MODEL is made of, and what a runtime lacks for it."""
     found = inspection.inspect(model, shapes(shape), [load(p, []) for p in profile])
     if as_json:
         console.print_json(found)
@@ -58,10 +65,13 @@ def plan_(
     profile: ProfileName,
     set_: Set = [],
     shape: Shape = [],
-    with_: Annotated[Names, typer.Option("--with", help="Measure it although refused.")] = [],
+    with_: Also = [],
     as_json: Json = False,
 ) -> None:
-    """Show every candidate for MODEL on a profile, in or out, with the reason and its evidence."""
+    """Show every candidate for MODEL, in or out, with the reason.
+
+    No samples are needed, and nothing is converted or measured.
+    """
     found = inspection.inspect(model, shapes(shape), []).model
     plans = [planner.plan(found, load(p, set_), samples=True, also=with_) for p in profile]
     if as_json:
@@ -90,7 +100,7 @@ def build(
         Objective, typer.Option(help="What the winner is best at, among those that fit.")
     ] = "latency",
     only: Annotated[Names, typer.Option("--only", help="Candidates to look at; repeatable.")] = [],
-    with_: Annotated[Names, typer.Option("--with", help="Measure it although refused.")] = [],
+    with_: Also = [],
     name: Annotated[str, typer.Option(help="Package name; default: the model's.")] = "",
     version: Annotated[str, typer.Option(help="Package version; default: from content.")] = "",
     class_names: Annotated[
@@ -98,11 +108,18 @@ def build(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for finished candidates.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Candidates side by side; 0: cores.")] = 0,
-    offline: Annotated[bool, typer.Option(help="Install no runtime versions.")] = False,
-    strict: Annotated[bool, typer.Option(help="An inconclusive gate fails, too.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Install no runtime versions.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="An inconclusive gate fails, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert MODEL for each profile, measure and judge every candidate, package the winner."""
+    """Convert MODEL, measure and judge candidates, package the winner.
+
+    Writes one package and one report a profile. Exit code 2: a gate refused every candidate.
+    """
     request = Request(
         model=model,
         profiles=tuple(load(p, set_) for p in profile),
@@ -129,7 +146,10 @@ def build(
 
 @app.command()
 def verify(path: PackageFile, as_json: Json = False) -> None:
-    """Check every digest of PACKAGE and replay its golden vectors on this machine."""
+    """Check PACKAGE's digests and replay its golden vectors here.
+
+    Exit code 2: the digests are right, and the answers on this machine are not.
+    """
     verified = running.verify(path)
     if as_json:
         console.print_json(verified)
@@ -141,10 +161,10 @@ def verify(path: PackageFile, as_json: Json = False) -> None:
 def run(
     path: PackageFile,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")],
-    top: Annotated[int, typer.Option(min=0, help="How many classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=0, max=1000, help="Classes to show; 0: raw outputs.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Run PACKAGE on one INPUT, offline, and print the labels or the outputs."""
+    """Run PACKAGE on one INPUT and print the labels or the outputs."""
     answer = running.run(path, source, top=top)
     if as_json:
         console.print_json(answer)
@@ -155,8 +175,10 @@ def run(
 @app.command()
 def bench(
     path: PackageFile,
-    threads: Annotated[list[int], typer.Option("--threads", "-t", min=1, help="Repeatable.")] = [1],
-    runs: Annotated[int, typer.Option(min=2, help="Inferences a thread count.")] = 100,
+    threads: Annotated[
+        list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
+    ] = [1],
+    runs: Annotated[int, typer.Option(min=2, max=1_000_000, help="Inferences each.")] = 100,
     as_json: Json = False,
 ) -> None:
     """Time PACKAGE on this machine with its own golden inputs."""
@@ -168,21 +190,25 @@ def bench(
 
 
 @app.command()
-def unpack(path: PackageFile, folder: Path) -> None:
-    """Write PACKAGE as an OCI image layout, for `skopeo inspect oci:FOLDER`."""
+def unpack(path: PackageFile, folder: NewFolder) -> None:
+    """Write PACKAGE as an OCI image layout, for `skopeo inspect oci:DIR`."""
     package.unpack(path, folder)
     typer.echo(f"wrote {folder}", err=True)
 
 
 @app.command()
-def pack(folder: Path, out: Path) -> None:
-    """Write an OCI image layout, as a registry gave it, back as one .edgepkg file."""
-    typer.echo(f"wrote {package.pack(folder, out).path}", err=True)
+def pack(folder: Layout, out: NewPackage, as_json: Json = False) -> None:
+    """Write an OCI image layout back as one .edgepkg file."""
+    written = package.pack(folder, out)
+    if as_json:
+        console.print_json(written)
+    else:
+        typer.echo(f"wrote {written.path}", err=True)
 
 
 @app.command("doctor")
 def doctor_(as_json: Json = False) -> None:
-    """Check what this machine can convert, measure and run, and say how to get the rest."""
+    """Check what this machine can do, and say how to get the rest."""
     checks = doctor.check()
     if as_json:
         console.print_json(checks)
@@ -202,7 +228,7 @@ def list_(as_json: Json = False) -> None:
 
 @profiles.command("show")
 def show_(
-    name: Annotated[str, typer.Argument(help="A profile's name or a .toml file.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A profile's name or .toml file.")],
     set_: Set = [],
     as_json: Json = False,
 ) -> None:
@@ -215,10 +241,16 @@ def show_(
 
 
 @profiles.command()
-def check(path: Annotated[Path, typer.Argument(help="A .toml file.")]) -> None:
-    """Check a profile file; says which field is wrong and what is allowed."""
+def check(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .toml file.")],
+    as_json: Json = False,
+) -> None:
+    """Check a profile file: which field is wrong, what is allowed."""
     found = load(str(path), [])
-    typer.echo(f"{path}: profile '{found.name}' is fine", err=True)
+    if as_json:
+        console.print_json(found)
+    else:
+        typer.echo(f"{path}: profile '{found.name}' is fine", err=True)
 
 
 @profiles.command()
@@ -232,7 +264,10 @@ def detect_(
     out: Annotated[Path | None, typer.Option(help="Write it there instead of stdout.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a profile of this machine; facts it cannot find out are left out, budgets are yours."""
+    """Write a profile of this machine.
+
+    Facts that it cannot find out are left out, and budgets are yours to add.
+    """
     show.detected(detect.detect(), out, as_json=as_json)
 
 
@@ -247,7 +282,7 @@ def shapes(texts: list[str]) -> dict[str, int | tuple[int, ...]]:
     for text in texts:
         name, _, value = text.rpartition("=")
         sizes = value.split("x")
-        if not name or not all(x.isdigit() and int(x) for x in sizes):
+        if not name or not all(re.fullmatch("0*[1-9][0-9]{0,9}", x) for x in sizes):
             raise InputError(f"--shape {text}: write batch=1, or input=1x3x224x224")
         table[name] = int(value) if len(sizes) == 1 else tuple(map(int, sizes))
     return table

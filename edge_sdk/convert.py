@@ -8,7 +8,11 @@ Also the child's own entry point: ``python -m edge_sdk.convert prepare|convert j
 
 from __future__ import annotations
 
+import hashlib
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,13 +22,14 @@ import converters
 from converters import onnx_file, onnx_graph, torch_export
 from converters.base import Ceiling, Job
 from edge_core import feeds as feeds_file
-from edge_core.errors import EdgeError, InputError
+from edge_core.errors import EdgeError, InputError, StorageError
+from edge_core.extras import need
 from edge_core.files import sha256_file, whole_dir
 from edge_sdk.stages import Artifact, from_json, to_json
-from edge_sdk.workspace import Workspace, versions
+from edge_sdk.workspace import Refusal, Workspace, code, versions
 
 TIMEOUT_S = 3600.0
-# Raised when a converter's output changes for the same toolchain, so that old entries are not used.
+# Raised when what is kept beside a file changes, so that old entries are not used.
 GENERATION = 1
 
 
@@ -57,12 +62,28 @@ class ConvertJob(msgspec.Struct, frozen=True):
     feeds: Path | None
 
 
+def digest(model: Path) -> str:
+    """The file's SHA-256; with external data, one over the file and all that it refers to."""
+    if model.suffix != ".onnx":
+        return sha256_file(model)
+    proto = need("onnx", "onnx").load(model, load_external_data=False)
+    outside = {
+        entry.value
+        for tensor in onnx_file.weights(proto)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = [model, *(model.parent / name for name in sorted(outside))]
+    sums = [sha256_file(f) for f in files]
+    return hashlib.sha256("".join(sums).encode()).hexdigest() if outside else sums[0]
+
+
 def prepare(
     workspace: Workspace, model: Path, model_sha256: str, shapes: dict[str, int | tuple[int, ...]]
 ) -> Prepared:
     """Make the static ONNX file; raises ConvertError naming the op or dimension in the way."""
-    tools = versions(("onnx", "onnxruntime", "onnxslim", "torch"))
-    folder = workspace.entry("prepared", model_sha256, shapes, tools, GENERATION)
+    tools = versions(("onnx", "onnxruntime", "onnxscript", "onnxslim", "torch"))
+    folder = workspace.entry("prepared", model_sha256, shapes, tools, code(onnx_graph), GENERATION)
     if not folder.is_dir():
         with whole_dir(folder) as d:
             job = PrepareJob(model.resolve(), d, dict(shapes))
@@ -86,12 +107,13 @@ def convert(
     feeds: Path | None,
 ) -> Artifact:
     """One candidate's file; raises ConvertError. Finished ones come from the cache."""
-    spec = converters.get(candidate).SPEC
+    converter = converters.get(candidate)
+    spec = converter.SPEC
     tools = versions(spec.toolchain)
     samples = feeds.name if feeds and spec.needs_samples else ""
     folder = workspace.entry(
         "artifacts", sha256_file(prepared.path), candidate, ceiling, arch, runtime_version,
-        samples, tools, GENERATION,
+        samples, tools, code(converter), GENERATION,
     )  # fmt: skip
     if not folder.is_dir():
         with whole_dir(folder) as d:
@@ -154,6 +176,7 @@ def _convert(job: ConvertJob) -> None:
 
 def main(arguments: list[str]) -> int:
     """The child: 0 when the job is done, 3 with a JSON line when it is refused."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     what, file = arguments
     raw = Path(file).read_bytes()
     try:
@@ -164,9 +187,17 @@ def main(arguments: list[str]) -> int:
         else:
             raise InputError(f"no job '{what}'")
     except EdgeError as e:
-        print(msgspec.json.encode({"error": e.what, "hint": e.hint}).decode())
+        refusal = Refusal(e.what, e.hint, isinstance(e, StorageError))
+        print(msgspec.json.encode(refusal).decode())
         return 3
     return 0
+
+
+def _end_with_parent() -> None:
+    """The parent writes nothing: the end of input says that it is gone, however it went."""
+    os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would abort the exit
+    if os.getsid(0) == os.getpid():  # started by Workspace.python(), not by hand
+        os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

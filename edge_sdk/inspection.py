@@ -52,7 +52,7 @@ def inspect(path: Path, shapes: Shapes, profiles: Sequence[Profile]) -> Inspecti
             static = reader.read(Path(folder) / "static.onnx")
             model = msgspec.structs.replace(
                 model, macs=static.macs, facets=static.facets, parameters=static.parameters,
-                weight_bytes=static.weight_bytes,
+                weight_bytes=static.weight_bytes, outputs=static.outputs,
             )  # fmt: skip
         except EdgeError as e:  # still worth showing: the user may be looking for the reason
             notes = (f"cannot be converted yet: {e.what}", *([e.hint] if e.hint else []))

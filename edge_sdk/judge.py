@@ -46,10 +46,10 @@ GATES: dict[str, Limit] = {
 }
 # What the objective compares first; the others break ties in this order.
 _ORDER: dict[Objective, tuple[Kind, ...]] = {
-    "latency": ("latency", "bytes", "memory"),
-    "bytes": ("bytes", "latency", "memory"),
-    "memory": ("memory", "bytes", "latency"),
-    "accuracy": ("accuracy", "latency", "bytes"),
+    "latency": ("latency", "bytes", "memory", "accuracy"),
+    "bytes": ("bytes", "latency", "memory", "accuracy"),
+    "memory": ("memory", "bytes", "latency", "accuracy"),
+    "accuracy": ("accuracy", "latency", "bytes", "memory"),
 }
 _RANK: dict[Outcome, int] = {"pass": 0, "inconclusive": 1, "fail": 2}
 
@@ -81,7 +81,7 @@ def judge(
             outcome=outcomes[m.candidate],
             gates=gates[m.candidate],
             pareto=m.candidate in front,
-            lost=_lost(m, gates[m.candidate], winner, measurements, objective),
+            lost=_lost(m, gates[m.candidate], winner, fit, objective),
         )
         for m in measurements
     )
@@ -102,12 +102,21 @@ def gate(name: str, limit: float, value: Value) -> GateResult:
 
 
 def dominates(a: Measurement, b: Measurement) -> bool:
-    """Is ``a`` no worse than ``b`` in anything, and better in something, noise aside?"""
-    pairs = [(kind, _cost(a, kind), _cost(b, kind)) for kind in _ORDER["latency"] + ("accuracy",)]
-    known = [(policy.shipped().floor_of(k), x, y) for k, x, y in pairs if None not in (x, y)]
-    no_worse = all(not f.worse(x or 0.0, y or 0.0) for f, x, y in known)
-    better = any(f.worse(y or 0.0, x or 0.0) for f, x, y in known)
-    return no_worse and better
+    """Is ``a`` no worse than ``b`` in anything, and better in something, noise aside?
+
+    What is known of one of them only cannot be compared, and so nothing dominates.
+    """
+    better = False
+    for kind in _ORDER["latency"]:
+        floor, x, y = policy.shipped().floor_of(kind), _cost(a, kind), _cost(b, kind)
+        if x is None or y is None:
+            if x is not y:
+                return False
+            continue
+        if floor.worse(x, y):
+            return False
+        better = better or floor.worse(y, x)
+    return better
 
 
 def relaxation(judged: Sequence[Judged]) -> str:
@@ -177,7 +186,7 @@ def _needed(g: GateResult) -> float | None:
     up = GATES[g.gate].at_most
     rounded = float(f"{best:.3g}")
     if (rounded < best) if up else (rounded > best):
-        rounded = float(f"{best * (1.005 if up else 0.995):.3g}")
+        rounded = float(f"{best + 0.005 * abs(best) * (1 if up else -1):.3g}")
     return rounded
 
 
@@ -204,7 +213,11 @@ def _cost(m: Measurement, kind: Kind) -> float | None:
 def _winner(
     fit: Sequence[Measurement], outcomes: dict[str, Outcome], objective: Objective
 ) -> Measurement:
-    """Best outcome first, then the objective; what is within noise of the best is a tie."""
+    """Best outcome first, then the objective; what is within noise of the best is a tie.
+
+    Those that one of them dominates go before the tie is broken, and not earlier: a chain of small
+    steps, each within noise, would lead away from the best.
+    """
     best_outcome = min((outcomes[m.candidate] for m in fit), key=_RANK.__getitem__)
     left = [m for m in fit if outcomes[m.candidate] == best_outcome]
     for kind in _ORDER[objective]:
@@ -216,6 +229,7 @@ def _winner(
         left = [
             m for m in left if (c := costs[m.candidate]) is not None and not floor.worse(c, best)
         ]
+        left = [m for m in left if not any(dominates(o, m) for o in left)] or left
     return min(left, key=lambda m: m.candidate)
 
 
@@ -223,7 +237,7 @@ def _lost(
     m: Measurement,
     gates: Sequence[GateResult],
     winner: Measurement | None,
-    everyone: Sequence[Measurement],
+    fit: Sequence[Measurement],
     objective: Objective,
 ) -> str:
     if winner is m:
@@ -233,7 +247,7 @@ def _lost(
     failed = [g for g in gates if g.outcome == "fail"]
     if failed:
         return "; ".join(f"{g.gate}: {g.why}" for g in failed)
-    by = next((o for o in everyone if not o.error and o is not m and dominates(o, m)), None)
+    by = next((o for o in fit if dominates(o, m)), None)
     if by is not None:
         return f"dominated by {by.candidate}: {_comparison(by, m)}"
     if winner is None:

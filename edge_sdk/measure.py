@@ -20,15 +20,16 @@ import msgspec
 
 from converters.base import Spec
 from edge_core import feeds as feeds_file
+from edge_core import runtimes
 from edge_core.child import Child
 from edge_core.errors import EdgeError, MeasureError
-from edge_core.files import sha256_file, write_whole
+from edge_core.files import write_whole
 from edge_core.profile import Profile
 from edge_core.tensors import Array
-from edge_sdk import predict, runtime_env
+from edge_sdk import convert, predict, runtime_env
 from edge_sdk.runtime_env import RuntimeEnv
 from edge_sdk.stages import Artifact, Measurement, Value
-from edge_sdk.workspace import Workspace
+from edge_sdk.workspace import Workspace, code
 
 ROUNDS = 12
 ROUND_MS = 60.0  # one candidate's turn
@@ -66,8 +67,9 @@ class Subject(msgspec.Struct, frozen=True):
     env: RuntimeEnv
 
     @property
-    def key(self) -> tuple[str, dict[str, str], str, str]:
-        return self.sha256, self.options, self.env.name, self.env.version
+    def key(self) -> tuple[str, dict[str, str], str, str, str]:
+        adapter = code(runtimes.get(self.env.name))
+        return self.sha256, self.options, self.env.name, self.env.version, adapter
 
 
 def subject(artifact: Artifact, env: RuntimeEnv) -> Subject:
@@ -75,17 +77,20 @@ def subject(artifact: Artifact, env: RuntimeEnv) -> Subject:
     return Subject(artifact.path, artifact.sha256, artifact.options, env)
 
 
-def original(path: Path, runtime: str) -> Subject:
-    """The original model on the host's own runtime: what candidates are compared with."""
-    return Subject(path, sha256_file(path), {}, runtime_env.installed(runtime))
+def original(path: Path) -> Subject:
+    """The original ONNX file on the host's own runtime: what candidates are compared with."""
+    return Subject(path, convert.digest(path), {}, runtime_env.installed("onnxruntime"))
 
 
-def answers(workspace: Workspace, s: Subject, feeds: Path, *, threads: int = 1) -> Path:
-    """A folder with the outputs on every sample; raises MeasureError if it cannot run."""
-    folder = workspace.entry("outputs", s.key, feeds.name, GENERATION)
+def answers(workspace: Workspace, s: Subject, feeds: Path, host: Profile) -> Path:
+    """A folder with the outputs on every sample; raises MeasureError if it cannot run.
+
+    One thread: sums in another order are other numbers, and these end up in packages.
+    """
+    folder = workspace.entry("outputs", s.key, _machine(host), feeds.name, GENERATION)
     if not folder.is_dir():
         with workspace.child(s.env.site) as child:
-            _open(child, s, threads)
+            _open(child, s, threads=1)
             child.ask("run", timeout_s=RUN_TIMEOUT_S, feeds=str(feeds), out=str(folder))
     return folder
 
@@ -93,19 +98,22 @@ def answers(workspace: Workspace, s: Subject, feeds: Path, *, threads: int = 1) 
 def timings(
     workspace: Workspace, subjects: Mapping[str, Subject], feeds: Path, host: Profile, cores: int
 ) -> dict[str, Timing | EdgeError]:
-    """Time every subject by name, those that are not in the cache interleaved with each other."""
-    machine = (host.cpu.model, host.platform.arch, cores, feeds.name, GENERATION)
-    files = {n: workspace.entry("timings", s.key, machine) for n, s in subjects.items()}
-    results: dict[str, Timing | EdgeError] = {}
-    for name, file in files.items():
-        if file.is_file():
-            results[name] = msgspec.json.decode(file.read_bytes(), type=Timing)
-    todo = {n: s for n, s in subjects.items() if n not in results}
-    for name, result in _interleaved(workspace, todo, feeds, cores):
-        results[name] = result
+    """Time every subject by name, interleaved; from the cache if they were timed together."""
+    together = sorted({repr(s.key) for s in subjects.values()})
+    timed_on = (_machine(host), cores, feeds.name, GENERATION)
+    files = {n: workspace.entry("timings", s.key, together, timed_on) for n, s in subjects.items()}
+    if all(file.is_file() for file in files.values()):
+        return {n: msgspec.json.decode(f.read_bytes(), type=Timing) for n, f in files.items()}
+    results = dict(_interleaved(workspace, subjects, feeds, cores))
+    for name, result in results.items():
         if isinstance(result, Timing):
             write_whole(files[name], msgspec.json.encode(result))
     return results
+
+
+def _machine(host: Profile) -> tuple[str, str, tuple[str, ...]]:
+    """A cache may be shared: another processor has other times, and other last bits."""
+    return host.platform.arch, host.cpu.model, host.cpu.isa
 
 
 def batches(subjects: Mapping[str, Subject], host: Profile) -> Iterator[dict[str, Subject]]:
@@ -125,9 +133,12 @@ def batches(subjects: Mapping[str, Subject], host: Profile) -> Iterator[dict[str
 
 
 def _open(child: Child, s: Subject, threads: int) -> dict[str, float]:
-    return child.ask(
+    reply = child.ask(
         "open", path=str(s.path), runtime=s.env.name, threads=threads, options=s.options
     )
+    if reply["version"] != s.env.version:  # or every label of a measured value would be wrong
+        raise MeasureError(f"{s.env.name} is {reply['version']} there, not {s.env.version}")
+    return reply
 
 
 def _interleaved(

@@ -51,7 +51,7 @@ def check_writable(out: Path) -> None:
     probe = out / ".edge-writable"
     write_whole(probe, b"")
     try:
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another build may probe the same folder
     except OSError as e:
         raise storage_error(e, out) from e
 
@@ -168,9 +168,13 @@ def _golden(
     materials: Materials, artifact: Artifact, env: RuntimeEnv, workspace: Workspace
 ) -> golden.Golden:
     """Golden vectors of the first samples, from what the measuring children answered."""
-    reference = measure.original(materials.prepared.original, env.name)
-    original = measure.answers(workspace, reference, materials.feeds)
-    own = measure.answers(workspace, measure.subject(artifact, env), materials.feeds)
+    original, own = (
+        measure.answers(workspace, subject, materials.feeds, materials.host)
+        for subject in (
+            measure.original(materials.prepared.original),
+            measure.subject(artifact, env),
+        )
+    )
     count = min(GOLDEN, len(materials.evaluation))
     inputs, want, got = (
         tuple(feeds_file.read(folder)[i] for i in range(count))

@@ -21,9 +21,7 @@ from converters.base import Ceiling
 from edge_core import detect
 from edge_core import feeds as feeds_file
 from edge_core.errors import EdgeError, GateFailed, InputError, MeasureError, StorageError
-from edge_core.files import sha256_file
 from edge_core.profile import Profile
-from edge_core.runtimes import ort_facts
 from edge_sdk import (
     convert,
     judge,
@@ -46,6 +44,7 @@ from edge_sdk.workspace import Workspace
 K = TypeVar("K")
 T = TypeVar("T")
 Envs = dict[str, RuntimeEnv | EdgeError]  # by runtime name
+ORIGINAL = "original"  # among the names of what is evaluated
 FATAL = (StorageError,)  # these end a build; other errors end a candidate
 
 
@@ -86,6 +85,7 @@ def _build(request: Request, workspace: Workspace, clock: Clock) -> tuple[Built,
     if not request.profiles:
         raise InputError("no profile given", hint="edge profiles list")
     packaging.check_writable(request.out)
+    workspace.sweep()
     materials = gather(request, workspace, clock)
     with clock.stage("plan"):
         plans = {
@@ -125,13 +125,13 @@ def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
         reader.check_suffix(request.model)
         if request.model.suffix == ".onnx":
             onnx_file.load(request.model)  # a damaged file fails before anything is started
-        sha256 = sha256_file(request.model)
+        sha256 = convert.digest(request.model)
     with clock.stage("convert"):
         prepared = convert.prepare(workspace, request.model, sha256, request.shapes)
     with clock.stage("read"):
         model = reader.with_costs(request.model, sha256, prepared.path)
         evaluation, calibration = _samples(request, model)
-        metric = _metric(request.metric, evaluation)
+        metric = _metric(request.metric, evaluation, model)
         user = samples.import_callable(metric) if metric not in metrics.BUILT_IN else None
         host = detect.detect()
         return Materials(
@@ -168,15 +168,22 @@ def _on_disk(s: Samples, workspace: Workspace) -> Path:
     return folder
 
 
-def _metric(wanted: str, evaluation: Samples) -> str:
+def _metric(wanted: str, evaluation: Samples, model: Model) -> str:
     if wanted == "auto":
-        return "top1" if evaluation.labels else "agreement"
+        wanted = "top1" if evaluation.labels else "agreement"
     if wanted not in metrics.BUILT_IN and ":" not in wanted:
         raise InputError(
             f"no metric '{wanted}'", hint=f"{', '.join(metrics.BUILT_IN)}, or module:function"
         )
     if wanted in ("top1", "top5") and not evaluation.labels:
         raise InputError(f"metric {wanted} needs labels, and {evaluation.source} has none")
+    compared = metrics.compared(model.outputs, lambda t: t.dtype)
+    if wanted in ("top1", "top5", "agreement") and all(d == 1 for d in compared.shape):
+        raise InputError(
+            f"metric {wanted} looks for the highest of several scores, and '{compared.name}' is "
+            "one number",
+            hint="--metric cosine, or module:function",
+        )
     return wanted
 
 
@@ -208,9 +215,8 @@ def _convert_all(
         for candidate in plans[p.name].chosen:
             runtime = p.runtime(converters.get(candidate).SPEC.runtime)
             assert runtime is not None  # the plan leaves candidates without a runtime out
-            top = ort_facts.ceiling(runtime.version)
-            ceiling = Ceiling(opset=top.opset, ir=top.ir)
-            wanted[p.name, candidate] = candidate, ceiling, p.platform.arch, runtime.version
+            ceiling, arch = planner.ceiling(runtime), p.platform.arch
+            wanted[p.name, candidate] = candidate, ceiling, arch, runtime.version
 
     def work(key: tuple[str, Ceiling, str, str]) -> Artifact:
         candidate, ceiling, arch, version = key
@@ -243,12 +249,15 @@ def _measure_all(
             if isinstance(artifact, Artifact) and isinstance(env, RuntimeEnv):
                 subjects[_name(artifact, env)] = measure.subject(artifact, env)
     with clock.stage("measure"):
-        original = reference(materials, workspace)
+        first = measure.original(materials.prepared.original)
         jobs = {
-            name: (lambda s=s: measure.answers(workspace, s, materials.feeds))
-            for name, s in subjects.items()
+            name: (lambda s=s: measure.answers(workspace, s, materials.feeds, materials.host))
+            for name, s in {ORIGINAL: first, **subjects}.items()
         }
         answered = _side_by_side(jobs, workspace, "evaluate", lambda name: name.split(" ")[0])
+        original = answered[ORIGINAL]
+        if isinstance(original, EdgeError):
+            raise InputError(f"{first.path.name} does not run: {original.what}", hint=original.hint)
         ran = {n: s for n, s in subjects.items() if isinstance(answered[n], Path)}
         timed: dict[str, Timing | EdgeError] = {}
         cores = min(workspace.jobs, materials.host.cpu.cores)
@@ -274,17 +283,8 @@ def _measure_all(
         }
 
 
-def reference(materials: Materials, workspace: Workspace) -> Path:
-    """The original model's outputs, on the host's own runtime."""
-    own = measure.original(materials.prepared.original, "onnxruntime")
-    try:
-        return measure.answers(workspace, own, materials.feeds, threads=workspace.jobs)
-    except MeasureError as e:
-        raise InputError(f"{own.path.name} does not run: {e.what}", hint=e.hint) from e
-
-
 def _name(artifact: Artifact, env: RuntimeEnv) -> str:
-    return f"{artifact.candidate} {artifact.sha256} {env.version}"
+    return f"{artifact.candidate} {artifact.sha256} {artifact.options} {env.name} {env.version}"
 
 
 def _measurement(
@@ -309,11 +309,15 @@ def _measurement(
         return Measurement(candidate=candidate, error=outputs.what)
     if not isinstance(timing, Timing):
         return Measurement(candidate=candidate, error=timing.what if timing else "not timed")
-    accuracy = _accuracy(materials, original, outputs, env)
-    float32 = artifacts[profile.name].get("onnx-fp32")
+    try:
+        accuracy = _accuracy(materials, original, outputs, env)
+    except MeasureError as e:
+        return Measurement(candidate=candidate, error=e.what)
+    spec = converters.get(candidate).SPEC
+    float32 = artifacts[profile.name].get(f"{spec.target}-fp32")
     base = timed.get(_name(float32, env)) if isinstance(float32, Artifact) else None
     return measure.measurement(
-        artifact, converters.get(candidate).SPEC, accuracy, timing,
+        artifact, spec, accuracy, timing,
         base if isinstance(base, Timing) else None, env, materials.host, profile,
     )  # fmt: skip
 

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import converters
-from converters.base import Spec
+from converters.base import Ceiling, Spec
 from edge_core.errors import InputError
-from edge_core.profile import Profile
+from edge_core.profile import Profile, Runtime
 from edge_core.runtimes import ort_facts
 from edge_sdk import policy
 from edge_sdk.stages import Decision, Model, Plan
@@ -39,11 +39,12 @@ def plan(
         for s in specs
         if not only or s.name in only or s.name in also
     )
-    runtime = profile.runtime("onnxruntime")
+    usable = filter(None, map(profile.runtime, dict.fromkeys(s.runtime for s in specs)))
     return Plan(
         model=model.path.name,
         profile=profile.name,
-        runtime=f"{runtime.name} {runtime.version}" if runtime else "none for this model's format",
+        runtime=", ".join(f"{r.name} {r.version}" for r in usable)
+        or "none for this model's format",
         decisions=tuple(sorted(decisions, key=lambda d: (d.verdict == "out", d.candidate))),
     )
 
@@ -51,7 +52,7 @@ def plan(
 def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str, Any]:
     """Everything a policy rule may look at, by name."""
     runtime = profile.runtime(spec.runtime)
-    opset = ort_facts.ceiling(runtime.version).opset if runtime else 0
+    opset = ceiling(runtime).opset if runtime else 0
     return {
         **model.facets,
         "parameters": model.parameters,
@@ -72,6 +73,12 @@ def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str
         "scheme": spec.scheme,
         "samples": samples,
     }
+
+
+def ceiling(runtime: Runtime) -> Ceiling:
+    """The newest file that a device's runtime loads; what other runtimes load joins here."""
+    top = ort_facts.ceiling(runtime.version)
+    return Ceiling(opset=top.opset, ir=top.ir)
 
 
 def _decide(spec: Spec, model: Model, profile: Profile, samples: bool, wanted: bool) -> Decision:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 import tomllib
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from edge_core.errors import InputError
 
@@ -51,7 +51,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         word, _, rest = want.partition(" ") if isinstance(want, str) else ("", "", "")
         if word in _OPERATORS:
             if key.endswith("_version"):
-                return bool(have) and _OPERATORS[word](Version(have), Version(rest))
+                return bool(have) and _OPERATORS[word](_version(have), _version(rest))
             return _OPERATORS[word](have, float(rest))
         if word in ("has", "lacks"):
             return (rest in have) is (word == "has")
@@ -83,6 +83,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def floor_of(self, value: str) -> Floor:
         """The floor for one kind of value."""
         return next(f for f in self.floor if f.value == value)
+
+
+def _version(text: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion as e:
+        raise InputError(f"'{text}' is no version", hint="such as 1.23.2") from e
 
 
 @cache

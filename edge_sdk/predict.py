@@ -51,8 +51,11 @@ def latency(
     if same_machine(host, device):
         return candidate
     here, there = rate(host.cpu, False), rate(device.cpu, False)
-    if not (float32 and float32.value and candidate.value and here and there):
-        return Value("unknown", None, "ms", "", note=f"no MAC rate for {device.cpu.model}")
+    if not (here and there):
+        unknown = host if there else device
+        return Value("unknown", None, "ms", "", note=f"no MAC rate for {unknown.cpu.model}")
+    if not (float32 and float32.value and candidate.value):
+        return Value("unknown", None, "ms", "", note="the float model was not timed beside it")
     same_arch = host.platform.arch == device.platform.arch
     speed_up = float32.value / candidate.value if same_arch else 1.0
     if integer:

@@ -165,7 +165,7 @@ def _headline(report: Report, winner: Row | None) -> str:
     if not doubtful:
         return f"{winner.name} fits {report.profile.title}"
     gates = "1 gate is" if doubtful == 1 else f"{doubtful} gates are"
-    return f"{winner.name} fits {report.profile.title}; {gates} to be confirmed on the device"
+    return f"{winner.name} fits {report.profile.title}; {gates} inconclusive"
 
 
 class Tile(msgspec.Struct, frozen=True):

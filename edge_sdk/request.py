@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 
+from edge_core.errors import InputError
 from edge_core.preprocess import Recipe
 from edge_core.profile import Profile
 from edge_sdk import judge, metrics
@@ -32,6 +35,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # of the package; default: the model file's stem
     version: str = ""  # default: the first 12 hex digits of the model's SHA-256
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("name", "version"):  # both become part of file names
+            text = getattr(self, field)
+            if text and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", text):
+                raise InputError(
+                    f"{field} '{text}' cannot be part of a file name",
+                    hint="at most 64 letters, digits and ._+-, with a letter or digit first",
+                )
+        names = Counter(p.name for p in self.profiles)
+        if twice := [n for n, count in names.items() if count > 1]:
+            raise InputError(
+                f"two profiles are named '{twice[0]}'",
+                hint="each makes a package of its name; give it once, or change 'name' in a copy",
+            )
 
 
 class Materials(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,8 @@ from edge_core.runtimes.base import Adapter
 # Wheels built against NumPy 1.x do not import beside NumPy 2 (onnxruntime 1.16.3: _ARRAY_API).
 _NUMPY_1 = "numpy==1.26.4"
 _NUMPY_1_BELOW = {"onnxruntime": Version("1.19")}
+# Folders of other interpreters and systems may lie in the same cache.
+_HERE = f"cp{sys.version_info.major}{sys.version_info.minor}-{sysconfig.get_platform()}"
 
 
 class RuntimeEnv(msgspec.Struct, frozen=True):
@@ -66,7 +68,8 @@ def provide(name: str, version: str, cache: Path, *, offline: bool = False) -> R
     nearest = _nearest(version, [*available, *([installed] if installed else [])])
     if nearest is None:
         raise MeasureError(f"{name} {version} cannot be installed: {problem}")
-    note = f"the profile names {version}, which has no wheel for this host"
+    why = "has no wheel for this host" if available else f"cannot be installed: {problem}"
+    note = f"the profile names {version}, which {why}"
     if nearest == installed:
         return RuntimeEnv(name, nearest, None, exact=False, note=note)
     site = _folder(cache, name, nearest)
@@ -83,13 +86,13 @@ def installed(name: str) -> RuntimeEnv:
 
 
 def _folder(cache: Path, name: str, version: str) -> Path:
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    return cache / "runtimes" / f"{name}-{version}-{tag}-{sysconfig.get_platform()}"
+    return cache / "runtimes" / f"{name}-{version}-{_HERE}"
 
 
 def _nearest_on_disk(adapter: Adapter, version: str, installed: str, cache: Path) -> RuntimeEnv:
     name = adapter.SPEC.name
-    folders = {p.name.split("-")[1]: p for p in (cache / "runtimes").glob(f"{name}-*")}
+    ours = (cache / "runtimes").glob(f"{name}-*-{_HERE}")
+    folders = {p.name.removeprefix(f"{name}-").removesuffix(f"-{_HERE}"): p for p in ours}
     nearest = _nearest(version, [*folders, *([installed] if installed else [])])
     if nearest is None:
         raise MissingExtra(adapter.SPEC.distribution, adapter.SPEC.extra)
@@ -107,8 +110,8 @@ class _NoWheel(Exception):  # leaves whole_dir() without making the folder
 def _install(adapter: Adapter, version: str, site: Path) -> tuple[str, list[str]]:
     """Install into ``site``; return ("", []) or the problem and the versions the index has."""
     wanted = [f"{adapter.SPEC.distribution}=={version}"]
-    below = _NUMPY_1_BELOW.get(adapter.SPEC.name)
-    if below and Version(version) < below:
+    below, parsed = _NUMPY_1_BELOW.get(adapter.SPEC.name), _parsed(version)
+    if below and parsed and parsed < below:
         wanted.append(_NUMPY_1)
     try:
         with whole_dir(site) as folder:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def recipe(text: str) -> Recipe:
         )
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Recipe)
-    except (msgspec.MsgspecError, ValueError) as e:
+    except (OSError, msgspec.MsgspecError, ValueError) as e:
         fields = ", ".join(Recipe.__struct_fields__)
         raise InputError(f"{path}: {e}", hint=f"fields: {fields}") from e
 
@@ -101,8 +102,12 @@ def class_names(path: Path) -> tuple[str, ...]:
     """One class name a line, in the order of the model's outputs; raises InputError."""
     try:
         names = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"cannot read class names from {path}: {e}") from e
+    except OSError as e:
+        raise InputError(f"cannot read class names from {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: class names are not UTF-8 text: {e}") from e
+    if not names:
+        raise InputError(f"{path}: no class names in it", hint="one a line, from class 0 on")
     return tuple(n.strip() for n in names)
 
 
@@ -118,7 +123,9 @@ def _fit(sample: Any, inputs: Inputs, where: str) -> Feeds:
 def _images(
     folder: Path, inputs: Inputs, recipe: Recipe | None, labels: Path | None
 ) -> tuple[Iterator[Item], tuple[str, ...]]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
     if not files:
         raise InputError(
             f"{folder}: no images in it", hint=f"image files end in {', '.join(IMAGE_SUFFIXES)}"
@@ -134,8 +141,11 @@ def _images(
     numbers = all(c.isdigit() for c in classes)  # ImageNet style: the folder is the class index
 
     def label(p: Path) -> int | None:
-        if by_file:
-            return by_file.get(str(p.relative_to(folder)))
+        if labels:
+            name = p.relative_to(folder).as_posix()
+            if name not in by_file:
+                raise InputError(f"{labels}: no label for '{name}'")
+            return _class(by_file[name], f"{labels}: '{name}'")
         if p.parent == folder:
             return None
         top = p.relative_to(folder).parts[0]
@@ -153,16 +163,16 @@ def _npz(path: Path, inputs: Inputs) -> Iterator[Item]:
     stacks = {i.name: _stack(arrays[i.name], i, path) for i in inputs if i.name in arrays}
     if missing := [i.name for i in inputs if i.name not in stacks]:
         raise InputError(
-            f"{path}: input '{missing[0]}' is missing", hint=f"it has: {', '.join(arrays)}"
+            f"{path}: input '{missing[0]}' is missing",
+            hint=f"it has: {', '.join(arrays) or 'no arrays'}",
         )
     count = min(map(len, stacks.values()))
     if any(len(s) != count for s in stacks.values()):
         raise InputError(f"{path}: the inputs have different numbers of samples")
-    if labels is not None and len(labels) != count:
-        raise InputError(f"{path}: {len(labels)} labels for {count} samples")
+    classes = None if labels is None else _classes(labels, f"{path}: labels", count)
     for k in range(count):
         sample = {name: s[k] for name, s in stacks.items()}
-        yield f"{path} sample {k}", sample, int(labels[k]) if labels is not None else None
+        yield f"{path} sample {k}", sample, classes[k] if classes else None
 
 
 def _npy(path: Path, inputs: Inputs) -> Iterator[Item]:
@@ -178,7 +188,7 @@ def _stack(a: Array, spec: TensorSpec, path: Path) -> Array:
         a = a[:, None]
     if a.ndim != len(spec.shape) + 1:
         want = "x".join(map(str, spec.shape))
-        have = "x".join(map(str, a.shape))
+        have = "x".join(map(str, a.shape)) or "a scalar"
         raise InputError(
             f"{path}: '{spec.name}' has shape {have}; stack samples of {want} along the first axis"
         )
@@ -192,7 +202,8 @@ def _callable(source: str) -> Iterator[Item]:
         for k, item in enumerate(produced):
             pair = isinstance(item, tuple) and len(item) == 2
             sample, label = item if pair else (item, None)
-            yield f"{source} sample {k}", sample, None if label is None else int(label)
+            where = f"{source} sample {k}"
+            yield where, sample, None if label is None else _class(label, where)
     except EdgeError:
         raise
     except Exception as e:  # the user's own code
@@ -206,8 +217,9 @@ def import_callable(source: str) -> Any:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise InputError(f"cannot import '{source}': {e}", hint="write module:function") from e
+    except Exception as e:  # the user's own code, which may fail in any way
+        why = f"{type(e).__name__}: {e}"
+        raise InputError(f"cannot import '{source}': {why}", hint="write module:function") from e
     if not callable(function):
         raise InputError(f"'{source}' is not callable")
     return function
@@ -225,16 +237,35 @@ def _label_table(path: Path) -> dict[str, int]:
 def _label_list(path: Path, count: int) -> list[int]:
     try:
         if path.suffix == ".npy":
-            labels = [int(x) for x in feeds_file.read_numpy(path)[path.stem]]
-        elif path.suffix == ".txt":
-            labels = [int(x) for x in path.read_text(encoding="utf-8").split()]
-        else:
-            raise InputError(f"{path}: labels are read from .npy, .txt, or .json for image folders")
-    except (OSError, ValueError) as e:
+            return _classes(feeds_file.read_numpy(path)[path.stem], str(path), count)
+        if path.suffix == ".txt":
+            words = path.read_text(encoding="utf-8").split()
+            return _classes(np.array([int(x) for x in words], np.int64), str(path), count)
+    except (OSError, ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a list of class numbers: {e}") from e
+    raise InputError(f"{path}: labels are read from .npy, .txt, or .json for image folders")
+
+
+def _classes(labels: Array, where: str, count: int) -> list[int]:
+    """One class number a sample; raises InputError for anything else."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iub":
+        raise InputError(
+            f"{where}: an array of {labels.dtype} with {labels.ndim} dimensions",
+            hint="one integer class number a sample",
+        )
     if len(labels) != count:
-        raise InputError(f"{path}: {len(labels)} labels for {count} samples")
-    return labels
+        raise InputError(f"{where}: {len(labels)} labels for {count} samples")
+    return [_class(x, f"{where}, sample {k}") for k, x in enumerate(labels)]
+
+
+def _class(label: Any, where: str) -> int:
+    try:
+        number = operator.index(label)  # refuses 1.5 and "cat"; int() would not
+    except TypeError as e:
+        raise InputError(f"{where}: label {label!r} is not a class number") from e
+    if number < 0:
+        raise InputError(f"{where}: label {number} is negative", hint="classes count from 0")
+    return number
 
 
 def _all_or_none(labels: list[int | None], source: str) -> tuple[int, ...] | None:

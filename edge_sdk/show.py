@@ -117,6 +117,8 @@ def built(found: Sequence[Built]) -> None:
         size = f"{b.bytes:,}" if b.package else ""
         t.add_row(b.profile, b.verdict.outcome, b.verdict.winner or "none", where, size)
     console.stdout().print(t)
+    for b in found:
+        console.stdout().print(f"report: {b.report_html}", soft_wrap=True)
 
 
 def _verdict(b: Built) -> None:
@@ -156,9 +158,7 @@ def _accuracy_columns(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def _open_gates(j: Judged) -> str:
-    return "; ".join(
-        f"to check on the device: {g.gate} ({g.why})" for g in j.gates if g.outcome != "pass"
-    )
+    return "; ".join(f"{g.gate} is open: {g.why}" for g in j.gates if g.outcome != "pass")
 
 
 def number(v: Value | None) -> str:
@@ -219,12 +219,12 @@ def profiles(found: Sequence[Profile]) -> None:
 
 def detected(found: Profile, out: Path | None, *, as_json: bool) -> None:
     """What `edge profiles detect` prints or writes."""
-    if as_json:
-        console.print_json(found)
-    elif out:
+    if out:
         write_whole(out, device_profiles.dump(found).encode())
         typer.echo(f"wrote {out}", err=True)
-    else:
+    if as_json:
+        console.print_json(found)
+    elif not out:
         typer.echo(device_profiles.dump(found), nl=False)
 
 

@@ -18,11 +18,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -30,6 +34,7 @@ import msgspec
 from edge_core.child import Child
 from edge_core.errors import ConvertError, EdgeError, MeasureError, StorageError
 
+STALE_S = 86400.0  # a temporary entry of this age is of a build that was killed
 LITTLE_DISK = 1_000_000  # bytes; a converter that failed with less failed for want of space
 Progress = Callable[[str, str, int, int], None]  # stage, what, done, total
 
@@ -49,6 +54,14 @@ def default_cache() -> Path:
 def default_jobs() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """What a child prints when it cannot do its job."""
+
+    error: str
+    hint: str
+    storage: bool  # is it the disk that failed?
 
 
 class Workspace:
@@ -75,30 +88,43 @@ class Workspace:
         text = msgspec.json.encode(parts, enc_hook=str, order="sorted")
         return self.cache / kind / hashlib.sha256(text).hexdigest()[:32]
 
+    def sweep(self) -> None:
+        """Remove what killed builds left half written in the cache."""
+        for left in self.cache.glob("*/.*"):
+            with suppress(OSError):  # another build may be faster
+                if time.time() - left.stat().st_mtime > STALE_S:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
     def python(self, module: str, arguments: list[str], *, timeout_s: float) -> None:
         """Run ``python -m module`` in a child of its own; raise ConvertError if it dies.
 
         The child reports an expected failure by exit status 3 and a JSON object
-        {"error", "hint"} as the last line of its output.
+        {"error", "hint", "storage"} as the last line of its output; ``storage`` makes it a
+        StorageError. The end of its input tells it that this process is gone.
         """
         env = {**os.environ, "PYTHONHASHSEED": "0"}  # converters iterate over sets of names
         root = str(Path(__file__).resolve().parent.parent)
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
-        child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            start_new_session=True,
-        )
-        with self._tracked(lambda: _kill(child)):
-            try:
-                out, err = child.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired as e:
-                raise ConvertError(f"not finished after {timeout_s:g} s") from e
-        if child.returncode:
-            raise self._failure(child.returncode, out, err)
+        # Files and not pipes: a grandchild that lives on would keep a pipe open.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = subprocess.Popen(
+                # edge_sdk imports the module too, and a warning of that is not why it failed
+                [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                env=env,
+                start_new_session=True,
+            )
+            with self._tracked(lambda: _kill(child)):
+                try:
+                    status = child.wait(timeout=timeout_s)
+                except subprocess.TimeoutExpired as e:
+                    raise ConvertError(f"not finished after {timeout_s:g} s") from e
+            if status:
+                out.seek(0)
+                err.seek(0)
+                raise self._failure(status, out.read(), err.read())
 
     @contextmanager
     def child(self, site: Path | None) -> Iterator[Child]:
@@ -137,20 +163,43 @@ class Workspace:
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
+    with suppress(ProcessLookupError, PermissionError):  # all of its group have ended
         os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    child.wait()
+    if child.stdin:
+        child.stdin.close()
 
 
 def _failure(code: int, out: bytes, err: bytes) -> EdgeError:
     lines = out.decode(errors="replace").strip().splitlines()
     if code == 3 and lines:
-        told = msgspec.json.decode(lines[-1])
-        return ConvertError(told["error"], hint=told["hint"])
+        with suppress(msgspec.MsgspecError):  # or else it is an exit status 3 of somebody else
+            told = msgspec.json.decode(lines[-1], type=Refusal)
+            return (StorageError if told.storage else ConvertError)(told.error, hint=told.hint)
     tail = err.decode(errors="replace").strip().splitlines()
     if code < 0:
         return ConvertError(f"the converter crashed with {signal.Signals(-code).name}")
     return ConvertError(f"the converter failed: {tail[-1] if tail else f'exit status {code}'}")
+
+
+def code(part: object) -> str:
+    """SHA-256 of the sources of the package that a module or an object's class belongs to.
+
+    Part of a cache key: a changed converter or adapter must not be answered from old entries.
+    """
+    name = part.__name__ if isinstance(part, ModuleType) else type(part).__module__
+    return _sources(name.partition(".")[0])
+
+
+@cache
+def _sources(package: str) -> str:
+    module = sys.modules[package]
+    folders = [Path(p) for p in getattr(module, "__path__", [])]
+    files = [p for folder in folders for p in folder.rglob("*.py")] or [Path(module.__file__ or "")]
+    h = hashlib.sha256()
+    for file in sorted(files):
+        h.update(f"{file.name}\0".encode() + file.read_bytes())
+    return h.hexdigest()
 
 
 def versions(distributions: tuple[str, ...]) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """`edge build` on real models: gates, versions, determinism, resumption."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_core.detect import detect
+from edge_core.errors import MeasureError
+from edge_sdk import measure, runtime_env
+from edge_sdk.workspace import Workspace
 from tests.cases import DIGITS, PHOTOS, ROOT
 
 GATEWAY = "x86-gateway-n100"
@@ -142,6 +148,18 @@ def test_a_crash_is_a_failed_candidate_and_not_a_failed_build(edge, digits, tmp_
     assert lost["crashing-file"]
 
 
+def test_a_converters_own_children_end_with_it(edge, digits, tmp_path):
+    """Neither a wrong exit status 3 nor a program that keeps the output open stops the build."""
+    mark = f"mark={tmp_path}"
+    edge("build", digits, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--only", "leaving",
+         "--out", tmp_path, PYTHONPATH=PLUGINS, MARK=mark)  # fmt: skip
+    verdict = report(tmp_path, GATEWAY)["verdict"]
+    lost = {j["candidate"]: j["lost"] for j in verdict["judged"]}
+    assert verdict["winner"] == "onnx-fp32"
+    assert lost["leaving"] == "the converter failed: exit status 3"
+    assert not running(mark)
+
+
 def test_nothing_fits_names_the_smallest_relaxation_which_then_works(edge, digits, tmp_path):
     tight = ("--set", "budgets.package_mb=0.1")
     done = edge("build", digits, "-p", GATEWAY, *DIGITS, *tight, "--out", tmp_path, ok=2)
@@ -210,6 +228,109 @@ def children_of(pid: int) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
+def running(mark: str) -> list[str]:
+    """Processes with this word among their arguments."""
+    done = subprocess.run(["ps", "-eww", "-o", "args="], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if mark in line]
+
+
+def test_kill_9_takes_a_converter_and_its_children_along(edge, digits, tmp_path):
+    mark = f"mark={tmp_path}"
+    arguments = ["build", str(digits), "-p", GATEWAY, *DIGITS, "--only", "hanging", "--out",
+                 str(tmp_path / "out")]  # fmt: skip
+    started = subprocess.Popen(
+        [sys.executable, "-m", "edge_sdk", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL,
+        env=edge.environment(None, PYTHONPATH=PLUGINS, MARK=mark),
+    )  # fmt: skip
+    assert within(60, lambda: running(mark))
+    started.kill()
+    started.wait()
+    assert within(20, lambda: not running(mark))
+
+
+def within(seconds: float, holds) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(holds())
+
+
+def test_builds_that_share_a_cache_and_an_output_folder_agree(edge, digits, tmp_path):
+    cache, out = edge.fresh_cache(tmp_path / "cache"), tmp_path / "out"
+    arguments = ["build", str(digits), "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--out",
+                 str(out)]  # fmt: skip
+    builds = [
+        subprocess.Popen(
+            [sys.executable, "-m", "edge_sdk", *arguments], cwd=ROOT,
+            env=edge.environment(cache), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for build in builds:
+        _, err = build.communicate(timeout=120)
+        assert build.returncode == 0, err
+    assert not list(cache.rglob(".*"))
+    assert len(list(out.glob("*.edgepkg"))) == 1
+
+
+def test_weights_in_another_file_are_part_of_what_is_built(edge, digits, tmp_path):
+    """The .onnx stays the same, its external data changes: nothing may come from the cache."""
+    import onnx
+
+    model = onnx.load(digits)
+    path = tmp_path / "split.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    arguments = ("build", path, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--out")
+    edge(*arguments, tmp_path / "first")
+    same = path.read_bytes()
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    edge(*arguments, tmp_path / "second")
+    assert path.read_bytes() == same
+    assert values(tmp_path / "first", GATEWAY, "onnx-fp32")["metric"] > 99
+    assert values(tmp_path / "second", GATEWAY, "onnx-fp32")["metric"] < 20
+
+
+def test_a_changed_converter_is_not_answered_from_the_cache(edge, digits, tmp_path):
+    plugins = tmp_path / "plugins"
+    shutil.copytree(PLUGINS, plugins, ignore=shutil.ignore_patterns("__pycache__"))
+    arguments = ("build", digits, "-p", GATEWAY, *DIGITS, "--only", "wrong-preprocessing", "--set",
+                 "budgets.accuracy_drop_points=100", "--out")  # fmt: skip
+    edge(*arguments, tmp_path / "first", PYTHONPATH=str(plugins))
+    source = plugins / "edge_broken.py"
+    source.write_text(source.read_text().replace("values * 128", "values * 1"))
+    edge(*arguments, tmp_path / "second", PYTHONPATH=str(plugins))
+    assert values(tmp_path / "first", GATEWAY, "wrong-preprocessing")["max_error"] > 1
+    assert values(tmp_path / "second", GATEWAY, "wrong-preprocessing")["max_error"] < 1e-3
+
+
+def test_candidates_that_are_compared_were_timed_together(edge, digits, tmp_path):
+    cache = edge.fresh_cache(tmp_path / "cache")
+    arguments = ("build", digits, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--out",
+                 tmp_path / "out")  # fmt: skip
+    edge(*arguments, cache=cache)
+    alone = finished(cache / "timings")
+    edge(*arguments, "--only", "onnx-fp16", cache=cache)
+    assert len(finished(cache / "timings") - alone) == 2
+
+
+def test_one_output_number_has_no_highest_score(edge, tmp_path):
+    import numpy as np
+    from onnx import TensorProto, helper, save
+
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x"], ["y"], keepdims=1)], "mean",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.ones((4, 1, 4), np.float32))
+    done = edge("build", tmp_path / "m.onnx", "-p", GATEWAY, "--eval", tmp_path / "x.npy", "--out",
+                tmp_path / "out", ok=1)  # fmt: skip
+    assert "metric agreement looks for the highest of several scores, and 'y' is one" in done.stderr
+
+
 def test_kill_9_leaves_nothing_half_written(edge, lite0, tmp_path):
     cache, out = edge.fresh_cache(tmp_path / "cache"), tmp_path / "out"
     arguments = ["build", str(lite0), "-p", GATEWAY, *PHOTOS, "--only", "onnx-fp32", "--out",
@@ -224,16 +345,6 @@ def test_kill_9_leaves_nothing_half_written(edge, lite0, tmp_path):
     assert not list(out.rglob("*.edgepkg"))
     edge(*arguments, cache=cache)
     assert len(list(out.glob("*.edgepkg"))) == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_for_packages_is_one_error_and_no_package(edge, digits, small_disk):
@@ -285,3 +396,31 @@ print(edge_sdk.verify(built[0].package).golden.ok, built[0].verdict.winner)
         text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["True", "onnx-fp32"]
+
+
+def test_a_runtime_of_another_python_in_the_cache_is_not_taken(tmp_path):
+    ours = runtime_env._folder(tmp_path, "onnxruntime", "1.30.0")
+    ours.mkdir(parents=True)
+    (tmp_path / "runtimes" / "onnxruntime-1.19.2-cp38-linux-armv7l").mkdir()
+    env = runtime_env.provide("onnxruntime", "1.19.2", tmp_path, offline=True)
+    assert (env.version, env.site, env.exact) == ("1.30.0", ours, False)
+    assert "the profile names 1.19.2, not at hand" in env.where
+
+
+def test_a_runtime_that_is_not_the_one_named_is_not_measured(digits, tmp_path):
+    """A label says which version was measured; a folder with another one would make it a lie."""
+    env = runtime_env.RuntimeEnv("onnxruntime", "1.19.2", None, exact=True)
+    subject = measure.Subject(digits, "", {}, env)
+    with pytest.raises(MeasureError, match=r"onnxruntime is .* there, not 1\.19\.2"):
+        measure.answers(Workspace(tmp_path), subject, tmp_path / "feeds", detect())
+
+
+def test_what_a_killed_build_left_is_swept_after_a_day(tmp_path):
+    old, new = tmp_path / "artifacts" / ".a.x1", tmp_path / "artifacts" / ".b.x2"
+    kept = tmp_path / "artifacts" / "c"
+    for folder in (old, new, kept):
+        folder.mkdir(parents=True)
+    for folder in (old, kept):
+        os.utime(folder, (0, 0))
+    Workspace(tmp_path).sweep()
+    assert sorted(tmp_path.rglob("*")) == sorted([tmp_path / "artifacts", new, kept])

@@ -13,7 +13,7 @@ import pytest
 
 from edge_core import feeds
 from edge_core.child import Child
-from edge_core.errors import MeasureError
+from edge_core.errors import InputError, MeasureError, StorageError
 
 
 @pytest.fixture
@@ -70,14 +70,46 @@ def test_a_child_that_hangs_is_ended(digits, digit_feeds):
             child.ask("time", timeout_s=0.2, feeds=str(digit_feeds), runs=10_000_000)
 
 
-def test_no_child_outlives_its_parent(tmp_path):
-    """kill -9 of the parent: the child sees the end of its input and leaves."""
+def test_a_child_that_was_ended_refuses_further_commands(digits, digit_feeds):
+    with Child() as child:
+        opened(child, digits)
+        child.close()
+        with pytest.raises(MeasureError, match="was ended before 'memory'"):
+            child.ask("memory")
+
+
+def test_a_full_disk_is_a_storage_error_and_not_the_candidates_fault(
+    digits, digit_feeds, small_disk
+):
+    (small_disk / "filler").write_bytes(bytes(3 * 2**20 - 4096))
+    with Child() as child:
+        opened(child, digits)
+        with pytest.raises(StorageError, match="no space left"):
+            child.ask("run", feeds=str(digit_feeds), out=str(small_disk / "out"))
+    assert [p.name for p in small_disk.iterdir()] == ["filler"]
+
+
+def test_outputs_that_differ_in_shape_are_refused_by_name(tmp_path):
+    samples = [{"boxes": np.zeros((n, 4), np.float32)} for n in (1, 2)]
+    with pytest.raises(InputError, match="'boxes' cannot be kept"):
+        feeds.write(tmp_path / "out", samples)
+
+
+@pytest.mark.parametrize("busy", ["", "c.ask('time', feeds=sys.argv[2], runs=10_000_000)"])
+def test_no_child_outlives_its_parent(digits, digit_feeds, busy):
+    """kill -9 of the parent: the child sees the end of its input and leaves, busy or not."""
     code = (
-        "from edge_core.child import Child\nimport time\n"
-        "c = Child(); print(c.pid, flush=True); time.sleep(60)"
+        "from edge_core.child import Child\nimport sys, time\n"
+        "c = Child(); print(c.pid, flush=True)\n"
+        "c.ask('open', path=sys.argv[1], runtime='onnxruntime', threads=1, options={})\n"
+        f"print('open', flush=True)\n{busy}\ntime.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(digits), str(digit_feeds)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     pid = int(parent.stdout.readline())
+    assert parent.stdout.readline() == "open\n"
     parent.kill()
     parent.wait()
     parent.stdout.close()

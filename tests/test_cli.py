@@ -245,3 +245,56 @@ def test_golden_vectors_that_do_not_replay_fail_a_gate(edge, digits_package, tmp
     package.write(tmp_path / "wrong.edgepkg", opened.manifest, files)
     done = edge("verify", tmp_path / "wrong.edgepkg", ok=2)
     assert "golden vectors do not replay here" in error(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--name", "../up"), "name '../up' cannot be part of a file name"),
+        (("--version", "1/2"), "version '1/2' cannot be part of a file name"),
+        (("-p", "x86-64"), "two profiles are named 'x86-64'"),
+        (("--shape", "input=\u00b2"), "--shape input=\u00b2"),
+    ],
+)
+def test_options_that_would_write_elsewhere_or_twice(edge, digits, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    done = edge("build", digits, "-p", "x86-64", *arguments, *DIGITS, "--out", out, ok=1)
+    assert message in error(done)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_usage_names_the_help_of_its_command(edge, digits_package):
+    done = edge("bench", digits_package, "--threads", "100000", ok=1)
+    assert "--threads" in error(done)
+    assert "edge bench --help" in hint(done)
+
+
+def test_a_strange_width_is_not_an_error(edge):
+    for columns in ("abc", "0", "", "80"):
+        assert "x86-64" in edge("profiles", "list", COLUMNS=columns).stdout
+
+
+def test_detect_writes_and_prints(edge, tmp_path):
+    done = edge("profiles", "detect", "--out", tmp_path / "here.toml", "--json")
+    assert json.loads(done.stdout)["name"] == "this-machine"
+    assert (tmp_path / "here.toml").exists()
+
+
+def test_pack_and_check_print_json(edge, digits_package, tmp_path):
+    edge("unpack", digits_package, tmp_path / "layout")
+    told = edge("pack", tmp_path / "layout", tmp_path / "b.edgepkg", "--json").stdout
+    assert json.loads(told)["bytes"] == digits_package.stat().st_size
+    (tmp_path / "p.toml").write_text('extends = "x86-64"\nname = "mine"\n')
+    assert json.loads(edge("profiles", "check", tmp_path / "p.toml", "--json").stdout)
+
+
+def test_what_is_no_package_is_told_so(edge, tmp_path):
+    (tmp_path / "zero.edgepkg").write_bytes(b"")
+    done = edge("verify", tmp_path / "zero.edgepkg", ok=1)
+    assert "zero.edgepkg is no .edgepkg file" in error(done)
+    assert "no OCI image layout" in error(edge("verify", tmp_path, ok=1))
+
+
+def test_inspect_shows_the_outputs_that_follow_from_fixed_inputs(edge, lite0):
+    told = json.loads(edge("inspect", lite0, "--json").stdout)
+    assert told["model"]["outputs"][0]["shape"] == [1, 1000]

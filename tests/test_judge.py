@@ -101,6 +101,25 @@ def test_what_is_slower_and_less_accurate_is_dominated():
     assert judged(v, "float").pareto
 
 
+def test_what_is_not_known_of_one_of_them_does_not_dominate():
+    unknown = candidate("ort", mb=4)
+    unknown.values["latency_p50_ms"] = Value("unknown", None, "ms", "")
+    v = verdict(unknown, candidate("float", mb=5))
+    assert judged(v, "float").pareto
+    assert v.winner == "float"
+
+
+def test_a_dominated_candidate_does_not_win_by_its_name():
+    # Latencies within noise of the fastest, and of each other: "a" only loses more accuracy.
+    v = verdict(candidate("a", ms=4.0, drop=0.9), candidate("b", ms=4.1, drop=0.1))
+    assert v.winner == "b"
+    assert judged(v, "a").lost.startswith("dominated by b")
+    # "a" is within noise of "fast", "c" only of "a": no chain of small steps away from the fastest.
+    v = verdict(candidate("fast", ms=10, mb=20), candidate("a", ms=10.9, mb=8),
+                candidate("c", ms=11.5, mb=4))  # fmt: skip
+    assert v.winner == "a"
+
+
 def test_a_percentage_below_the_absolute_floor_is_noise():
     # 0.05 ms of 0.1 ms is 50 %, and still within the floor of 0.1 ms: the smaller file wins.
     v = verdict(candidate("float", ms=0.10, mb=2), candidate("int8", ms=0.15, mb=1))
@@ -151,6 +170,17 @@ def test_the_relaxation_that_is_named_is_enough():
     assert again.winner == name.removesuffix(" in")
 
 
+@pytest.mark.parametrize("value", [-0.3332, -0.3337, 0.9655, 0.0])
+def test_a_relaxation_from_below_is_enough_on_either_side_of_zero(value):
+    got = candidate("a")
+    got.values["cosine"] = Value("measured", value, "", "here")
+    v = judge.judge(profile(cosine_min=0.99), [got], metric="cosine")
+    limit = float(v.relaxation.split("=")[1].split(" ")[0])
+    assert limit <= value
+    again = judge.judge(profile(cosine_min=limit), [got], metric="cosine")
+    assert again.winner == "a"
+
+
 def test_no_budget_helps_when_nothing_ran():
     v = verdict(candidate("a", error="boom"))
     assert v.relaxation == "no budget would help: no candidate ran"
@@ -182,5 +212,9 @@ def test_the_winner_passes_every_gate_and_is_dominated_by_nobody_that_passes(val
         best = min(m.values["latency_p50_ms"].value for m in everyone if m.candidate in passed)
         mine = next(m for m in everyone if m.candidate == v.winner).values["latency_p50_ms"].value
         assert mine <= max(best * 1.1, best + 0.1) + 1e-9
+        tied = [m for m in everyone if m.candidate in passed
+                and m.values["latency_p50_ms"].value <= max(best * 1.1, best + 0.1)]  # fmt: skip
+        free = [m.candidate for m in tied if not any(judge.dominates(o, m) for o in tied)]
+        assert v.winner in free or not free
     for j in v.judged:
         assert bool(j.lost) == (j.candidate != v.winner)

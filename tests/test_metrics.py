@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_core.errors import InputError
+from edge_core.errors import InputError, MeasureError
 from edge_sdk import metrics
 
 
@@ -37,12 +37,44 @@ def test_an_interval_is_one_sample_wide_on_either_side():
     assert (v["accuracy_drop_points"].low, v["accuracy_drop_points"].high) == (0, 50)
 
 
-def test_outputs_that_are_not_finite_are_as_far_away_as_can_be():
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_single_output_that_is_not_finite_refuses_the_candidate(bad):
     broken = scores(0, 1)
-    broken["logits"] = np.full_like(broken["logits"], np.nan)
-    v = metrics.compare(scores(0, 1), broken, None, "cosine", "here")
-    assert v["cosine"].value == -1
-    assert v["loss_points"].value == 200
+    broken["logits"][1, 0, 3] = bad
+    with pytest.raises(MeasureError, match="output 'logits' is not finite"):
+        metrics.compare(scores(0, 1), broken, None, "agreement", "here")
+
+
+def test_infinities_that_the_original_has_too_are_no_difference():
+    a = scores(0, 1)
+    a["logits"][:, 0, 3] = -np.inf
+    v = metrics.compare(a, a, None, "cosine", "here")
+    assert v["cosine"].value == pytest.approx(1)
+    assert v["max_error"].value == 0
+
+
+def test_the_worst_output_counts():
+    rows = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
+    a, b = {"logits": rows, "boxes": rows}, {"logits": rows, "boxes": -rows}
+    v = metrics.compare(a, b, None, "cosine", "here")
+    assert v["cosine"].value == pytest.approx(-1)
+    assert v["max_error"].value == 2
+
+
+def test_single_numbers_are_compared_over_the_samples():
+    a = {"y": np.array([[1.0], [2.0], [3.0]], np.float32)}
+    b = {"y": np.array([[3.0], [2.0], [1.0]], np.float32)}
+    assert metrics.compare(a, b, None, "cosine", "here")["cosine"].value == pytest.approx(10 / 14)
+
+
+def test_a_users_metric_that_is_no_number_refuses_the_candidate():
+    def nan_unless_first(outputs, labels):
+        return 1.0 if outputs[0]["logits"].argmax() == 0 else float("nan")
+
+    with pytest.raises(MeasureError, match="m:f gives nan"):
+        metrics.compare(scores(0), scores(1), None, "m:f", "here", nan_unless_first)
+    with pytest.raises(InputError, match="m:f gives nan for the original"):
+        metrics.compare(scores(1), scores(0), None, "m:f", "here", nan_unless_first)
 
 
 def test_labels_beyond_the_classes_are_refused():
@@ -50,9 +82,10 @@ def test_labels_beyond_the_classes_are_refused():
         metrics.compare(scores(0), scores(0), [7], "top1", "here")
 
 
-def test_other_output_names_are_refused():
-    with pytest.raises(InputError, match="outputs are other"):
-        metrics.compare(scores(0), {"other": scores(0)["logits"]}, None, "cosine", "here")
+@pytest.mark.parametrize("other", [{"other": scores(0)["logits"]}, scores(0, classes=5)])
+def test_other_output_names_and_shapes_are_refused(other):
+    with pytest.raises(MeasureError, match="the candidate's outputs are"):
+        metrics.compare(scores(0), other, None, "cosine", "here")
 
 
 def test_a_users_metric_is_given_samples_and_labels():

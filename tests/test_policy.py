@@ -127,3 +127,10 @@ def test_the_language_of_conditions(when, facts, holds):
 def test_a_rule_about_no_fact_is_an_error_and_not_silence():
     with pytest.raises(InputError, match="no fact 'shear'"):
         rule(shear=">= 0.5").matches("onnx-fp32", {"share": 1.0})
+
+
+def test_a_version_that_is_none_is_an_input_error():
+    rule = next(r for r in policy.shipped().rule if r.id == "int4-kernels-too-new")
+    assert rule.matches("onnx-int4", {"runtime_version": "1.15.1"})
+    with pytest.raises(InputError, match=r"'1\.17-nv' is no version"):
+        rule.matches("onnx-int4", {"runtime_version": "1.17-nv"})

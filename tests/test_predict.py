@@ -64,7 +64,9 @@ def test_an_unknown_rate_or_float_time_gives_no_number():
     cpu = msgspec.structs.replace(ARM.cpu, fp32_macs_per_cycle=None)
     device = msgspec.structs.replace(ARM, cpu=cpu)
     assert latency(device, integer=False).kind == "unknown"
+    assert latency(device, integer=False).note == f"no MAC rate for {ARM.cpu.model}"
     assert latency(ARM, integer=True, float32=None).kind == "unknown"
+    assert "float model was not timed" in latency(ARM, integer=True, float32=None).note
 
 
 def test_memory_carries_over_within_a_band():

@@ -223,7 +223,7 @@ def test_gates_toolchain_budgets_and_stage_times_are_there(page):
 
 def test_doubtful_gates_are_in_the_headline():
     doubtful = report.render(a_report(Budgets(latency_p90_ms=30, energy_mj=9, agreement_min=0.9)))
-    assert "4 GB; 2 gates are to be confirmed on the device" in Page(doubtful).text
+    assert "4 GB; 2 gates are inconclusive" in Page(doubtful).text
 
 
 def test_nothing_fits_names_the_smallest_relaxation():

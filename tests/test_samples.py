@@ -8,7 +8,7 @@ from PIL import Image
 
 from edge_core import feeds
 from edge_core.errors import InputError
-from edge_core.preprocess import BUILT_IN
+from edge_core.preprocess import BUILT_IN, Recipe, to_tensor
 from edge_core.tensors import TensorSpec
 from edge_sdk import samples
 
@@ -97,6 +97,11 @@ def test_npz_with_labels_and_two_inputs(tmp_path):
         ({"a": np.ones((2, 4)), "b": np.ones((2, 4))}, "input 'x' is missing"),
         ({"x": np.ones((2, 4)), "labels": [1, 2, 3]}, "3 labels for 2 samples"),
         ({"x": np.ones((0, 4))}, "no samples in it"),
+        ({"x": np.ones((2, 4)), "labels": [0.5, 1]}, "labels: an array of float64"),
+        ({"x": np.ones((2, 4)), "labels": ["cat", "dog"]}, "labels: an array of <U3"),
+        ({"x": np.ones((2, 4)), "labels": [[1], [2]]}, "with 2 dimensions"),
+        ({"x": np.ones((2, 4)), "labels": 1}, "with 0 dimensions"),
+        ({"x": np.ones((2, 4)), "labels": [0, -1]}, "label -1 is negative"),
     ],
 )
 def test_wrong_arrays_are_named(tmp_path, arrays, message):
@@ -173,3 +178,52 @@ def test_the_digest_tells_values_shapes_and_dtypes_apart():
         [{"a": np.ones((2, 2), np.float32)}],
     ]
     assert len({feeds.digest(x) for x in [one, *others]}) == 5
+
+
+def test_a_label_table_without_an_image_names_it(tmp_path):
+    photo(tmp_path / "in" / "a.png")
+    photo(tmp_path / "in" / "b.png")
+    table = tmp_path / "labels.json"
+    table.write_text(json.dumps({"a.png": 3}))
+    with pytest.raises(InputError, match=r"no label for 'b\.png'"):
+        samples.load(str(tmp_path / "in"), IMAGE, recipe=RECIPE, labels=table)
+
+
+def test_a_module_that_does_not_import_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mydata_bad.py").write_text("def f(:\n")
+    with pytest.raises(InputError, match="cannot import 'mydata_bad:f': SyntaxError"):
+        samples.load("mydata_bad:f", ROW)
+
+
+def test_a_file_without_class_names_is_refused(tmp_path):
+    (tmp_path / "names.txt").write_text("")
+    with pytest.raises(InputError, match="no class names in it"):
+        samples.class_names(tmp_path / "names.txt")
+
+
+STRETCH = Recipe(height=8, width=8, fit="stretch", interpolation="nearest")
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    gray = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4 * 257
+    Image.fromarray(gray).save(tmp_path / "deep.png")
+    Image.fromarray((gray // 257).astype(np.uint8)).save(tmp_path / "flat.png")
+    deep, flat = (to_tensor(tmp_path / f, STRETCH) for f in ("deep.png", "flat.png"))
+    np.testing.assert_array_equal(deep, flat)
+
+
+def test_a_turned_photo_is_read_as_it_is_shown(tmp_path):
+    upright = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    upright.save(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[0x112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    a, b = (to_tensor(tmp_path / f, STRETCH) for f in ("a.png", "b.png"))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_one_pixel_keeps_its_colour(tmp_path):
+    Image.new("RGB", (1, 1), (200, 30, 30)).save(tmp_path / "one.png")
+    x = to_tensor(tmp_path / "one.png", BUILT_IN["efficientnet-lite0"])
+    assert x[0, 0, 0, 0] == pytest.approx((200 - 127) / 128)

@@ -4,6 +4,8 @@ They convert float to float, so that nothing but the mistake is in the outcome.
 """
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from converters.base import Converted, Job, Spec
@@ -70,8 +72,22 @@ def recurse(model):
     model.graph.node[0].input[0] = model.graph.node[0].output[0]
 
 
+def leave_a_child_behind(model):
+    """Ends with the status of a refusal, without one, while a program of its own goes on."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", os.environ["MARK"]])
+    print("no refusal")
+    sys.stdout.flush()
+    os._exit(3)
+
+
+def hang(model):
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(300)", os.environ["MARK"]])
+
+
 SWAPPED = Broken(spec("swapped-channels"), swap_channels)
 UNSCALED = Broken(spec("wrong-preprocessing"), forget_scaling)
 TOO_NEW = Broken(spec("too-new"), raise_versions)
 CRASHING = Broken(spec("crashing"), crash)
 CRASHING_FILE = Broken(spec("crashing-file"), recurse)
+LEAVING = Broken(spec("leaving"), leave_a_child_behind)
+HANGING = Broken(spec("hanging"), hang)
