@@ -10,7 +10,8 @@ import numpy as np
 
 from edge_core.tensors import Array
 
-BLOCK = 32  # 16 gains 0.001 cosine on MiniLM for 8 % more bytes; 64 loses 0.004
+# MiniLM-L6: cosine 0.982 in 17.9 MB with 16, 0.975 in 14.7 MB with 32, 0.967 in 13.1 MB with 64.
+BLOCK = 32
 TOP = 15
 SHRINK = np.linspace(1.0, 0.7, 7)  # of the block's range: a little clipping may cost less
 
@@ -26,8 +27,8 @@ class Blocks(msgspec.Struct, frozen=True):
 def quantise(rows: Array) -> Blocks:
     """Codes whose squared error is the least over SHRINK, each scale fitted to its codes.
 
-    MiniLM-L6, all MatMul and lookup weights: cosine 0.9728 with the range of each block as it is,
-    0.9752 so.
+    MiniLM-L6, all MatMul and lookup weights: cosine 0.973 with each block's range as it is, 0.975
+    so.
     """
     count, width = rows.shape
     values = np.pad(rows, ((0, 0), (0, -width % BLOCK))).reshape(count, -1, BLOCK)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from converters.onnx_file import graphs, nodes
 from converters.rounding import keep_sums
 from edge_core.extras import need
 from edge_core.tensors import Array
@@ -32,8 +33,8 @@ def find(model: ModelProto, ops: Collection[str]) -> Iterator[Weight]:
     """Weights of those ops, in the order of the graph."""
     onnx = need("onnx", "onnx")
     known = {t.name: t for t in model.graph.initializer}
-    uses = Counter(i for n in model.graph.node for i in n.input)
-    uses.update(v.name for v in model.graph.output)
+    uses = Counter(i for n in nodes(model) for i in n.input)
+    uses.update(v.name for graph in graphs(model.graph) for v in graph.output)
     for node in list(model.graph.node):
         index = 0 if node.op_type == "Gather" else 1
         if node.op_type not in ops or node.domain or len(node.input) <= index:
@@ -84,11 +85,11 @@ def store_int8(model: ModelProto, weight: Weight) -> NodeProto:
     return dequantised(model, weight, stored, scale, axis=weight.axis)
 
 
-def put_first(model: ModelProto, nodes: list[NodeProto]) -> None:
+def put_first(model: ModelProto, new: list[NodeProto]) -> None:
     """Insert nodes that depend on constants only."""
     after = list(model.graph.node)
     del model.graph.node[:]
-    model.graph.node.extend([*nodes, *after])
+    model.graph.node.extend([*new, *after])
 
 
 def replace_node(model: ModelProto, old: NodeProto, new: list[NodeProto]) -> None:

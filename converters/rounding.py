@@ -24,6 +24,6 @@ def keep_sums(steps: Array, largest: int) -> Array:
     for k in range(count):
         wanted = steps[..., k] + carried
         rounded[..., k] = np.clip(np.round(wanted), -largest, largest)
-        # Twice the variance in common as alone; 0.3 to 10 times made less than 0.3 dB.
+        # As much variance in common as alone; up to ten times as much made less than 0.3 dB.
         carried += (wanted - rounded[..., k]) / (count - k)
     return rounded

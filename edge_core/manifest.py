@@ -59,6 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     preprocess: Recipe | None = None
     labels: tuple[str, ...] = ()
+    class_scores: bool = True  # is the first output one score a class?
     gates: tuple[Gate, ...] = ()
     toolchain: dict[str, str] = {}  # distribution -> version
 

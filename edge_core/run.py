@@ -118,7 +118,7 @@ def run(path: Path, source: Path, *, top: int = 5, threads: int = 1) -> Answer:
         ms = (time.perf_counter() - start) * 1e3
     return Answer(
         outputs={name: a.tolist() for name, a in outputs.items()},
-        top=top_scores(outputs, manifest.labels, top),
+        top=top_scores(outputs, manifest.labels, top) if manifest.class_scores else (),
         ms=ms,
     )
 

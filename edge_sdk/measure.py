@@ -132,6 +132,12 @@ def batches(subjects: Mapping[str, Subject], host: Profile) -> Iterator[dict[str
         yield batch
 
 
+def thread_counts(cores: int) -> tuple[int, ...]:
+    """1, 2, 4 ... and all cores."""
+    powers = (2**i for i in range(cores.bit_length()))
+    return tuple(sorted({cores, *(p for p in powers if p <= cores)}))
+
+
 def _open(child: Child, s: Subject, threads: int) -> dict[str, float]:
     reply = child.ask(
         "open", path=str(s.path), runtime=s.env.name, threads=threads, options=s.options
@@ -159,7 +165,7 @@ def _interleaved(
                 failed[name] = e
                 alive.pop(name, None)
 
-        steps = (1, cores) if cores > 1 else (1,)
+        steps = thread_counts(cores)
         total, done = ROUNDS * len(steps), 0
         for threads in steps:
             runs: dict[str, int] = {}

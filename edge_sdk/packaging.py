@@ -147,6 +147,7 @@ def _manifest(
         outputs=materials.model.outputs,
         preprocess=request.preprocess,
         labels=request.class_names or materials.evaluation.class_names,
+        class_scores=materials.metric in ("top1", "top5", "agreement"),
         gates=tuple(_stable(g) for g in judged.gates),
         toolchain=artifact.toolchain,
     )

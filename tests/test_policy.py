@@ -54,6 +54,13 @@ def test_a_conv_net_on_x86(lite0):
     assert made["onnx-int8-static-per-tensor"].rule == "per-tensor-on-depthwise"
 
 
+def test_an_x86_without_vnni_gets_signed_activations_too(lite0):
+    """U8S8 products saturate in 16 bits there; this host would not show it."""
+    made = decisions(lite0, "x86-gateway-j3455")
+    assert made["onnx-int8-static-u8s8"].rule == "u8s8-saturates-without-vnni"
+    assert made["onnx-int8-static-s8s8"].verdict == "in"
+
+
 def test_a_conv_net_on_arm_gets_signed_activations(lite0):
     made = decisions(lite0, PI)
     assert made["onnx-int8-static-s8s8"].verdict == "in"

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 import device_profiles
-from edge_sdk import predict
+from edge_sdk import measure, predict
 from edge_sdk.stages import Value
 
 HOST = device_profiles.load(
@@ -97,3 +97,9 @@ def test_the_band_holds_the_published_times_of_a_phone():
     for integer, published in ((False, 12.0), (True, 6.5)):
         v = predict.latency(host, phone, candidate=ms(7.89), float32=ms(7.89), integer=integer)
         assert v.low / cores <= published <= v.high / cores
+
+
+def test_threads_are_timed_in_powers_of_two_and_with_all_cores():
+    assert [measure.thread_counts(n) for n in (1, 2, 3, 4, 6)] == [
+        (1,), (1, 2), (1, 2, 3), (1, 2, 4), (1, 2, 4, 6),
+    ]  # fmt: skip

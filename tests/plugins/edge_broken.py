@@ -1,12 +1,14 @@
 """Converters that do what goes wrong in the field, through the door that strangers use.
 
-They convert float to float, so that nothing but the mistake is in the outcome.
+All but one convert float to float, so that nothing but the mistake is in the outcome.
 """
 
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+
+import msgspec
 
 from converters.base import Converted, Job, Spec
 
@@ -31,6 +33,26 @@ def spec(name):
         name=name, title=name, target="onnx", runtime="onnxruntime", precision="fp32",
         scheme="float", suffix=".onnx", extra="onnx",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """onnxruntime's quantize_static as it comes: one scale for all channels of a weight."""
+
+    SPEC: Spec
+
+    def convert(self, job: Job) -> Converted:
+        from onnxruntime.quantization import quantize_static
+
+        class Reader:
+            samples = iter(job.samples)
+
+            def get_next(self):
+                return next(self.samples, None)
+
+        path = job.out_dir / "model.onnx"
+        quantize_static(job.model, path, Reader())
+        return Converted(path=path)
 
 
 def first_convolution(model):
@@ -84,6 +106,11 @@ def hang(model):
     subprocess.run([sys.executable, "-c", "import time; time.sleep(300)", os.environ["MARK"]])
 
 
+PER_TENSOR = PerTensor(
+    msgspec.structs.replace(
+        spec("per-tensor-weights"), precision="int8", scheme="static", needs_samples=True
+    )
+)
 SWAPPED = Broken(spec("swapped-channels"), swap_channels)
 UNSCALED = Broken(spec("wrong-preprocessing"), forget_scaling)
 TOO_NEW = Broken(spec("too-new"), raise_versions)
