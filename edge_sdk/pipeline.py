@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 import converters
 from converters import onnx_file
 from converters.base import Ceiling
@@ -106,6 +108,9 @@ def _build(request: Request, workspace: Workspace, clock: Clock) -> tuple[Built,
                 profile, measured[profile.name],
                 metric=materials.metric, objective=request.objective,
             )  # fmt: skip
+            if not verdict.judged:  # no budget stands in the way, the device does
+                why = plans[profile.name].decisions[0].reason
+                verdict = msgspec.structs.replace(verdict, relaxation=f"no candidate: {why}")
         with clock.stage("package and report"):
             built.append(
                 packaging.package_for(

@@ -165,6 +165,15 @@ def test_nothing_fits_names_the_smallest_relaxation_which_then_works(edge, digit
          tmp_path)  # fmt: skip
 
 
+def test_a_device_that_no_candidate_suits_is_told_why(edge, digits, tmp_path):
+    done = edge("build", digits, "-p", "raspberry-pi-3b-plus-32bit", *DIGITS, "--out", tmp_path,
+                ok=2)  # fmt: skip
+    assert (
+        "hint: no candidate: the profile has no onnxruntime; it has tflite-runtime" in done.stderr
+    )
+    assert not list(tmp_path.glob("*.edgepkg"))
+
+
 def test_the_same_build_in_two_folders_gives_the_same_bytes(edge, digits, tmp_path):
     """Two caches, two output folders, two random hash seeds; nothing is shared but the inputs."""
     packages = []
