@@ -137,6 +137,7 @@ def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
         model = reader.with_costs(request.model, sha256, prepared.path)
         evaluation, calibration = _samples(request, model)
         metric = _metric(request.metric, evaluation, model)
+        _check_names(request.class_names, model)
         user = samples.import_callable(metric) if metric not in metrics.BUILT_IN else None
         host = detect.detect()
         return Materials(
@@ -189,7 +190,23 @@ def _metric(wanted: str, evaluation: Samples, model: Model) -> str:
             "one number",
             hint="--metric cosine, or module:function",
         )
+    if wanted in ("top1", "top5"):
+        largest, classes = max(evaluation.labels or (0,)), compared.shape[-1]
+        if isinstance(classes, int) and largest >= classes:
+            raise InputError(
+                f"{evaluation.source}: label {largest} is beyond the {classes} scores of "
+                f"'{compared.name}'",
+                hint="labels count from 0",
+            )
     return wanted
+
+
+def _check_names(names: tuple[str, ...], model: Model) -> None:
+    """Class names must be as many as the scores, or every label after a gap is wrong."""
+    compared = metrics.compared(model.outputs, lambda t: t.dtype)
+    classes = compared.shape[-1] if compared.shape else 1
+    if names and isinstance(classes, int) and len(names) != classes:
+        raise InputError(f"{len(names)} class names for the {classes} scores of '{compared.name}'")
 
 
 def _envs(profile: Profile, chosen: Plan, workspace: Workspace) -> Envs:

@@ -174,6 +174,18 @@ def test_no_samples_at_all(edge, digits, tmp_path):
     assert "--eval" in hint(done)
 
 
+def test_labels_and_class_names_that_do_not_fit_the_scores(edge, digits, tmp_path):
+    np.savez(tmp_path / "x.npz", input=np.ones((4, 1, 28, 28), np.float32), labels=[0, 1, 2, 10])
+    arguments = ("build", digits, "-p", "x86-64", "--eval", tmp_path / "x.npz", "--out", tmp_path)
+    done = edge(*arguments, ok=1)
+    assert "x.npz: label 10 is beyond the 10 scores of 'logits'" in error(done)
+    assert "count from 0" in hint(done)
+    np.savez(tmp_path / "x.npz", input=np.ones((4, 1, 28, 28), np.float32), labels=[0, 1, 2, 9])
+    (tmp_path / "names.txt").write_text("zero\none\n")
+    done = edge(*arguments, "--class-names", tmp_path / "names.txt", ok=1)
+    assert "2 class names for the 10 scores of 'logits'" in error(done)
+
+
 def test_a_metric_that_needs_labels_or_does_not_exist(edge, digits, tmp_path):
     np.save(tmp_path / "x.npy", np.ones((4, 1, 28, 28), np.float32))
     arguments = ("build", digits, "-p", "x86-64", "--eval", tmp_path / "x.npy", "--out", tmp_path)
