@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_core.detect import detect
@@ -196,6 +197,32 @@ def test_a_second_build_takes_finished_candidates_from_the_cache(edge, digits, t
     edge(*arguments, cache=cache)
     again = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if "runtimes" not in p.parts}
     assert again == entries
+
+
+def test_other_calibration_samples_give_another_file(edge, digits, tmp_path):
+    """What is kept by content must be kept by all of it."""
+    rng = np.random.default_rng(0)
+    found = set()
+    for scale in (1, 30):
+        np.save(tmp_path / "c.npy", scale * rng.normal(size=(8, 1, 28, 28)).astype(np.float32))
+        edge("build", digits, "-p", GATEWAY, "--eval", tmp_path / "c.npy", "--calibration",
+             tmp_path / "c.npy", "--only", "onnx-int8-static-u8s8", "--set",
+             "budgets.agreement_min=0", "--out", tmp_path / "out")  # fmt: skip
+        (artifact,) = report(tmp_path / "out", GATEWAY)["artifacts"]
+        found.add(artifact["sha256"])
+    assert len(found) == 2
+
+
+def test_strict_turns_an_inconclusive_gate_into_exit_code_2(edge, digits, tmp_path):
+    # x86-64 is predicted within a factor 3: a limit in that band is open.
+    arguments = ("build", digits, "-p", "x86-64", *DIGITS, "--only", "onnx-fp32")
+    edge(*arguments, "--out", tmp_path)
+    (m,) = report(tmp_path, "x86-64")["measurements"]
+    limit = f"budgets.latency_p99_ms={m['values']['latency_p99_ms']['value'] * 1.5}"
+    edge(*arguments, "--set", limit, "--out", tmp_path)
+    done = edge(*arguments, "--set", limit, "--strict", "--out", tmp_path, ok=2)
+    assert "x86-64: onnx-fp32 is inconclusive: latency_p99_ms" in done.stderr
+    assert list(tmp_path.glob("*.edgepkg"))  # made all the same; the exit code is for the CI
 
 
 def test_ctrl_c_leaves_nothing_half_written_and_the_next_build_goes_on(edge, lite0, tmp_path):
@@ -388,8 +415,6 @@ def test_an_exported_program_is_built_like_any_model(edge, tmp_path):
         f" {str(tmp_path / 'net.pt2')!r})"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-    import numpy as np
-
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.normal(size=(40, 3, 8, 8)).astype(np.float32))
     samples = ("--eval", tmp_path / "x.npy", "--calibration", tmp_path / "x.npy")

@@ -1,0 +1,85 @@
+"""Private runtime versions: the very one where there is a wheel, the nearest and its label else."""
+
+import numpy as np
+import pytest
+
+from edge_core import detect, feeds
+from edge_core.child import Child
+from edge_core.errors import MeasureError
+from edge_core.runtimes import onnxruntime
+from edge_sdk import measure, runtime_env
+from edge_sdk.runtime_env import RuntimeEnv
+from edge_sdk.workspace import Workspace
+
+HERE = onnxruntime.version()
+
+
+@pytest.fixture
+def cache(edge):
+    return edge.cache
+
+
+def version_in(env, model):
+    with Child(site=env.site) as child:
+        return child.ask(
+            "open", path=str(model), runtime=env.name, threads=1, options={}
+        )["version"]  # fmt: skip
+
+
+def test_the_hosts_own_version_needs_no_folder(cache):
+    env = runtime_env.provide("onnxruntime", HERE, cache)
+    assert (env.version, env.site, env.exact, env.note) == (HERE, None, True, "")
+
+
+@pytest.mark.parametrize("version", ["1.19.2", "1.16.3"])  # 1.16.3 imports beside NumPy 1 only
+def test_an_older_version_runs_in_a_folder_of_its_own(cache, fastestdet, version):
+    env = runtime_env.provide("onnxruntime", version, cache)
+    assert env.exact
+    assert env.where.startswith(f"onnxruntime {version} on this ")
+    assert version_in(env, fastestdet) == version
+    assert onnxruntime.version() == HERE
+
+
+def test_a_version_without_a_wheel_here_is_replaced_by_the_nearest_which_says_so(cache, fastestdet):
+    env = runtime_env.provide("onnxruntime", "1.10.0", cache)
+    assert not env.exact
+    assert env.version.startswith("1.15.")  # the oldest wheel for Python 3.11
+    assert "the profile names 1.10.0, which has no wheel for this host" in env.where
+    assert version_in(env, fastestdet) == env.version
+
+
+def test_offline_takes_what_is_at_hand_and_says_so(cache, tmp_path):
+    runtime_env.provide("onnxruntime", "1.19.2", cache)
+    at_hand = runtime_env.provide("onnxruntime", "1.19.2", cache, offline=True)
+    assert at_hand.exact
+    env = runtime_env.provide("onnxruntime", "1.19.0", tmp_path, offline=True)
+    assert (env.version, env.exact) == (HERE, False)
+    assert "--offline was given" in env.where
+
+
+def test_a_version_that_is_none_cannot_be_had(cache):
+    with pytest.raises(MeasureError, match="onnxruntime no-version cannot be installed"):
+        runtime_env.provide("onnxruntime", "no-version", cache)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "available", "nearest"),
+    [
+        ("1.10.0", ["1.15.0", "1.15.1", "1.31.1"], "1.15.1"),
+        ("1.19.1", ["1.18.1", "1.19.2", "1.20.0"], "1.19.2"),
+        ("1.40.0", ["1.31.1", "2.0.0"], "1.31.1"),
+        ("1.19.1", ["1.19.0.dev1"], None),
+        ("1.19.1", [], None),
+    ],
+)
+def test_nearest_is_by_minor_version_and_never_a_prerelease(wanted, available, nearest):
+    assert runtime_env._nearest(wanted, available) == nearest
+
+
+def test_a_label_that_would_be_wrong_is_an_error(fastestdet, tmp_path):
+    """The folder holds another version than its name says: nothing is measured under that name."""
+    wrong = RuntimeEnv("onnxruntime", "1.2.3", None, exact=True)
+    subject = measure.Subject(fastestdet, "0" * 64, {}, wrong)
+    feeds.write(tmp_path / "feeds", [{"input.1": np.zeros((1, 3, 352, 352), np.float32)}])
+    with pytest.raises(MeasureError, match=rf"onnxruntime is {HERE} there, not 1\.2\.3"):
+        measure.answers(Workspace(tmp_path / "cache"), subject, tmp_path / "feeds", detect.detect())
