@@ -1,6 +1,6 @@
 """Judging: limits held against values, losers named with their reason. Pure.
 
-    judge(profile, measurements, bytes) -> Verdict
+    judge(profile, measurements, metric=..., objective=...) -> Verdict
 
 A gate passes when the whole interval of its value is within the limit, fails when the value is
 beyond it (for a prediction: when the whole interval is), and is inconclusive otherwise. An
@@ -75,21 +75,24 @@ def judge(
     front = {m.candidate for m in ran if not any(dominates(o, m) for o in ran if o is not m)}
     fit = [m for m in ran if outcomes[m.candidate] != "fail"]
     winner = _winner(fit, outcomes, objective) if fit else None
-    judged = tuple(
-        Judged(
-            candidate=m.candidate,
-            outcome=outcomes[m.candidate],
-            gates=gates[m.candidate],
-            pareto=m.candidate in front,
-            lost=_lost(m, gates[m.candidate], winner, fit, objective),
+    judged = []
+    for m in measurements:
+        lost, figures = _lost(m, gates[m.candidate], winner, fit, objective)
+        judged.append(
+            Judged(
+                candidate=m.candidate,
+                outcome=outcomes[m.candidate],
+                gates=gates[m.candidate],
+                pareto=m.candidate in front,
+                lost=lost,
+                figures=figures,
+            )
         )
-        for m in measurements
-    )
     return Verdict(
         profile=profile.name,
         outcome=outcomes[winner.candidate] if winner else "fail",
         winner=winner.candidate if winner else "",
-        judged=judged,
+        judged=tuple(judged),
         relaxation="" if winner else relaxation(judged),
     )
 
@@ -239,36 +242,42 @@ def _lost(
     winner: Measurement | None,
     fit: Sequence[Measurement],
     objective: Objective,
-) -> str:
+) -> tuple[str, str]:
+    """Why it is not the winner, and the figures where it lost a comparison."""
     if winner is m:
-        return ""
+        return "", ""
     if m.error:
-        return m.error
+        return m.error, ""
     failed = [g for g in gates if g.outcome == "fail"]
     if failed:
-        return "; ".join(f"{g.gate}: {g.why}" for g in failed)
+        return "; ".join(f"{g.gate}: {g.why}" for g in failed), ""
+    assert winner is not None  # one that fails no gate is fit, and so there is a winner
     by = next((o for o in fit if dominates(o, m)), None)
     if by is not None:
-        return f"dominated by {by.candidate}: {_comparison(by, m)}"
-    if winner is None:
-        return ""
+        return f"dominated by {by.candidate}", _comparison(by, m)
     doubtful = [g for g in gates if g.outcome == "inconclusive"]
     if doubtful:
-        return f"{doubtful[0].gate}: {doubtful[0].why}; {winner.candidate} is surer or better"
+        return f"{doubtful[0].gate}: {doubtful[0].why}; {winner.candidate} is surer or better", ""
+    figures = _comparison(winner, m)
     for kind in _ORDER[objective]:
         mine, best = _cost(m, kind), _cost(winner, kind)
         if mine is None or (best is not None and policy.shipped().floor_of(kind).worse(mine, best)):
-            return f"{winner.candidate} is better in {kind}: {_comparison(winner, m)}"
-    return f"no different from {winner.candidate}: {_comparison(winner, m)}"
+            return f"{winner.candidate} is better in {kind}", figures
+    return f"no different from {winner.candidate}", figures
+
+
+_SHOWN: dict[Kind, tuple[str, float]] = {  # unit, and what a cost is multiplied by
+    "latency": ("ms", 1.0),
+    "bytes": ("MB", 1e-6),
+    "memory": ("MB peak", 1.0),
+    "accuracy": ("points lost", 1.0),
+}
 
 
 def _comparison(a: Measurement, b: Measurement) -> str:
     parts = []
-    for kind, unit, scale in (
-        ("latency", "ms", 1.0), ("bytes", "MB", 1e-6), ("memory", "MB peak", 1.0),
-        ("accuracy", "points lost", 1.0),
-    ):  # fmt: skip
-        x, y = _cost(a, kind), _cost(b, kind)  # type: ignore[arg-type]  # literals of Kind
+    for kind, (unit, scale) in _SHOWN.items():
+        x, y = _cost(a, kind), _cost(b, kind)
         if x is not None and y is not None:
             parts.append(f"{x * scale:.3g} against {y * scale:.3g} {unit}")
     return ", ".join(parts)

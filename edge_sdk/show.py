@@ -137,19 +137,12 @@ def _verdict(b: Built) -> None:
             j.candidate,
             "WINS" if j.candidate == b.verdict.winner else MARK[j.outcome],
             *(number(m.values.get(n)) for n in numbers),
-            _short(j.lost) or _open_gates(j),
+            j.lost or _open_gates(j),
         )
     console.stdout().print(t)
     refused = [d.candidate for d in b.plan.decisions if d.verdict == "out"]
     if refused:
         console.stdout().print(f"left out by the plan (edge plan says why): {', '.join(refused)}\n")
-
-
-def _short(lost: str) -> str:
-    """A loser's reason without the figures of the comparison; the report has them."""
-    compared = ("dominated by ", "no different from ")
-    is_comparison = lost.startswith(compared) or " is better in " in lost.partition(":")[0]
-    return lost.partition(":")[0] if is_comparison else lost
 
 
 def _accuracy_columns(measurements: Sequence[Measurement]) -> list[str]:

@@ -117,6 +117,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     gates: tuple[GateResult, ...]
     lost: str = ""  # why it is not the winner; empty for the winner
+    figures: str = ""  # of the comparison that it lost
     pareto: bool = False
 
 
