@@ -31,6 +31,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     extra: str
     needs_samples: bool = False
     min_opset: int = 0  # the written file needs at least this
+    arch_bound: bool = False  # laid out for the device: its times elsewhere say nothing
     toolchain: tuple[str, ...] = ("onnx", "onnxruntime", "numpy")  # versions go into the package
 
 

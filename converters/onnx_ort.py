@@ -25,7 +25,11 @@ class Ort:
         self._inner = inner
         spec = inner.SPEC
         self.SPEC = msgspec.structs.replace(
-            spec, name=f"{spec.name}-ort", title=f"{spec.title}, in ORT format", suffix=".ort"
+            spec,
+            name=f"{spec.name}-ort",
+            title=f"{spec.title}, in ORT format",
+            suffix=".ort",
+            arch_bound=True,
         )
 
     def convert(self, job: Job) -> Converted:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -91,12 +91,11 @@ def whole_dir(path: Path) -> Iterator[Path]:
         yield temp
         temp.chmod(0o755)
         _fsync_tree(temp)
-        with suppress(FileExistsError, NotADirectoryError):
-            try:
-                temp.rename(path)
-            except OSError as e:
-                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
+        try:
+            temp.rename(path)
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
         fsync_dir(path.parent)
     except OSError as e:
         raise storage_error(e, path) from e
@@ -113,7 +112,7 @@ def _fsync_tree(folder: Path) -> None:
         fsync_dir(Path(parent))
 
 
-def read_limited(path: Path, limit: int) -> bytes:  # bytes
+def read_limited(path: Path, limit: int) -> bytes:
     """Read a whole file of at most ``limit`` bytes; raise InputError for anything else."""
     try:
         size = path.stat().st_size
@@ -126,16 +125,8 @@ def read_limited(path: Path, limit: int) -> bytes:  # bytes
 
 def sha256_file(path: Path) -> str:
     """The file's SHA-256 as 64 hex digits."""
+    h = hashlib.sha256()  # hashlib.file_digest() is not in Python 3.10
     with path.open("rb") as f:
-        return (
-            hashlib.file_digest(f, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256_chunks(f)
-        )
-
-
-def _sha256_chunks(f: IO[bytes]) -> str:  # Python 3.10 has no file_digest
-    h = hashlib.sha256()
-    while chunk := f.read(1 << 20):
-        h.update(chunk)
+        while chunk := f.read(1 << 20):
+            h.update(chunk)
     return h.hexdigest()

@@ -215,7 +215,7 @@ def measurement(
     """Put one candidate's numbers together: measured here, predicted for the device. Pure."""
     where = env.where
     integer = spec.scheme in ("static", "dynamic")
-    comparable = not (spec.suffix == ".ort" and host.platform.arch != device.platform.arch)
+    comparable = not spec.arch_bound or host.platform.arch == device.platform.arch
     values = {
         "package_mb": Value("measured", artifact.bytes / 1e6, "MB", "the file"),
         **accuracy,

@@ -18,8 +18,6 @@ from edge_core.runtimes import ort_facts
 from edge_sdk import policy
 from edge_sdk.stages import Decision, Model, Plan
 
-VNNI = ("avx_vnni", "avx512_vnni")  # as /proc/cpuinfo names them
-
 
 def plan(
     model: Model,
@@ -61,7 +59,6 @@ def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str
         "arch": profile.platform.arch,
         "os": profile.platform.os,
         "isa": profile.cpu.isa,
-        "vnni": any(flag in VNNI for flag in profile.cpu.isa),
         "runtime": spec.runtime,
         "runtimes": ", ".join(f"{r.name} {r.version}" for r in profile.runtimes) or "none",
         "has_runtime": runtime is not None,

@@ -54,7 +54,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return bool(have) and _OPERATORS[word](_version(have), _version(rest))
             return _OPERATORS[word](have, float(rest))
         if word in ("has", "lacks"):
-            return (rest in have) is (word == "has")
+            return any(x in have for x in rest.split("|")) is (word == "has")
         return bool(have == want)
 
 

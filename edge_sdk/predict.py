@@ -34,10 +34,10 @@ def same_machine(host: Profile, device: Profile) -> bool:
     return mine == its
 
 
-def rate(cpu: Cpu, integer: bool) -> float | None:
-    """Peak MACs per second of one core; None when the profile does not say."""
-    per_cycle = cpu.int8_macs_per_cycle if integer else cpu.fp32_macs_per_cycle
-    return per_cycle * cpu.clock_mhz * 1e6 if per_cycle and cpu.clock_mhz else None
+def rate(cpu: Cpu) -> float | None:
+    """Peak float MACs per microsecond of one core; None when the profile does not say."""
+    per_cycle, clock = cpu.fp32_macs_per_cycle, cpu.clock_mhz
+    return per_cycle * clock if per_cycle and clock else None
 
 
 def latency(
@@ -50,7 +50,7 @@ def latency(
     """
     if same_machine(host, device):
         return candidate
-    here, there = rate(host.cpu, False), rate(device.cpu, False)
+    here, there = rate(host.cpu), rate(device.cpu)
     if not (here and there):
         unknown = host if there else device
         return Value("unknown", None, "ms", "", note=f"no MAC rate for {unknown.cpu.model}")

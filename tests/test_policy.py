@@ -124,6 +124,9 @@ def rule(**when):
         ({"runtime_version": "< 1.20"}, {"runtime_version": ""}, False),
         ({"isa": "has asimddp"}, {"isa": ("asimd", "asimddp")}, True),
         ({"isa": "lacks asimddp"}, {"isa": ("asimd",)}, True),
+        ({"isa": "has avx_vnni|avx512_vnni"}, {"isa": ("avx2", "avx512_vnni")}, True),
+        ({"isa": "lacks avx_vnni|avx512_vnni"}, {"isa": ("avx2", "avx512_vnni")}, False),
+        ({"isa": "lacks avx_vnni|avx512_vnni"}, {"isa": ("avx2",)}, True),
         ({}, {}, True),
     ],
 )
