@@ -10,12 +10,13 @@ samples are needed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from edge_core.profile import Budgets, Profile
+from edge_core.profile import Profile
 from edge_sdk import policy
 from edge_sdk.stages import GateResult, Judged, Measurement, Outcome, Value, Verdict
 
@@ -24,26 +25,30 @@ Kind = Literal["latency", "memory", "bytes", "accuracy"]
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """Which value a budget limits, and from which side."""
+    """Where a limit stands in the profile, which value it holds, and from which side."""
 
+    setting: str
     value: str
-    at_most: bool
     unit: str
+    at_most: bool = True
 
 
-# One row a budget; the names are the fields of Budgets.
+# Gates by name: one a budget, and what the device has at all.
 GATES: dict[str, Limit] = {
-    "latency_p50_ms": Limit("latency_p50_ms", True, "ms"),
-    "latency_p90_ms": Limit("latency_p90_ms", True, "ms"),
-    "latency_p99_ms": Limit("latency_p99_ms", True, "ms"),
-    "load_ms": Limit("load_ms", True, "ms"),
-    "memory_peak_mb": Limit("memory_peak_mb", True, "MB"),
-    "package_mb": Limit("package_mb", True, "MB"),
-    "energy_mj": Limit("energy_mj", True, "mJ"),
-    "accuracy_drop_points": Limit("accuracy_drop_points", True, "points"),
-    "agreement_min": Limit("agreement", False, ""),
-    "cosine_min": Limit("cosine", False, ""),
+    "latency_p50_ms": Limit("budgets.latency_p50_ms", "latency_p50_ms", "ms"),
+    "latency_p90_ms": Limit("budgets.latency_p90_ms", "latency_p90_ms", "ms"),
+    "latency_p99_ms": Limit("budgets.latency_p99_ms", "latency_p99_ms", "ms"),
+    "load_ms": Limit("budgets.load_ms", "load_ms", "ms"),
+    "memory_peak_mb": Limit("budgets.memory_peak_mb", "memory_peak_mb", "MB"),
+    "memory_available_mb": Limit("memory.available_mb", "memory_peak_mb", "MB"),
+    "package_mb": Limit("budgets.package_mb", "package_mb", "MB"),
+    "storage_available_mb": Limit("storage.available_mb", "package_mb", "MB"),
+    "energy_mj": Limit("budgets.energy_mj", "energy_mj", "mJ"),
+    "accuracy_drop_points": Limit("budgets.accuracy_drop_points", "accuracy_drop_points", "points"),
+    "agreement_min": Limit("budgets.agreement_min", "agreement", "", at_most=False),
+    "cosine_min": Limit("budgets.cosine_min", "cosine", "", at_most=False),
 }
+ACCURACY = ("accuracy_drop_points", "agreement_min", "cosine_min")  # the metric picks one
 # What the objective compares first; the others break ties in this order.
 _ORDER: dict[Objective, tuple[Kind, ...]] = {
     "latency": ("latency", "bytes", "memory", "accuracy"),
@@ -69,7 +74,7 @@ def judge(
     objective: Objective = "latency",
 ) -> Verdict:
     """Gates, Pareto front and winner for one profile."""
-    gates = {m.candidate: _gates(profile.budgets, m, metric) for m in measurements}
+    gates = {m.candidate: _gates(profile, m, metric) for m in measurements}
     outcomes = {m.candidate: _worst(m, gates[m.candidate]) for m in measurements}
     ran = [m for m in measurements if not m.error]
     front = {m.candidate for m in ran if not any(dominates(o, m) for o in ran if o is not m)}
@@ -134,7 +139,7 @@ def relaxation(judged: Sequence[Judged]) -> str:
         if not failed or any(n is None for _, n in needs):
             continue
         change = max(abs((n or 0.0) - g.limit) / max(abs(g.limit), 1e-9) for g, n in needs)
-        text = ", ".join(f"budgets.{g.gate}={n:g}" for g, n in needs)
+        text = ", ".join(f"{GATES[g.gate].setting}={n:g}" for g, n in needs)
         options.append((len(needs), change, j.candidate, text))
     if not options:
         return "no budget would help: no candidate ran"
@@ -142,15 +147,14 @@ def relaxation(judged: Sequence[Judged]) -> str:
     return f"{text} would let {candidate} in"
 
 
-def _gates(budgets: Budgets, m: Measurement, metric: str) -> tuple[GateResult, ...]:
+def _gates(profile: Profile, m: Measurement, metric: str) -> tuple[GateResult, ...]:
     if m.error:
         return ()
     wanted = accuracy_gate(metric)
     results = []
     for name, rule in GATES.items():
-        limit = getattr(budgets, name)
-        is_accuracy = name in ("accuracy_drop_points", "agreement_min", "cosine_min")
-        if limit is None or (is_accuracy and name != wanted):
+        limit = operator.attrgetter(rule.setting)(profile)
+        if limit is None or (name in ACCURACY and name != wanted):
             continue
         unknown = Value("unknown", None, rule.unit, "", note="not measured")
         results.append(gate(name, limit, m.values.get(rule.value, unknown)))

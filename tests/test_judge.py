@@ -88,6 +88,17 @@ def test_a_candidate_beyond_a_gate_never_wins():
     assert "accuracy_drop_points: 1.5 points is not <= 1" in judged(v, "int8").lost
 
 
+def test_what_the_device_has_at_all_is_a_limit_without_a_budget():
+    small = device_profiles.load(
+        "x86-64", ("memory.available_mb=90", "storage.available_mb=3", "budgets.package_mb=50")
+    )
+    v = judge.judge(small, [candidate("a", mb=5, peak=100)], metric="top1")
+    assert v.winner == ""
+    assert "memory_available_mb: 100 MB is not <= 90" in v.judged[0].lost
+    assert "storage_available_mb: 5 MB is not <= 3" in v.judged[0].lost
+    assert v.relaxation == "memory.available_mb=100, storage.available_mb=5 would let a in"
+
+
 def test_a_candidate_that_crashed_is_a_loser_with_its_reason():
     v = verdict(candidate("float"), candidate("int8", error="the process crashed with SIGSEGV"))
     assert v.winner == "float"
