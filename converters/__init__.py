@@ -21,6 +21,7 @@ from converters import (
     onnx_ort,
 )
 from converters.base import Converter
+from converters.tflite import recipes as tflite
 from edge_core.errors import InputError
 
 OURS: tuple[Converter, ...] = (  # the type checker verifies each
@@ -38,6 +39,7 @@ OURS: tuple[Converter, ...] = (  # the type checker verifies each
     onnx_ort.U8S8,
     onnx_ort.S8S8,
     onnx_ort.DYNAMIC,
+    *tflite.OURS,
 )
 GROUP = "edge_deploy.converters"
 

@@ -15,7 +15,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from edge_core.tensors import Feeds
+from edge_core.tensors import Feeds, TensorSpec
+
+Layout = Literal["NHWC", "NCHW"]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,34 +25,37 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str  # "<target>-<precision>[-<recipe>]"
     title: str  # one line for tables
-    target: Literal["onnx"]  # further targets join here
-    runtime: str  # a name of edge_core.runtimes
+    target: Literal["onnx", "tflite"]
+    runtimes: tuple[str, ...]  # names of edge_core.runtimes that open it, the better one first
     precision: Literal["fp32", "fp16", "int8", "int4"]
     scheme: Literal["float", "storage", "static", "dynamic", "weight-only"]
     suffix: str  # of the file it writes
     extra: str
     needs_samples: bool = False
+    takes_samples: bool = False  # goes without them, and is better with them
     min_opset: int = 0  # the written file needs at least this
     arch_bound: bool = False  # laid out for the device: its times elsewhere say nothing
     toolchain: tuple[str, ...] = ("onnx", "onnxruntime", "numpy")  # versions go into the package
 
 
 class Ceiling(msgspec.Struct, frozen=True):
-    """The newest file that the device's runtime loads."""
+    """The newest ONNX file that the device's runtime loads; 0 for a runtime of another format."""
 
     opset: int
     ir: int
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One conversion. ``model`` is a prepared ONNX file: static shapes, no constant If."""
+    """One conversion. ``model`` is a prepared ONNX file (static shapes, no constant If), or the
+    user's .tflite file."""
 
     model: Path
     out_dir: Path
     ceiling: Ceiling
     arch: str  # of the device: "x86_64", "aarch64", "armv7l"
     runtime_version: str  # of the device's runtime: "1.23.2"
-    samples: Sequence[Feeds] = ()
+    layout: Layout = "NHWC"  # of images at the border, where the format has a choice
+    samples: Sequence[Feeds] = ()  # as the original takes them
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +63,8 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     options: dict[str, str] = {}
+    inputs: tuple[TensorSpec, ...] = ()  # where they are not the model's own
+    outputs: tuple[TensorSpec, ...] = ()
     notes: tuple[str, ...] = ()  # shown in the report
     quantised_share: float | None = None  # of the weight bytes; None for float files
 

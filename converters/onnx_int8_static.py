@@ -123,7 +123,7 @@ def _spec(recipe: str, title: str) -> Spec:
         name=f"onnx-int8-static-{recipe}",
         title=title,
         target="onnx",
-        runtime="onnxruntime",
+        runtimes=("onnxruntime",),
         precision="int8",
         scheme="static",
         suffix=".onnx",

@@ -24,7 +24,7 @@ import numpy as np
 
 from converters.onnx_file import save
 from converters.onnx_weights import attribute
-from converters.rounding import keep_sums
+from converters.rounding import refit
 from edge_core.extras import need
 from edge_core.runtimes import onnxruntime
 from edge_core.tensors import Array, Feeds
@@ -66,13 +66,11 @@ def refine(model: ModelProto, quantised: ModelProto, samples: Sequence[Feeds]) -
 
 def _correct(layer: Layer, mean: Array) -> None:
     numpy_helper = need("onnx.numpy_helper", "onnx")
-    scale = np.maximum(layer.scale, np.finfo(np.float32).tiny)
-    rounded = keep_sums(layer.kernel / scale, LARGEST)
+    rounded, lost = refit(layer.kernel, layer.scale, mean, LARGEST)
     stored = _unfolded(layer.node, rounded, layer.weight.dims).astype(np.int8)
     layer.weight.CopyFrom(numpy_helper.from_array(stored, layer.weight.name))
     if layer.bias is not None:
-        shift = (layer.kernel - rounded * scale) @ mean[:, :, None]
-        bias = numpy_helper.to_array(layer.bias) + np.round(shift.ravel() / layer.bias_scale)
+        bias = numpy_helper.to_array(layer.bias) + np.round(lost / layer.bias_scale)
         limits = np.iinfo(np.int32)
         bias = np.clip(bias, limits.min, limits.max).astype(np.int32)
         layer.bias.CopyFrom(numpy_helper.from_array(bias, layer.bias.name))

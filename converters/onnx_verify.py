@@ -52,7 +52,7 @@ def compare(path: Path, given: Feeds, rewritten: ModelProto) -> str:
         raise ConvertError(f"{path.name} does not run once rewritten: {e.what}") from e
     kinds = need("onnx", "onnx").TensorProto
     half = any(t.data_type in (kinds.FLOAT16, kinds.BFLOAT16) for t in weights(rewritten))
-    _same(want, got, TOLERANCE_FP16 if half else TOLERANCE)
+    same(want, got, TOLERANCE_FP16 if half else TOLERANCE)
     return ""
 
 
@@ -89,7 +89,8 @@ def _open(file: Path, path: Path, level: str) -> Session:
         ) from e
 
 
-def _same(want: Feeds, got: Feeds, tolerance: float) -> None:
+def same(want: Feeds, got: Feeds, tolerance: float = TOLERANCE) -> None:
+    """Raise ConvertError naming an output that differs by more than the tolerance."""
     for name, a in want.items():
         b = got[name]
         if a.shape != b.shape or a.dtype != b.dtype:

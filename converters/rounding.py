@@ -27,3 +27,15 @@ def keep_sums(steps: Array, largest: int) -> Array:
         # As much variance in common as alone; up to ten times as much made less than 0.3 dB.
         carried += (wanted - rounded[..., k]) / (count - k)
     return rounded
+
+
+def refit(kernel: Array, scale: Array, mean: Array, largest: int) -> tuple[Array, Array]:
+    """Integers in ±``largest`` for kernels, and what each output loses by them on average.
+
+    ``kernel`` is groups x outputs of a group x weights of one, ``scale`` a step of its weights,
+    ``mean`` what the weights of a group meet on average.
+    """
+    steps = np.maximum(scale, np.finfo(np.float32).tiny)
+    rounded = keep_sums(kernel / steps, largest)
+    lost = (kernel - rounded * steps) @ mean[:, :, None]
+    return rounded, lost.ravel()

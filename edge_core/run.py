@@ -24,7 +24,7 @@ from edge_core.child import Child
 from edge_core.errors import GateFailed, InputError, PackageError
 from edge_core.manifest import Manifest
 from edge_core.preprocess import IMAGE_SUFFIXES, to_tensor
-from edge_core.tensors import Feeds, check_feeds
+from edge_core.tensors import Feeds, check_feeds, dequantise
 
 MAX_TOP = 1000
 
@@ -114,8 +114,9 @@ def run(path: Path, source: Path, *, top: int = 5, threads: int = 1) -> Answer:
         adapter = runtimes.get(manifest.runtime.name)
         session = adapter.open(model, threads=threads, options=manifest.runtime.options)
         start = time.perf_counter()
-        outputs = session.run(feeds)
+        integers = session.run(feeds)
         ms = (time.perf_counter() - start) * 1e3
+        outputs = {s.name: dequantise(integers[s.name], s) for s in manifest.outputs}
     return Answer(
         outputs={name: a.tolist() for name, a in outputs.items()},
         top=top_scores(outputs, manifest.labels, top) if manifest.class_scores else (),

@@ -37,7 +37,8 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], where: str) -> Feeds:
     """Return ``feeds`` with the dtypes that ``specs`` want.
 
-    Only safe casts are made (float64 to float32; integers that fit). Raises InputError naming
+    Only safe casts are made (float64 to float32; integers that fit), and reals are quantised
+    where ``spec`` has a scale. Raises InputError naming
     ``where`` and the tensor for a missing or unknown name, a wrong shape, a lossy dtype, NaN or
     infinity.
     """
@@ -56,6 +57,25 @@ def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], where: str) -> Feed
     return out
 
 
+def quantise(a: Array, spec: TensorSpec) -> Array:
+    """Reals as the integers of ``spec``: round(a / scale) + zero_point, clipped to its type.
+
+    Integers, and every array for a tensor that is not quantised, come back as they are.
+    """
+    if not spec.scale or a.dtype.kind != "f":
+        return a
+    limits = np.iinfo(spec.dtype)
+    steps = np.round(a / np.float32(spec.scale)) + spec.zero_point
+    return np.clip(steps, limits.min, limits.max).astype(spec.dtype)
+
+
+def dequantise(a: Array, spec: TensorSpec) -> Array:
+    """The float32 reals that integers of ``spec`` stand for: (a - zero_point) * scale."""
+    if not spec.scale or a.dtype.kind == "f":
+        return a
+    return (a.astype(np.float32) - spec.zero_point) * np.float32(spec.scale)
+
+
 def _fit(a: Array, spec: TensorSpec, where: str) -> Array:
     shape_ok = len(a.shape) == len(spec.shape) and all(
         isinstance(want, str) or want == have
@@ -71,6 +91,8 @@ def _fit(a: Array, spec: TensorSpec, where: str) -> Array:
     if spec.dtype == "string":
         return a
     dtype = np.dtype(spec.dtype)
+    if spec.scale and a.dtype.kind == "f":
+        return quantise(a, spec)
     if a.dtype == dtype:
         return np.ascontiguousarray(a)
     if a.dtype.kind == dtype.kind == "f" or (a.dtype.kind in "iub" and dtype.kind == "f"):

@@ -7,6 +7,7 @@ prints goes to stderr. The parent's side is edge_core.child. Commands:
     run    feeds out                        -> n          (every sample once, outputs as .npz)
     time   feeds runs                       -> ms         (a list, one entry an inference)
     memory                                  -> peak_mb
+    delegation path runtime threads         -> ops partitions outside slowdown  (xnnpack.Delegation)
 
 ``feeds`` is a folder as feeds.write() makes it. End of input ends the process, also in the middle
 of a command, so no child outlives its parent.
@@ -98,6 +99,13 @@ class Worker:
 
     def do_memory(self) -> dict[str, Any]:
         return {"peak_mb": peak_rss_mb()}
+
+    def do_delegation(self, path: str, runtime: str, threads: int) -> dict[str, Any]:
+        ask = getattr(runtimes.get(runtime), "delegation", None)
+        if ask is None:
+            raise MeasureError(f"{runtime} delegates no operators")
+        found: dict[str, Any] = msgspec.to_builtins(ask(Path(path), threads))
+        return found
 
     @property
     def _open(self) -> Session:

@@ -44,7 +44,7 @@ def _file(m: Manifest, a: Artifact) -> list[tuple[str, str]]:
         ("bytes", f"{a.bytes:,}"),
         ("SHA-256", _code(a.sha256)),
         ("made from a model with SHA-256", _code(m.model_sha256)),
-        ("ONNX opset, IR version", f"{a.opset}, {a.ir}"),
+        ("written for", ", ".join(f"{k} {v}" for k, v in a.written_for.items())),
     ]
     if a.quantised_share is not None:
         rows.append(("share of the weight bytes that is quantised", f"{a.quantised_share:.1%}"))

@@ -28,6 +28,7 @@ app.add_typer(profiles, name="profiles")
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.")]
 PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
+ImageLayout = Literal["nhwc", "nchw"]
 Layout = Annotated[Path, typer.Argument(metavar="DIR", help="OCI layout, as registries give it.")]
 NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist.")]
 NewPackage = Annotated[Path, typer.Argument(metavar="FILE", help="The .edgepkg to write.")]
@@ -96,6 +97,10 @@ def build(
     ] = "auto",
     set_: Set = [],
     shape: Shape = [],
+    layout: Annotated[
+        ImageLayout,
+        typer.Option(help="Images of TFLite files: as cameras give them, or as in ONNX."),
+    ] = "nhwc",
     objective: Annotated[
         Objective, typer.Option(help="What the winner is best at, among those that fit.")
     ] = "latency",
@@ -130,6 +135,7 @@ def build(
         preprocess=samples.recipe(preprocess) if preprocess else None,
         metric=metric,
         shapes=shapes(shape),
+        layout="NHWC" if layout == "nhwc" else "NCHW",
         objective=objective,
         only=tuple(only),
         also=tuple(with_),

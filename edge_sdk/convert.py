@@ -20,11 +20,14 @@ import msgspec
 
 import converters
 from converters import onnx_file, onnx_graph, torch_export
-from converters.base import Ceiling, Job
+from converters.tflite import flat
+from converters.tflite.versions import min_runtime
+from converters.base import Ceiling, Job, Layout
 from edge_core import feeds as feeds_file
 from edge_core.errors import EdgeError, InputError, StorageError
 from edge_core.extras import need
 from edge_core.files import sha256_file, whole_dir
+from edge_sdk import reader
 from edge_sdk.stages import Artifact, from_json, to_json
 from edge_sdk.workspace import Refusal, Workspace, code, versions
 
@@ -40,10 +43,10 @@ class PrepareJob(msgspec.Struct, frozen=True):
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """The static model that every converter of a build starts from."""
+    """What every converter of a build starts from."""
 
-    path: Path
-    original: Path  # ONNX file as the user gave it, or as the .pt2 was exported
+    path: Path  # a static ONNX file, or the user's .tflite file
+    original: Path  # the file as the user gave it, or as the .pt2 was exported
     notes: tuple[str, ...]
 
 
@@ -59,6 +62,7 @@ class ConvertJob(msgspec.Struct, frozen=True):
     ceiling: Ceiling
     arch: str
     runtime_version: str
+    layout: Layout
     feeds: Path | None
 
 
@@ -81,7 +85,14 @@ def digest(model: Path) -> str:
 def prepare(
     workspace: Workspace, model: Path, model_sha256: str, shapes: dict[str, int | tuple[int, ...]]
 ) -> Prepared:
-    """Make the static ONNX file; raises ConvertError naming the op or dimension in the way."""
+    """Make the static ONNX file; raises ConvertError naming the op or dimension in the way.
+
+    A .tflite file is taken as it is.
+    """
+    if model.suffix == ".tflite":
+        if shapes:
+            raise InputError(f"{model.name}: --shape is for ONNX; a .tflite file has its shapes")
+        return Prepared(path=model, original=model, notes=())
     tools = versions(("onnx", "onnxruntime", "onnxscript", "onnxslim", "torch"))
     folder = workspace.entry("prepared", model_sha256, shapes, tools, code(onnx_graph), GENERATION)
     if not folder.is_dir():
@@ -104,22 +115,24 @@ def convert(
     ceiling: Ceiling,
     arch: str,
     runtime_version: str,
+    layout: Layout,
     feeds: Path | None,
 ) -> Artifact:
     """One candidate's file; raises ConvertError. Finished ones come from the cache."""
     converter = converters.get(candidate)
     spec = converter.SPEC
     tools = versions(spec.toolchain)
-    samples = feeds.name if feeds and spec.needs_samples else ""
+    feeds = feeds if spec.needs_samples or spec.takes_samples else None
+    given = (runtime_version, layout, feeds.name if feeds else "")
     folder = workspace.entry(
-        "artifacts", sha256_file(prepared.path), candidate, ceiling, arch, runtime_version,
-        samples, tools, code(converter), GENERATION,
+        "artifacts", sha256_file(prepared.path), candidate, ceiling, arch, given, tools,
+        code(converter), GENERATION,
     )  # fmt: skip
     if not folder.is_dir():
         with whole_dir(folder) as d:
             job = ConvertJob(
                 candidate=candidate, model=prepared.path, out_dir=d, ceiling=ceiling, arch=arch,
-                runtime_version=runtime_version, feeds=feeds if spec.needs_samples else None,
+                runtime_version=runtime_version, layout=layout, feeds=feeds,
             )  # fmt: skip
             _child(workspace, "convert", job, d)
     artifact = from_json((folder / "artifact.json").read_bytes(), Artifact)
@@ -154,24 +167,33 @@ def _convert(job: ConvertJob) -> None:
             ceiling=job.ceiling,
             arch=job.arch,
             runtime_version=job.runtime_version,
+            layout=job.layout,
             samples=feeds_file.read(job.feeds) if job.feeds else (),
         )
     )
-    opset, ir = onnx_graph.written_for(done.path)
+    inputs, outputs = reader.border(job.model)
     artifact = Artifact(
         candidate=job.candidate,
         path=Path(done.path.name),
         sha256=sha256_file(done.path),
         bytes=done.path.stat().st_size,
-        opset=opset,
-        ir=ir,
+        written_for=_written_for(done.path),
         options=done.options,
+        inputs=done.inputs or inputs,
+        outputs=done.outputs or outputs,
         toolchain={},
         notes=done.notes,
         quantised_share=done.quantised_share,
         seconds=time.perf_counter() - start,
     )
     (job.out_dir / "artifact.json").write_bytes(to_json(artifact))
+
+
+def _written_for(path: Path) -> dict[str, str]:
+    if path.suffix == ".tflite":
+        return {"min_runtime": min_runtime(flat.read(path))}
+    opset, ir = onnx_graph.written_for(path)
+    return {"opset": str(opset), "ir": str(ir)}
 
 
 def main(arguments: list[str]) -> int:

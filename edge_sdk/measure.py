@@ -25,12 +25,13 @@ from edge_core.child import Child
 from edge_core.errors import EdgeError, MeasureError
 from edge_core.files import write_whole
 from edge_core.profile import Profile
-from edge_core.tensors import Array
-from edge_sdk import convert, predict, runtime_env
+from edge_core.tensors import Array, TensorSpec
+from edge_sdk import border, convert, predict, runtime_env
 from edge_sdk.runtime_env import RuntimeEnv
-from edge_sdk.stages import Artifact, Measurement, Value
+from edge_sdk.stages import Artifact, Measurement, Model, Value
 from edge_sdk.workspace import Workspace, code
 
+Specs = tuple[TensorSpec, ...]
 ROUNDS = 12
 ROUND_MS = 60.0  # one candidate's turn
 MIN_RUNS, MAX_RUNS = 3, 40  # inferences a turn
@@ -65,6 +66,8 @@ class Subject(msgspec.Struct, frozen=True):
     sha256: str
     options: dict[str, str]
     env: RuntimeEnv
+    model: Specs  # the inputs that samples are made for
+    file: Specs  # and those of this file
 
     @property
     def key(self) -> tuple[str, dict[str, str], str, str, str]:
@@ -72,14 +75,18 @@ class Subject(msgspec.Struct, frozen=True):
         return self.sha256, self.options, self.env.name, self.env.version, adapter
 
 
-def subject(artifact: Artifact, env: RuntimeEnv) -> Subject:
+def subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
     """The artifact as something to run."""
-    return Subject(artifact.path, artifact.sha256, artifact.options, env)
+    own = artifact.inputs
+    return Subject(artifact.path, artifact.sha256, artifact.options, env, model.inputs, own)
 
 
-def original(path: Path) -> Subject:
-    """The original ONNX file on the host's own runtime: what candidates are compared with."""
-    return Subject(path, convert.digest(path), {}, runtime_env.installed("onnxruntime"))
+def original(path: Path, model: Model) -> Subject:
+    """The original file on the host's own runtime: what candidates are compared with."""
+    runtime = "litert" if path.suffix == ".tflite" else "onnxruntime"
+    return Subject(
+        path, convert.digest(path), {}, runtime_env.installed(runtime), model.inputs, model.inputs
+    )
 
 
 def answers(workspace: Workspace, s: Subject, feeds: Path, host: Profile) -> Path:
@@ -89,6 +96,7 @@ def answers(workspace: Workspace, s: Subject, feeds: Path, host: Profile) -> Pat
     """
     folder = workspace.entry("outputs", s.key, _machine(host), feeds.name, GENERATION)
     if not folder.is_dir():
+        feeds = border.fitted(workspace, feeds, s.model, s.file)
         with workspace.child(s.env.site) as child:
             _open(child, s, threads=1)
             child.ask("run", timeout_s=RUN_TIMEOUT_S, feeds=str(feeds), out=str(folder))
@@ -152,6 +160,9 @@ def _interleaved(
 ) -> Iterator[tuple[str, Timing | EdgeError]]:
     """Rounds of turns: 1 thread first, then every core."""
     with ExitStack() as stack:
+        given = {
+            n: str(border.fitted(workspace, feeds, s.model, s.file)) for n, s in subjects.items()
+        }
         alive = {n: stack.enter_context(workspace.child(s.env.site)) for n, s in subjects.items()}
         costs: dict[str, tuple[float, float, float]] = {}
         failed: dict[str, EdgeError] = {}
@@ -174,7 +185,7 @@ def _interleaved(
                 with surviving(name):
                     costs.setdefault(name, (0, 0, 0))
                     opened = _open(alive[name], subjects[name], threads)
-                    first = alive[name].ask("time", feeds=str(feeds), runs=MIN_RUNS)["ms"]
+                    first = alive[name].ask("time", feeds=given[name], runs=MIN_RUNS)["ms"]
                     if threads == 1:
                         peak = alive[name].ask("memory")["peak_mb"]
                         costs[name] = opened["load_ms"], opened["base_mb"], peak
@@ -183,7 +194,7 @@ def _interleaved(
             for _ in range(ROUNDS):
                 for name in tuple(alive):
                     with surviving(name):
-                        turn = alive[name].ask("time", feeds=str(feeds), runs=runs[name])
+                        turn = alive[name].ask("time", feeds=given[name], runs=runs[name])
                         times[name] += turn["ms"]
                 done += 1
                 workspace.progress("time", f"{threads} thread(s)", done, total)

@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 import converters
 from edge_core import feeds as feeds_file
 from edge_core import golden, package
 from edge_core.errors import EdgeError
 from edge_core.files import storage_error, write_whole
+from edge_core.layouts import inward
 from edge_core.manifest import Gate, Manifest, RuntimeNeed, Selector
 from edge_core.profile import Profile
-from edge_core.tensors import TensorSpec
-from edge_sdk import card, judge, measure, report, sbom
+from edge_core.tensors import Feeds, TensorSpec
+from edge_sdk import border, card, judge, measure, planner, report, sbom
 from edge_sdk.request import Materials, Request
 from edge_sdk.runtime_env import RuntimeEnv
 from edge_sdk.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
@@ -76,7 +78,7 @@ def package_for(
     ref = None
     if verdict.winner:
         artifact = artifacts[verdict.winner]
-        env = envs[converters.get(verdict.winner).SPEC.runtime]
+        env = envs[planner.planned(verdict.winner, profile).name]
         assert isinstance(env, RuntimeEnv)  # a candidate that could not run never wins
         manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
         vectors = _golden(materials, artifact, env, workspace)
@@ -143,9 +145,9 @@ def _manifest(
             measured_on=env.version,
             options=artifact.options,
         ),
-        inputs=_with_layout(materials.model.inputs, request),
-        outputs=materials.model.outputs,
-        preprocess=request.preprocess,
+        inputs=_with_layout(artifact.inputs, request),
+        outputs=artifact.outputs,
+        preprocess=border.recipe(request.preprocess, artifact.inputs),
         labels=request.class_names or materials.evaluation.class_names,
         class_scores=materials.metric in ("top1", "top5", "agreement"),
         gates=tuple(_stable(g) for g in judged.gates),
@@ -154,7 +156,7 @@ def _manifest(
 
 
 def _with_layout(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
-    if request.preprocess is None or len(inputs) != 1:
+    if request.preprocess is None or len(inputs) != 1 or inputs[0].layout:
         return inputs
     return (msgspec.structs.replace(inputs[0], layout=request.preprocess.layout),)
 
@@ -172,16 +174,34 @@ def _golden(
     original, own = (
         measure.answers(workspace, subject, materials.feeds, materials.host)
         for subject in (
-            measure.original(materials.prepared.original),
-            measure.subject(artifact, env),
+            measure.original(materials.prepared.original, materials.model),
+            measure.subject(artifact, env, materials.model),
         )
     )
+    model, feeds = materials.model, materials.feeds
+    given = border.fitted(workspace, feeds, model.inputs, artifact.inputs)
     count = min(GOLDEN, len(materials.evaluation))
     inputs, want, got = (
-        tuple(feeds_file.read(folder)[i] for i in range(count))
-        for folder in (materials.feeds, original, own)
+        tuple(feeds_file.read(folder)[i] for i in range(count)) for folder in (given, original, own)
     )
-    return golden.make(inputs, want, got)
+    want = tuple(inward(w, model.outputs, artifact.outputs) for w in want)
+    return golden.make(inputs, want, got, _steps(want, got, artifact.outputs))
+
+
+def _steps(
+    want: Sequence[Feeds], got: Sequence[Feeds], outputs: Sequence[TensorSpec]
+) -> dict[str, float]:
+    """Tolerances of integer outputs that stand for reals, in their steps: kernels round them
+    differently, and quantising has moved them already."""
+    found = {}
+    for s in outputs:
+        if s.scale:
+            apart = [
+                float(np.sqrt(np.mean((w[s.name].astype(float) - g[s.name]) ** 2)))
+                for w, g in zip(want, got, strict=True)
+            ]
+            found[s.name] = max(1.0, golden.QUANTISATION_FACTOR * max(apart))
+    return found
 
 
 def _files(
@@ -199,8 +219,7 @@ def _files(
         "evaluation_samples": len(materials.evaluation),
         "shapes": request.shapes,
         "preprocess": request.preprocess,
-        "opset": artifact.opset,
-        "ir": artifact.ir,
+        "written_for": artifact.written_for,
         "notes": artifact.notes,
         "toolchain": artifact.toolchain,
     }

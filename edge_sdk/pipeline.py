@@ -25,6 +25,7 @@ from edge_core import feeds as feeds_file
 from edge_core.errors import EdgeError, GateFailed, InputError, MeasureError, StorageError
 from edge_core.profile import Profile
 from edge_sdk import (
+    border,
     convert,
     judge,
     measure,
@@ -212,15 +213,13 @@ def _check_names(names: tuple[str, ...], model: Model) -> None:
 def _envs(profile: Profile, chosen: Plan, workspace: Workspace) -> Envs:
     """The runtimes that the profile's candidates need, by name."""
     found: Envs = {}
-    for name in dict.fromkeys(converters.get(c).SPEC.runtime for c in chosen.chosen):
-        runtime = profile.runtime(name)
-        assert runtime is not None  # the plan leaves candidates without a runtime out
+    for runtime in dict.fromkeys(planner.planned(c, profile) for c in chosen.chosen):
         try:
-            found[name] = runtime_env.provide(
-                name, runtime.version, workspace.cache, offline=workspace.offline
+            found[runtime.name] = runtime_env.provide(
+                runtime.name, runtime.version, workspace.cache, offline=workspace.offline
             )
         except MeasureError as e:
-            found[name] = e
+            found[runtime.name] = e
     return found
 
 
@@ -235,8 +234,7 @@ def _convert_all(
     wanted: dict[tuple[str, str], tuple[str, Ceiling, str, str]] = {}
     for p in request.profiles:
         for candidate in plans[p.name].chosen:
-            runtime = p.runtime(converters.get(candidate).SPEC.runtime)
-            assert runtime is not None  # the plan leaves candidates without a runtime out
+            runtime = planner.planned(candidate, p)
             ceiling, arch = planner.ceiling(runtime), p.platform.arch
             wanted[p.name, candidate] = candidate, ceiling, arch, runtime.version
 
@@ -244,7 +242,7 @@ def _convert_all(
         candidate, ceiling, arch, version = key
         return convert.convert(
             workspace, materials.prepared, candidate, ceiling=ceiling, arch=arch,
-            runtime_version=version, feeds=materials.calibration,
+            runtime_version=version, layout=request.layout, feeds=materials.calibration,
         )  # fmt: skip
 
     with clock.stage("convert"):
@@ -265,13 +263,13 @@ def _measure_all(
     clock: Clock,
 ) -> dict[str, tuple[Measurement, ...]]:
     subjects: dict[str, Subject] = {}
-    for profile, by_candidate in artifacts.items():
-        for candidate, artifact in by_candidate.items():
-            env = envs[profile][converters.get(candidate).SPEC.runtime]
+    for profile in request.profiles:
+        for candidate, artifact in artifacts[profile.name].items():
+            env = envs[profile.name][planner.planned(candidate, profile).name]
             if isinstance(artifact, Artifact) and isinstance(env, RuntimeEnv):
-                subjects[_name(artifact, env)] = measure.subject(artifact, env)
+                subjects[_name(artifact, env)] = measure.subject(artifact, env, materials.model)
     with clock.stage("measure"):
-        first = measure.original(materials.prepared.original)
+        first = measure.original(materials.prepared.original, materials.model)
         jobs = {
             name: (lambda s=s: measure.answers(workspace, s, materials.feeds, materials.host))
             for name, s in {ORIGINAL: first, **subjects}.items()
@@ -292,7 +290,7 @@ def _measure_all(
                     materials,
                     a,
                     c,
-                    envs[p.name][converters.get(c).SPEC.runtime],
+                    envs[p.name][planner.planned(c, p).name],
                     answered,
                     timed,
                     original,
@@ -332,11 +330,12 @@ def _measurement(
     if not isinstance(timing, Timing):
         return Measurement(candidate=candidate, error=timing.what if timing else "not timed")
     try:
-        accuracy = _accuracy(materials, original, outputs, env)
+        accuracy = _accuracy(materials, artifact, original, outputs, env)
     except MeasureError as e:
         return Measurement(candidate=candidate, error=e.what)
     spec = converters.get(candidate).SPEC
-    float32 = artifacts[profile.name].get(f"{spec.target}-fp32")
+    own = artifacts[profile.name]
+    float32 = own.get(f"{spec.target}-fp32") or own.get(f"{spec.target}-given")
     base = timed.get(_name(float32, env)) if isinstance(float32, Artifact) else None
     return measure.measurement(
         artifact, spec, accuracy, timing,
@@ -345,10 +344,11 @@ def _measurement(
 
 
 def _accuracy(
-    materials: Materials, original: Path, outputs: Path, env: RuntimeEnv
+    materials: Materials, artifact: Artifact, original: Path, outputs: Path, env: RuntimeEnv
 ) -> dict[str, Value]:
+    own = border.answered(outputs, materials.model.outputs, artifact.outputs)
     return metrics.compare(
-        measure.stacked(original), measure.stacked(outputs), materials.evaluation.labels,
+        measure.stacked(original), own, materials.evaluation.labels,
         materials.metric, env.where, materials.user_metric,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import converters
 from converters.base import Ceiling, Spec
 from edge_core.errors import InputError
 from edge_core.profile import Profile, Runtime
-from edge_core.runtimes import ort_facts
+from edge_core.runtimes import onnxruntime, ort_facts
 from edge_sdk import policy
 from edge_sdk.stages import Decision, Model, Plan
 
@@ -39,7 +39,7 @@ def plan(
         for s in specs
         if not only or s.name in only or s.name in also
     )
-    usable = filter(None, map(profile.runtime, dict.fromkeys(s.runtime for s in specs)))
+    usable = dict.fromkeys(r for s in specs if (r := runtime(s, profile)))
     return Plan(
         model=model.path.name,
         profile=profile.name,
@@ -51,21 +51,23 @@ def plan(
 
 def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str, Any]:
     """Everything a policy rule may look at, by name."""
-    runtime = profile.runtime(spec.runtime)
-    opset = ceiling(runtime).opset if runtime else 0
+    found = runtime(spec, profile)
+    opset = ceiling(found).opset if found else 0
     return {
         **model.facets,
         "parameters": model.parameters,
         "arch": profile.platform.arch,
         "os": profile.platform.os,
         "isa": profile.cpu.isa,
-        "runtime": spec.runtime,
+        "format": model.format,
+        "target": spec.target,
+        "runtime": found.name if found else " or ".join(spec.runtimes),
         "runtimes": ", ".join(f"{r.name} {r.version}" for r in profile.runtimes) or "none",
-        "has_runtime": runtime is not None,
-        "runtime_version": runtime.version if runtime else "",
+        "has_runtime": found is not None,
+        "runtime_version": found.version if found else "",
         "ceiling_opset": opset,
         "min_opset": spec.min_opset,
-        "opset_fits": spec.min_opset <= opset,
+        "opset_fits": spec.min_opset <= opset or not opset,
         "precision": spec.precision,
         "precisions": ", ".join(profile.precisions),
         "precision_listed": spec.precision in profile.precisions
@@ -75,8 +77,22 @@ def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str
     }
 
 
+def runtime(spec: Spec, profile: Profile) -> Runtime | None:
+    """The device's runtime for a candidate: the first of the candidate's that the device has."""
+    return next(filter(None, map(profile.runtime, spec.runtimes)), None)
+
+
+def planned(candidate: str, profile: Profile) -> Runtime:
+    """The device's runtime for a candidate of its plan, which leaves those without one out."""
+    found = runtime(converters.get(candidate).SPEC, profile)
+    assert found is not None
+    return found
+
+
 def ceiling(runtime: Runtime) -> Ceiling:
-    """The newest file that a device's runtime loads; what other runtimes load joins here."""
+    """The newest ONNX file that a device's runtime loads."""
+    if runtime.name != onnxruntime.SPEC.name:
+        return Ceiling(opset=0, ir=0)
     top = ort_facts.ceiling(runtime.version)
     return Ceiling(opset=top.opset, ir=top.ir)
 

@@ -17,23 +17,28 @@ from typing import Any
 import msgspec
 
 from converters import onnx_file
+from converters.tflite import border as tflite_border
+from converters.tflite import flat
 from edge_core.errors import InputError
 from edge_core.extras import need
 from edge_core.files import sha256_file
 from edge_core.tensors import TensorSpec
+from edge_sdk import tflite_reader
 from edge_sdk.stages import Model, Shapes
 
-SUFFIXES = {".onnx": "onnx", ".pt2": "pt2"}
+SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".tflite": "tflite"}
 RECURRENT = ("LSTM", "GRU", "RNN")
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulNBits")
 Shape = tuple[int, ...]
 
 
 def read(path: Path, shapes: Shapes | None = None) -> Model:
-    """Describe an .onnx file; a .pt2 is exported first (see converters.torch_export).
+    """Describe an .onnx or a .tflite file; a .pt2 is exported first (converters.torch_export).
 
     ``shapes`` fixes dynamic dimensions by name. Raises InputError for a file that is no model.
     """
+    if path.suffix == ".tflite":
+        return tflite_reader.read(path)
     onnx = need("onnx", "onnx")
     model = onnx_file.load(path)
     graph = model.graph
@@ -62,6 +67,16 @@ def read(path: Path, shapes: Shapes | None = None) -> Model:
         dynamic=tuple(dict.fromkeys(d for i in inputs for d in i.dynamic)),
         facets=costs.facets(nodes, weights),
     )
+
+
+def border(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of an .onnx or a .tflite file."""
+    if path.suffix == ".tflite":
+        return tflite_border.border(flat.read(path))
+    onnx, model = need("onnx", "onnx"), onnx_file.load(path)
+    weights = constants(model)
+    inputs = tuple(_spec(onnx, v) for v in model.graph.input if v.name not in weights)
+    return inputs, tuple(_spec(onnx, v) for v in model.graph.output)
 
 
 def with_costs(path: Path, sha256: str, static: Path) -> Model:

@@ -16,6 +16,7 @@ import sysconfig
 from pathlib import Path
 
 import msgspec
+from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from edge_core import runtimes
@@ -23,9 +24,16 @@ from edge_core.errors import MeasureError, MissingExtra
 from edge_core.files import whole_dir
 from edge_core.runtimes.base import Adapter
 
-# Wheels built against NumPy 1.x do not import beside NumPy 2 (onnxruntime 1.16.3: _ARRAY_API).
+# Wheels built against NumPy 1.x do not work beside NumPy 2: onnxruntime 1.16.3 does not import
+# (_ARRAY_API), the others load no model (SystemError). NumPy is all that these runtimes import.
 _NUMPY_1 = "numpy==1.26.4"
-_NUMPY_1_BELOW = {"onnxruntime": Version("1.19")}
+_WITH_NUMPY_1 = {
+    "onnxruntime": SpecifierSet("<1.19"),
+    "litert": SpecifierSet("<1.1"),
+    "tflite-runtime": SpecifierSet(""),
+}
+# Where the index has pre-releases under another name.
+_PRERELEASES = {"tflite-runtime": "tflite-runtime-nightly"}
 # Folders of other interpreters and systems may lie in the same cache.
 _HERE = f"cp{sys.version_info.major}{sys.version_info.minor}-{sysconfig.get_platform()}"
 
@@ -109,17 +117,25 @@ class _NoWheel(Exception):  # leaves whole_dir() without making the folder
 
 def _install(adapter: Adapter, version: str, site: Path) -> tuple[str, list[str]]:
     """Install into ``site``; return ("", []) or the problem and the versions the index has."""
-    wanted = [f"{adapter.SPEC.distribution}=={version}"]
-    below, parsed = _NUMPY_1_BELOW.get(adapter.SPEC.name), _parsed(version)
-    if below and parsed and parsed < below:
-        wanted.append(_NUMPY_1)
     try:
         with whole_dir(site) as folder:
-            _pip(wanted, folder)
+            _pip(_wanted(adapter, version), folder)
             _import(adapter.SPEC.module, folder)
     except _NoWheel as e:
         return e.problem, e.available
     return "", []
+
+
+def _wanted(adapter: Adapter, version: str) -> list[str]:
+    name, distribution = adapter.SPEC.name, adapter.SPEC.distribution
+    parsed = _parsed(version)
+    if parsed and parsed.is_prerelease:
+        distribution = _PRERELEASES.get(name, distribution)
+    wanted = [f"{distribution}=={version}"]
+    old = _WITH_NUMPY_1.get(name)
+    if old is not None and parsed and old.contains(parsed, prereleases=True):
+        wanted.append(_NUMPY_1)
+    return wanted
 
 
 def _pip(wanted: list[str], folder: Path) -> None:

@@ -25,7 +25,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What 'read' found in the user's file."""
 
     path: Path
-    format: Literal["onnx", "pt2"]
+    format: Literal["onnx", "pt2", "tflite"]
     sha256: str
     bytes: int
     opset: int
@@ -71,9 +71,10 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     sha256: str
     bytes: int
-    opset: int
-    ir: int
+    written_for: dict[str, str]  # {"opset": "17", "ir": "8"}, or {"min_runtime": "2.14.0"}
     options: dict[str, str]
+    inputs: tuple[TensorSpec, ...]  # layouts and types are the file's, names the model's
+    outputs: tuple[TensorSpec, ...]
     toolchain: dict[str, str]
     notes: tuple[str, ...] = ()
     quantised_share: float | None = None

@@ -6,10 +6,11 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from edge_core.errors import InputError
-from edge_core.runtimes import onnxruntime
+from edge_core.runtimes import onnxruntime, tflite
 from edge_core.runtimes.base import Adapter
 
-OURS: tuple[Adapter, ...] = (onnxruntime,)  # the type checker verifies each
+# The type checker verifies each.
+OURS: tuple[Adapter, ...] = (onnxruntime, tflite.LITERT, tflite.TFLITE_RUNTIME)
 GROUP = "edge_deploy.runtimes"
 
 

@@ -30,7 +30,7 @@ class Broken:
 
 def spec(name):
     return Spec(
-        name=name, title=name, target="onnx", runtime="onnxruntime", precision="fp32",
+        name=name, title=name, target="onnx", runtimes=("onnxruntime",), precision="fp32",
         scheme="float", suffix=".onnx", extra="onnx",
     )  # fmt: skip
 

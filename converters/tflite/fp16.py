@@ -1,0 +1,103 @@
+"""Weights stored as float16, each behind a DEQUANTIZE: computed in float32 on every runtime.
+
+It halves the file, not the memory: runtimes unpack the weights when they load the model. Ops with
+float16 inputs of their own, as other tools write, stop the builtin kernels and overflow.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.tflite import flat
+from converters.tflite.result import Result, write_smaller
+from edge_core.errors import ConvertError
+from edge_core.tensors import Array
+
+# A smaller tensor saves hardly more than the DEQUANTIZE takes, and biases are better exact.
+MIN_ELEMENTS = 1024
+LARGEST = 65504.0  # of float16
+
+
+def write(float_path: Path, out: Path) -> Result:
+    """Write the model with float16 weights.
+
+    Raises ConvertError for a value that float16 cannot hold, or if hardly any weight is float.
+    """
+    original, model = flat.read(float_path), flat.read(float_path)
+    changed = _halve(model)
+    return write_smaller(
+        model, original, float_path, out, notes=(f"{changed} weights stored as float16",)
+    )
+
+
+def _halve(model: flat.Model) -> int:
+    """Change the model in place; returns the number of tensors that became float16."""
+    graph = model.subgraphs[0]
+    code = flat.op_code(model, "DEQUANTIZE")
+    # Version 3 takes float16. The table's entry serves the model's other DEQUANTIZEs as well.
+    model.operatorCodes[code].version = max(model.operatorCodes[code].version, 3)
+    first = []
+    changed = 0
+    for tensors in _weights(model).values():
+        values = flat.constant(model, graph.tensors[tensors[0]])
+        assert values is not None
+        half = _as_half(values, flat.tensor_name(graph.tensors[tensors[0]]))
+        graph.tensors.append(_stored(model, graph.tensors[tensors[0]], half))
+        for index in tensors:
+            graph.tensors[index].buffer = 0
+            first.append(_dequantise(code, len(graph.tensors) - 1, index))
+        changed += len(tensors)
+    graph.operators[:0] = first
+    return changed
+
+
+def _weights(model: flat.Model) -> dict[int, list[int]]:
+    """Float32 tensors of the first subgraph that are worth it, by the buffer they share."""
+    graph = model.subgraphs[0]
+    used = {i for op in graph.operators for i in op.inputs}
+    found: dict[int, list[int]] = defaultdict(list)
+    shared: set[int] = {t.buffer for g in model.subgraphs[1:] for t in g.tensors}
+    for index, tensor in enumerate(graph.tensors):
+        values = flat.constant(model, tensor) if flat.type_name(tensor) == "FLOAT32" else None
+        if values is None or tensor.buffer in shared:
+            continue
+        same = not found[tensor.buffer] or (
+            flat.shape(graph.tensors[found[tensor.buffer][0]]) == flat.shape(tensor)
+        )
+        if index in used and values.size >= MIN_ELEMENTS and tensor.sparsity is None and same:
+            found[tensor.buffer].append(index)
+    return {buffer: tensors for buffer, tensors in found.items() if tensors}
+
+
+def _as_half(values: Array, name: str) -> Array:
+    finite = values[np.isfinite(values)]
+    largest = float(np.abs(finite).max(initial=0.0))
+    if largest > LARGEST:
+        raise ConvertError(
+            f"'{name}' holds {largest:g}; float16 holds up to {LARGEST:g}",
+            hint="keep float32, or take an int8 recipe",
+        )
+    return values.astype(np.float16)
+
+
+def _stored(model: flat.Model, like: flat.Tensor, values: Array) -> flat.Tensor:
+    fb = flat.schema()
+    tensor = fb.TensorT()
+    tensor.name = (flat.tensor_name(like) + "_float16").encode()
+    tensor.type = fb.TensorType.FLOAT16
+    tensor.shape = list(values.shape)
+    tensor.hasRank = True
+    tensor.buffer = 0
+    flat.set_constant(model, tensor, values)
+    return tensor
+
+
+def _dequantise(code: int, source: int, target: int) -> Any:
+    op = flat.schema().OperatorT()
+    op.opcodeIndex = code
+    op.inputs, op.outputs = [source], [target]
+    return op

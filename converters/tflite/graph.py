@@ -1,0 +1,272 @@
+"""A TFLite graph under construction: tensors, operators, and the flatbuffer made of them.
+
+g = Graph()
+x = g.input("x", (1, 4), np.float32)
+y = g.emit("LOGISTIC", [x], (1, 4))
+g.outputs.append(y)
+model = g.to_model()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edge_core.errors import ConvertError
+from edge_core.extras import need
+from edge_core.tensors import Array
+
+Shape = tuple[int, ...]
+# The options table of each operator that has one; the others have none.
+OPTIONS = {
+    "ADD": "Add", "SUB": "Sub", "MUL": "Mul", "DIV": "Div", "ARG_MAX": "ArgMax",
+    "ARG_MIN": "ArgMin", "AVERAGE_POOL_2D": "Pool2D", "MAX_POOL_2D": "Pool2D",
+    "BATCH_MATMUL": "BatchMatMul", "CAST": "Cast", "CONCATENATION": "Concatenation",
+    "CONV_2D": "Conv2D", "CONV_3D": "Conv3D", "CUMSUM": "Cumsum",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2D", "DEPTH_TO_SPACE": "DepthToSpace",
+    "FULLY_CONNECTED": "FullyConnected", "GATHER": "Gather", "GELU": "Gelu",
+    "LEAKY_RELU": "LeakyRelu", "MEAN": "Reducer", "MIRROR_PAD": "MirrorPad", "ONE_HOT": "OneHot",
+    "PACK": "Pack", "REDUCE_ALL": "Reducer", "REDUCE_ANY": "Reducer", "REDUCE_MAX": "Reducer",
+    "REDUCE_MIN": "Reducer", "REDUCE_PROD": "Reducer", "RESHAPE": "Reshape",
+    "RESIZE_BILINEAR": "ResizeBilinear", "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighbor",
+    "REVERSE_SEQUENCE": "ReverseSequence", "SOFTMAX": "Softmax", "SPACE_TO_DEPTH": "SpaceToDepth",
+    "SPLIT": "Split", "SPLIT_V": "SplitV", "SQUEEZE": "Squeeze", "STRIDED_SLICE": "StridedSlice",
+    "SUM": "Reducer", "TRANSPOSE_CONV": "TransposeConv", "UNPACK": "Unpack",
+}  # fmt: skip
+FUSABLE = (
+    "ADD", "SUB", "MUL", "DIV", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED",
+    "AVERAGE_POOL_2D", "MAX_POOL_2D",
+)  # fmt: skip
+ACTIVATIONS = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
+SIGNATURE = "serving_default"
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+    """One tensor; ``data`` makes it a constant."""
+
+    name: str
+    shape: Shape
+    dtype: np.dtype[Any]
+    data: Array | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Op:
+    """One operator, by the name of its builtin code."""
+
+    code: str
+    inputs: list[Tensor | None]
+    outputs: list[Tensor]
+    options: dict[str, Any]
+
+
+class Graph:
+    """Grows by emit(); to_model() drops what no output needs."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.ops: list[Op] = []
+        self._constants: dict[str, Tensor] = {}
+
+    def input(self, name: str, shape: Shape, dtype: Any) -> Tensor:
+        """A tensor that the caller feeds."""
+        t = Tensor(name, shape, np.dtype(dtype))
+        self.inputs.append(t)
+        return t
+
+    def constant(self, array: Array, name: str = "") -> Tensor:
+        """A constant; equal ones are one tensor."""
+        array = np.asarray(array, order="C")  # ascontiguousarray() would give a scalar an axis
+        h = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        found = self._constants.get(h.hexdigest())
+        if found is None:
+            found = Tensor(name or "constant", array.shape, array.dtype, array)
+            self._constants[h.hexdigest()] = found
+        return found
+
+    def ints(self, values: Iterable[int]) -> Tensor:
+        """A constant list of int32: shapes, axes, indices."""
+        return self.constant(np.array(list(values), np.int32).reshape(-1))
+
+    def emit(
+        self,
+        code: str,
+        inputs: Sequence[Tensor | None],
+        shape: Sequence[int],
+        dtype: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """Add an operator with one output, of ``dtype`` or that of the first input."""
+        return self.emit_many(code, inputs, [shape], dtype, **options)[0]
+
+    def emit_many(
+        self,
+        code: str,
+        inputs: Sequence[Tensor | None],
+        shapes: Sequence[Sequence[int]],
+        dtype: Any = None,
+        dtypes: Sequence[Any] = (),
+        **options: Any,
+    ) -> list[Tensor]:
+        """Add an operator with an output for each shape."""
+        first = inputs[0]
+        kinds = [*dtypes] or [dtype if dtype is not None or first is None else first.dtype]
+        kinds *= len(shapes) // len(kinds)
+        out = [
+            Tensor("", tuple(int(d) for d in s), np.dtype(k))
+            for s, k in zip(shapes, kinds, strict=True)
+        ]
+        self.ops.append(Op(code, [*inputs], out, options))
+        return out
+
+    def finish(self) -> None:
+        """Drop dead operators, join activations with what they follow, name every tensor."""
+        self._sweep()
+        self._fuse()
+        self._sweep()
+        self._name()
+
+    def _sweep(self) -> None:
+        wanted, live = set(map(id, self.outputs)), []
+        for op in reversed(self.ops):
+            if any(id(t) in wanted for t in op.outputs):
+                wanted.update(id(t) for t in op.inputs if t is not None)
+                live.append(op)
+        self.ops = live[::-1]
+
+    def _fuse(self) -> None:
+        uses = Counter(id(t) for op in self.ops for t in op.inputs if t is not None)
+        uses.update(map(id, self.outputs))
+        made = {id(t): op for op in self.ops for t in op.outputs}
+        for op in self.ops:
+            if op.code not in ACTIVATIONS:
+                continue
+            before = made.get(id(op.inputs[0]))
+            if (
+                before is None
+                or before.code not in FUSABLE
+                or before.options.get("fused_activation_function")
+                or uses[id(before.outputs[0])] != 1
+                or before.outputs[0].dtype != np.float32
+            ):
+                continue
+            before.options["fused_activation_function"] = ACTIVATIONS[op.code]
+            before.outputs = op.outputs
+            op.outputs = []
+            made[id(before.outputs[0])] = before
+
+    def _name(self) -> None:
+        taken: set[str] = set()
+        for t in self.inputs:
+            taken.add(t.name)
+        for t in dict.fromkeys([*self.outputs, *(t for op in self.ops for t in op.outputs)]):
+            t.name = _unique(t.name or "t", taken)
+        for op in self.ops:
+            for i, c in enumerate(op.inputs):
+                if c is not None and c.data is not None and c.name in ("", "constant"):
+                    c.name = f"{op.outputs[0].name}/{op.code.lower()}/{i}"
+
+    def to_model(self, description: str = "edge-deploy") -> Any:
+        """The flatbuffer's object tree (schema_py_generated.ModelT)."""
+        return _Writer(self).model(description)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, n = name, 1
+    while candidate in taken:
+        candidate, n = f"{name}_{n}", n + 1
+    taken.add(candidate)
+    return candidate
+
+
+class _Writer:
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._schema = need("ai_edge_litert.schema_py_generated", "tflite")
+        self._index: dict[int, int] = {}
+        self._codes: dict[str, int] = {}
+        self._model = self._schema.ModelT()
+
+    def model(self, description: str) -> Any:
+        schema, g, m = self._schema, self._graph, self._model
+        m.version, m.description = 3, description.encode()
+        m.buffers, m.operatorCodes, m.metadata = [schema.BufferT()], [], []
+        sub = schema.SubGraphT()
+        sub.tensors, sub.operators, sub.name = [], [], b"main"
+        m.subgraphs = [sub]
+        for t in g.inputs:
+            self._tensor(sub, t)
+        for op in g.ops:
+            sub.operators.append(self._operator(sub, op))
+        sub.inputs = self._indices(sub, g.inputs)
+        sub.outputs = self._indices(sub, g.outputs)
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = SIGNATURE.encode(), 0
+        signature.inputs = [self._map(sub, t) for t in g.inputs]
+        signature.outputs = [self._map(sub, t) for t in g.outputs]
+        m.signatureDefs = [signature]
+        return m
+
+    def _indices(self, sub: Any, tensors: Iterable[Tensor | None]) -> Array:
+        found = [-1 if t is None else self._tensor(sub, t) for t in tensors]
+        return np.array(found, np.int32)
+
+    def _map(self, sub: Any, t: Tensor) -> Any:
+        entry = self._schema.TensorMapT()
+        entry.name, entry.tensorIndex = t.name.encode(), self._tensor(sub, t)
+        return entry
+
+    def _tensor(self, sub: Any, t: Tensor) -> int:
+        if id(t) in self._index:
+            return self._index[id(t)]
+        made = self._schema.TensorT()
+        made.name, made.shape, made.hasRank = t.name.encode(), np.array(t.shape, np.int32), True
+        made.type, made.buffer = self._type(t), 0
+        if t.data is not None:
+            buffer = self._schema.BufferT()
+            buffer.data = np.frombuffer(t.data.tobytes(), np.uint8)
+            self._model.buffers.append(buffer)
+            made.buffer = len(self._model.buffers) - 1
+        sub.tensors.append(made)
+        self._index[id(t)] = len(sub.tensors) - 1
+        return self._index[id(t)]
+
+    def _type(self, t: Tensor) -> int:
+        kind = getattr(self._schema.TensorType, t.dtype.name.upper(), None)
+        if kind is None:
+            raise ConvertError(f"tensor '{t.name}' is {t.dtype.name}, which TFLite does not have")
+        return int(kind)
+
+    def _operator(self, sub: Any, op: Op) -> Any:
+        made = self._schema.OperatorT()
+        made.opcodeIndex = self._code(op.code)
+        made.inputs = self._indices(sub, op.inputs)
+        made.outputs = self._indices(sub, op.outputs)
+        table = OPTIONS.get(op.code)
+        if table:
+            made.builtinOptionsType = getattr(self._schema.BuiltinOptions, f"{table}Options")
+            made.builtinOptions = getattr(self._schema, f"{table}OptionsT")()
+        for key, value in op.options.items():
+            name = re.sub(r"_(\w)", lambda m: m[1].upper(), key)
+            if not hasattr(made.builtinOptions, name):
+                raise TypeError(f"{op.code} has no option {name}")
+            setattr(made.builtinOptions, name, value)
+        return made
+
+    def _code(self, name: str) -> int:
+        if name not in self._codes:
+            code = self._schema.OperatorCodeT()
+            number = getattr(self._schema.BuiltinOperator, name)
+            code.builtinCode, code.deprecatedBuiltinCode = number, min(number, 127)
+            code.version = 1
+            self._model.operatorCodes.append(code)
+            self._codes[name] = len(self._model.operatorCodes) - 1
+        return self._codes[name]

@@ -1,0 +1,83 @@
+"""GATHER of rows of a constant table -> EMBEDDING_LOOKUP, whose table can be int8 or int4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from converters.tflite import flat
+
+
+def use_lookups(model: flat.Model) -> int:
+    """Change the first subgraph in place; returns how many ops were replaced.
+
+    The ids of an EMBEDDING_LOOKUP are a flat int32 list, so others are reshaped around it.
+    """
+    graph = model.subgraphs[0]
+    replaced = 0
+    operators = []
+    for op in graph.operators:
+        if flat.op_name(model, op) != "GATHER" or not _rows_of_a_table(model, graph, op):
+            operators.append(op)
+            continue
+        table, ids = op.inputs
+        dims = flat.shape(graph.tensors[ids])
+        rows, width = math.prod(dims), flat.shape(graph.tensors[table])[1]
+        found = op.outputs[0]
+        if len(dims) != 1:
+            flat_ids = _tensor(graph, graph.tensors[ids], f"ids_{replaced}", (rows,))
+            operators.append(_reshape(model, graph, ids, flat_ids, (rows,)))
+            ids = flat_ids
+            found = _tensor(graph, graph.tensors[found], f"rows_{replaced}", (rows, width))
+        operators.append(_op(model, "EMBEDDING_LOOKUP", [ids, table], found))
+        if found != op.outputs[0]:
+            operators.append(_reshape(model, graph, found, op.outputs[0], (*dims, width)))
+        replaced += 1
+    graph.operators = operators
+    return replaced
+
+
+def _rows_of_a_table(model: flat.Model, graph: Any, op: flat.Op) -> bool:
+    table, ids = (graph.tensors[i] for i in op.inputs[:2])
+    values = flat.constant(model, table)
+    return (
+        values is not None
+        and values.ndim == 2
+        and values.dtype == np.float32
+        and flat.type_name(ids) == "INT32"
+        and flat.constant(model, ids) is None
+        and op.builtinOptions.axis == 0
+        and op.builtinOptions.batchDims == 0
+    )
+
+
+def _tensor(graph: Any, like: flat.Tensor, suffix: str, dims: Sequence[int]) -> int:
+    tensor = flat.schema().TensorT()
+    tensor.name = f"{flat.tensor_name(like)}/{suffix}".encode()
+    tensor.type, tensor.shape, tensor.hasRank, tensor.buffer = like.type, list(dims), True, 0
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def _reshape(model: flat.Model, graph: Any, source: int, target: int, dims: Sequence[int]) -> Any:
+    fb = flat.schema()
+    shape = fb.TensorT()
+    shape.name = f"{flat.tensor_name(graph.tensors[target])}/shape".encode()
+    shape.type, shape.shape, shape.hasRank = fb.TensorType.INT32, [len(dims)], True
+    flat.set_constant(model, shape, np.array(dims, np.int32))
+    graph.tensors.append(shape)
+    op = _op(model, "RESHAPE", [source, len(graph.tensors) - 1], target)
+    op.builtinOptionsType = fb.BuiltinOptions.ReshapeOptions
+    op.builtinOptions = fb.ReshapeOptionsT()
+    op.builtinOptions.newShape = list(dims)
+    return op
+
+
+def _op(model: flat.Model, name: str, inputs: Sequence[int], output: int) -> Any:
+    op = flat.schema().OperatorT()
+    op.opcodeIndex = flat.op_code(model, name)
+    op.inputs, op.outputs = list(inputs), [output]
+    return op

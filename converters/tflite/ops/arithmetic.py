@@ -1,0 +1,139 @@
+"""Arithmetic on tensors of one rank and order, and between the number types that TFLite has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from converters.tflite.graph import Tensor
+from converters.tflite.lower import Node
+from converters.tflite.ops.broadcast import emit
+
+BYTES = (np.int8, np.uint8)
+QUOTIENT_STEPS = 4  # each leaves 2**-23 of the error: from 2**63 to below one
+
+
+class Math:
+    """Arithmetic on tensors of one shape and order; plain numbers are constants of their type."""
+
+    def __init__(self, n: Node) -> None:
+        self._n = n
+
+    def __call__(
+        self, code: str, *operands: Tensor | float, dtype: Any = None, **options: Any
+    ) -> Tensor:  # noqa: E501
+        like = next(t for t in operands if isinstance(t, Tensor))
+        tensors = [
+            t
+            if isinstance(t, Tensor)
+            else self._n.const(np.full((1,) * len(like.shape), t), like.dtype)  # noqa: E501
+            for t in operands
+        ]
+        return emit(self._n, code, tensors, dtype, **options)
+
+    def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
+        """Values between the bounds; a bound at infinity is none."""
+        whole = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+        if x.dtype == np.float32 and (low, high) in whole:
+            return self(whole[low, high], x)
+        if x.dtype == np.float32 and low == 0.0:
+            return self("MINIMUM", self("RELU", x), high)
+        if low != -math.inf:
+            x = self("MAXIMUM", x, low)
+        return self("MINIMUM", x, high) if high != math.inf else x
+
+
+def cast(n: Node, x: Tensor, dtype: Any) -> Tensor:
+    """Another type; itself if it has that type."""
+    dtype = np.dtype(dtype)
+    if x.dtype == dtype:
+        return x
+    if x.data is not None:
+        return n.graph.constant(x.data.astype(dtype))
+    kinds = {np.dtype(k): v for k, v in _types().items()}
+    if dtype not in kinds or x.dtype not in kinds:
+        raise n.refusal(f"no cast from {x.dtype} to {dtype}")
+    if dtype == np.bool_ and x.dtype != np.bool_:
+        return Math(n)("NOT_EQUAL", x, 0, dtype=np.bool_)
+    return n.emit(
+        "CAST", [x], x.shape, dtype, in_data_type=kinds[x.dtype], out_data_type=kinds[dtype]
+    )  # noqa: E501
+
+
+def _types() -> dict[str, int]:
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    names = (
+        "float32",
+        "float16",
+        "float64",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "bool",
+    )  # noqa: E501
+    return {name: getattr(TensorType, name.upper()) for name in names}
+
+
+def computed(n: Node, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
+    """8-bit integers as int32, and the way back, which wraps around; other types as they are.
+
+    TFLite's own 8-bit operators are quantised arithmetic.
+    """
+    kind = tensors[0].dtype
+    if kind not in BYTES:
+        return [*tensors], lambda y: y
+    return [cast(n, t, np.int32) for t in tensors], lambda y: cast(n, y, kind)
+
+
+def quotient(n: Node, a: Tensor, b: Tensor) -> Tensor:
+    """``a / b`` of int64 numbers that divide: TFLite divides no int64, so float32 does by steps."""
+    m, total, rest = Math(n), None, a
+    for _ in range(QUOTIENT_STEPS):
+        part = m("DIV", *(cast(n, t, np.float32) for t in (rest, b)))
+        whole = cast(n, m("ROUND", part), np.int64)
+        total = whole if total is None else m("ADD", total, whole)
+        rest = m("SUB", a, m("MUL", total, b))
+    assert total is not None
+    return total
+
+
+def remainder(n: Node, a: Tensor, b: Tensor) -> Tensor:
+    """Of integers, with the sign of the dividend; FLOOR_MOD has that of the divisor."""
+    m = Math(n)
+    rest = m("FLOOR_MOD", a, b)
+    below = [m("LESS", t, 0, dtype=np.bool_) for t in (a, b)]
+    other = m(
+        "LOGICAL_AND",
+        m("NOT_EQUAL", *below, dtype=np.bool_),
+        m("NOT_EQUAL", rest, 0, dtype=np.bool_),
+    )  # noqa: E501
+    return m("SELECT_V2", other, m("SUB", rest, b), rest, dtype=rest.dtype)
+
+
+def divided(n: Node, a: Tensor, b: Tensor) -> Tensor:
+    """The quotient as ONNX defines it: that of integers is cut towards zero."""
+    if a.dtype != np.int64:
+        return emit(n, "DIV", [a, b])
+    return quotient(n, Math(n)("SUB", a, remainder(n, a, b)), b)
+
+
+def of_whole(n: Node, code: str, x: Tensor) -> Tensor:
+    """A unary operator of integers."""
+    (x,), back = computed(n, [x])
+    m = Math(n)
+    if code == "RELU":
+        return back(m("MAXIMUM", x, 0))
+    if code == "ABS" and x.dtype == np.int64:
+        return m("MAXIMUM", x, m("NEG", x))
+    if code == "SIGN":
+        return back(cast(n, m("SIGN", cast(n, x, np.float32)), x.dtype))
+    return back(m(code, x))

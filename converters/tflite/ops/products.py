@@ -1,0 +1,132 @@
+"""Matrix products: FULLY_CONNECTED where one side is a weight, BATCH_MATMUL elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from converters.tflite.graph import Tensor
+from converters.tflite.lower import Node, op
+from converters.tflite.ops.broadcast import emit
+from converters.tflite.ops.elementwise import Math
+from converters.tflite.values import Value, identity
+from edge_core.tensors import Array
+
+MAX_BATCH_RANK = 4  # of BATCH_MATMUL, that XNNPACK takes
+
+
+def fully_connected(n: Node, x: Tensor, weights: Array, bias: Array | None = None) -> Tensor:
+    """x [..., in] times weights [out, in], plus bias [out]: [..., out]."""
+    b = None if bias is None else n.const(np.broadcast_to(bias.reshape(-1), (len(weights),)))
+    flat = (
+        x
+        if len(x.shape) <= 2
+        else n.reshaped(x, (-1 if 0 else math.prod(x.shape[:-1]), x.shape[-1]))
+    )  # noqa: E501
+    if len(flat.shape) == 1:
+        flat = n.reshaped(flat, (1, flat.shape[0]))
+    y = n.emit(
+        "FULLY_CONNECTED", [flat, n.const(weights), b], (flat.shape[0], len(weights)),
+        keep_num_dims=False,
+    )  # fmt: skip
+    return n.reshaped(y, (*x.shape[:-1], len(weights)))
+
+
+@op("MatMul")
+def _matmul(n: Node) -> None:
+    a, b = n.value(0), n.value(1)
+    if a.dtype != np.float32:
+        raise n.refusal(f"{a.dtype} products are not in TFLite")
+    if b.array is not None and b.array.ndim == 2 and a.array is None:
+        n.give(fully_connected(n, n.stored(0), b.array.T))
+        return
+    if len(a.shape) == 1 or len(b.shape) == 1:
+        _with_vectors(n, a, b)
+        return
+    n.give(batched(n, a, b))
+
+
+def _with_vectors(n: Node, a: Value, b: Value) -> None:
+    left, right = n.stored(0), n.stored(1)
+    if len(a.shape) == 1:
+        left = n.reshaped(left, (1, *a.shape))
+    if len(b.shape) == 1:
+        right = n.reshaped(right, (*b.shape, 1))
+    y = batched(n, _as_value(left), _as_value(right))
+    n.give(n.reshaped(y, n.shape))
+
+
+def _as_value(t: Tensor) -> Value:
+    return Value(t.shape, t.dtype, t, identity(len(t.shape)))
+
+
+def batched(n: Node, a: Value, b: Value) -> Tensor:
+    """Products of matrices in the last two axes; a swap of the two in memory costs nothing."""
+    left, adj_x = _maybe_swapped(n, a)
+    right, adj_y = _maybe_swapped(n, b)
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = (*batch, a.shape[-2], b.shape[-1])
+    if len(shape) <= MAX_BATCH_RANK:
+        rank = len(shape)
+        left, right = (n.reshaped(t, (1,) * (rank - len(t.shape)) + t.shape) for t in (left, right))
+        return n.emit("BATCH_MATMUL", [left, right], shape, adj_x=adj_x, adj_y=adj_y)
+    sides = []
+    for t in (left, right):
+        wide = (*batch, *t.shape[-2:])
+        t = n.reshaped(t, (1,) * (len(wide) - len(t.shape)) + t.shape)
+        if t.shape != wide:
+            t = n.emit("BROADCAST_TO", [t, n.ints(wide)], wide)
+        sides.append(n.reshaped(t, (math.prod(batch), *wide[-2:])))
+    y = n.emit("BATCH_MATMUL", sides, (math.prod(batch), *shape[-2:]), adj_x=adj_x, adj_y=adj_y)
+    return n.reshaped(y, shape)
+
+
+def _maybe_swapped(n: Node, v: Value) -> tuple[Tensor, bool]:
+    rank = len(v.shape)
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    if v.array is None and v.axes[-2:] == swapped[-2:]:
+        return n.place(v, swapped), True
+    return n.place(v), False
+
+
+@op("Gemm")
+def _gemm(n: Node) -> None:
+    alpha, beta = float(n.attr("alpha", 1.0)), float(n.attr("beta", 1.0))
+    a, b = n.value(0), n.value(1)
+    if a.dtype != np.float32:
+        raise n.refusal(f"{a.dtype} products are not in TFLite")
+    x = n.place(a, (1, 0)) if n.attr("transA", 0) else n.place(a)
+    if n.attr("transA", 0):
+        x = n.place(
+            Value(a.shape[::-1], a.dtype, a.tensor, tuple(1 - i for i in a.axes))
+            if a.array is None
+            else Value(a.shape[::-1], a.dtype, array=a.array.T)
+        )  # noqa: E501
+    c = n.array(2)
+    constant_bias = not n.has(2) or (
+        c is not None
+        and c.size in (1, n.shape[1])
+        and c.shape[-1:] != (n.shape[0],)
+        or c is not None
+        and c.shape in ((n.shape[1],), (1, n.shape[1]))
+    )  # noqa: E501
+    if b.array is not None and constant_bias:
+        w = (b.array if n.attr("transB", 0) else b.array.T) * np.float32(alpha)
+        n.give(fully_connected(n, x, w, None if c is None else c * np.float32(beta)))
+        return
+    m = Math(n)
+    if b.array is not None:
+        w = b.array if n.attr("transB", 0) else b.array.T
+        y = fully_connected(n, x, w * np.float32(alpha))
+    else:
+        right = n.place(b)
+        y = n.emit(
+            "BATCH_MATMUL", [x, right], n.shape, adj_x=False, adj_y=bool(n.attr("transB", 0))
+        )  # noqa: E501
+        y = m("MUL", y, alpha) if alpha != 1.0 else y
+    if n.has(2):
+        bias = n.stored(2)
+        bias = n.reshaped(bias, (1,) * (2 - len(bias.shape)) + bias.shape)
+        y = emit(n, "ADD", [y, m("MUL", bias, beta) if beta != 1.0 else bias])
+    n.give(y)

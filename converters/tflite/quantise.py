@@ -1,0 +1,257 @@
+"""A float .tflite -> integers, by a recipe: ai-edge-quantizer between our ranges and our rounding.
+
+prepare (names, table lookups) -> choose ops -> ranges -> ai-edge-quantizer -> refine -> write
+
+dynamic      weights in integers, activations rounded as they come; convolutions over each
+             channel alone (DEPTHWISE_CONV_2D) stay float: hybrid they are slower than float
+weight-only  weights in integers, computed in float
+static       activations in 8 or 16 bits by calibrated ranges: smallest and largest value seen
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from converters.foreign import foreign
+from converters.tflite import blocks, flat, islands, lookup, ranges
+from converters.tflite.refine import refine
+from converters.tflite.result import Result, write_smaller
+from edge_core.errors import ConvertError
+from edge_core.extras import need
+from edge_core.tensors import Array, Feeds
+
+Form = Literal["int8", "int8-tensor", "int4", "int4-block32", "int4-block64"]
+# The quantiser's words for how a weight is stored: bits, what has a scale of its own, and how many
+# weights of a row that is (0: all of it).
+FORMS = {
+    "int8": (8, "CHANNELWISE", 0),
+    "int8-tensor": (8, "TENSORWISE", 0),
+    "int4": (4, "CHANNELWISE", 0),
+    "int4-block32": (4, "BLOCKWISE_32", 32),
+    "int4-block64": (4, "BLOCKWISE_64", 64),
+}
+OP_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}  # where the quantiser's differ from the schema's
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of a float model. ``weights`` says which ops' weights are taken, and how."""
+
+    scheme: Literal["dynamic", "weight-only", "static"]
+    weights: dict[str, Form]
+    activations: Literal[8, 16] = 8  # bits; static only
+    integer_io: bool = False  # int8 inputs and outputs; static only
+    float_tail: bool = False  # last FULLY_CONNECTED gives floats; static only
+    keep_float: tuple[str, ...] = ()  # outputs of the ops that stay float, by tensor name
+
+
+_CONV: dict[str, Form] = {"CONV_2D": "int8"}
+_ALL: dict[str, Form] = {**_CONV, "DEPTHWISE_CONV_2D": "int8", "TRANSPOSE_CONV": "int8"}
+_DENSE: dict[str, Form] = {"FULLY_CONNECTED": "int8", "EMBEDDING_LOOKUP": "int8"}
+
+DYNAMIC = Recipe(scheme="dynamic", weights={**_CONV, **_DENSE})
+# tflite-runtime 2.14 computes garbage from a hybrid FULLY_CONNECTED with a scale per channel.
+DYNAMIC_PER_TENSOR = Recipe(
+    scheme="dynamic", weights={**DYNAMIC.weights, "FULLY_CONNECTED": "int8-tensor"}
+)
+WEIGHT_ONLY = Recipe(scheme="weight-only", weights={**_ALL, **_DENSE})
+# A hybrid last layer needs a runtime that knows scales per channel; STATIC_PLAIN runs everywhere.
+STATIC = Recipe(scheme="static", weights={**_ALL, **_DENSE}, float_tail=True)
+STATIC_PLAIN = msgspec.structs.replace(STATIC, float_tail=False)
+STATIC_INTEGER_IO = msgspec.structs.replace(STATIC_PLAIN, integer_io=True)
+INT16X8 = msgspec.structs.replace(STATIC_PLAIN, activations=16)
+INT4 = Recipe(scheme="dynamic", weights={"FULLY_CONNECTED": "int4", "EMBEDDING_LOOKUP": "int4"})
+INT4_BLOCKS = Recipe(
+    scheme="dynamic",
+    weights={"FULLY_CONNECTED": "int4-block32", "EMBEDDING_LOOKUP": "int4-block64"},
+)
+INT8_INT4_EMBEDDING = Recipe(
+    scheme="dynamic", weights={**DYNAMIC.weights, "EMBEDDING_LOOKUP": "int4-block64"}
+)
+
+
+def write(float_path: Path, out: Path, recipe: Recipe, samples: Sequence[Feeds] = ()) -> Result:
+    """Write what the recipe makes of a float file; the same inputs give the same bytes.
+
+    Samples are in the file's own layout and dtypes. Without them biases are not corrected.
+    Raises ConvertError for a model that is quantised already, a static recipe without samples, or
+    a recipe that takes hardly any of the weights.
+    """
+    original = flat.read(float_path)
+    quantised, notes = quantised_model(original, float_path.name, recipe, samples)
+    return write_smaller(quantised, original, float_path, out, notes)
+
+
+def quantised_model(
+    original: flat.Model, name: str, recipe: Recipe, samples: Sequence[Feeds]
+) -> tuple[flat.Model, tuple[str, ...]]:
+    """The quantised model in memory, and notes for the report."""
+    _check(original, name, recipe, samples)
+    model = flat.from_bytes(flat.to_bytes(original))
+    lookup.use_lookups(model)
+    unique_names(model)
+    plan = _plan(model, recipe)
+    if not plan:
+        raise ConvertError(
+            f"{name} has no weights in ops of the recipe: {', '.join(recipe.weights)}"
+        )
+    qsv = _weight_ranges(model, plan)
+    if recipe.scheme == "static":
+        qsv |= _as_statistics(ranges.extremes(model, samples))
+    quantised = flat.from_bytes(_quantise(model, recipe, plan, qsv))
+    refined = refine(model, quantised, samples)
+    notes = []
+    if refined and samples:
+        notes.append(f"{refined} layers corrected on calibration samples")
+    return quantised, tuple(notes)
+
+
+def _check(model: flat.Model, name: str, recipe: Recipe, samples: Sequence[Feeds]) -> None:
+    if any(flat.has_scale(t) for g in model.subgraphs for t in g.tensors):
+        raise ConvertError(f"{name} is quantised already", hint="start from the float model")
+    if recipe.scheme == "static" and not samples:
+        raise ConvertError("a static recipe needs calibration samples", hint="give --calibration")
+    graph = model.subgraphs[0]
+    for index in (*graph.inputs, *graph.outputs) if recipe.integer_io else ():
+        if (kind := flat.type_name(graph.tensors[index])) != "FLOAT32":
+            raise ConvertError(
+                f"'{flat.tensor_name(graph.tensors[index])}' is {kind}; int8 inputs and outputs "
+                "stand for float ones",
+                hint="take the recipe with float inputs and outputs",
+            )
+
+
+class _Step(msgspec.Struct, frozen=True):
+    """One op and how it is quantised; form "" for one without weights."""
+
+    position: int  # in the first subgraph
+    kind: str
+    form: str
+    static: bool
+
+
+def _plan(model: flat.Model, recipe: Recipe) -> list[_Step]:
+    """The ops that are quantised, in order."""
+    graph = model.subgraphs[0]
+    kinds = [flat.op_name(model, op) for op in graph.operators]
+    integer, tail = [], []
+    if recipe.scheme == "static":
+        integer = islands.integer_ops(
+            model, recipe.activations, integer_io=recipe.integer_io, kept=recipe.keep_float
+        )
+        tail = islands.float_tail(model, integer) if recipe.float_tail else []
+    steps = []
+    for position, (kind, op) in enumerate(zip(kinds, graph.operators, strict=True)):
+        form = recipe.weights.get(kind, "")
+        if position in integer:
+            steps.append(_Step(position, kind, form, position not in tail))
+        # A table has no static form: its rows are floats again when they are looked up.
+        elif recipe.scheme == "static" and kind != "EMBEDDING_LOOKUP":
+            continue
+        elif (
+            form
+            and _table(model, op) is not None
+            and flat.tensor_name(graph.tensors[op.outputs[0]]) not in recipe.keep_float
+        ):
+            steps.append(_Step(position, kind, _fitting(model, op, form), False))
+    return steps
+
+
+def _table(model: flat.Model, op: flat.Op) -> flat.Tensor | None:
+    """The op's float weights."""
+    tensor = model.subgraphs[0].tensors[op.inputs[1]]
+    is_float = flat.type_name(tensor) == "FLOAT32"
+    return tensor if is_float and flat.constant(model, tensor) is not None else None
+
+
+def _fitting(model: flat.Model, op: flat.Op, form: str) -> str:
+    """The form, or int8 where rows do not divide into blocks."""
+    tensor, block = _table(model, op), FORMS[form][2]
+    divides = tensor is None or not block or flat.shape(tensor)[-1] % block == 0
+    return form if divides else "int8"
+
+
+def _weight_ranges(model: flat.Model, plan: Iterable[_Step]) -> dict[str, dict[str, Array]]:
+    """Our own ranges for four-bit weights: the quantiser takes the largest weight's."""
+    found = {}
+    for step in plan:
+        tensor = _table(model, model.subgraphs[0].operators[step.position]) if step.form else None
+        if tensor is None or not step.form.startswith("int4"):
+            continue
+        weights = flat.constant(model, tensor)
+        assert weights is not None  # _table() gives constants
+        block = FORMS[step.form][2]
+        bound = blocks.bounds(weights, block or weights.shape[1])
+        bound = bound[:, :, 0] if block else bound[:, 0]
+        found[flat.tensor_name(tensor)] = {"min": -bound, "max": bound}
+    return found
+
+
+def _as_statistics(found: dict[str, tuple[float, float]]) -> dict[str, dict[str, Array]]:
+    return {
+        name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+        for name, (low, high) in found.items()
+    }
+
+
+def _quantise(
+    model: flat.Model, recipe: Recipe, plan: Sequence[_Step], qsv: dict[str, dict[str, Array]]
+) -> bytes:
+    package = "ai_edge_quantizer"
+    api = need(f"{package}.quantizer", "tflite")
+    words = need(f"{package}.qtyping", "tflite")
+    none = need(f"{package}.algorithm_manager", "tflite").AlgorithmName.NO_QUANTIZE
+    graph = model.subgraphs[0]
+    scopes = defaultdict(list)
+    for step in plan:
+        scopes[step.kind, step.form, step.static].append(graph.operators[step.position].outputs)
+    with foreign("ai-edge-quantizer could not quantise the model", hint="try another recipe"):
+        tool = api.Quantizer(flat.to_bytes(model))
+        for (kind, form, static), outputs in scopes.items():
+            op = words.TFLOperationName[OP_NAMES.get(kind, kind)]
+            bits, each, _ = FORMS[form or "int8"]
+            each = words.QuantGranularity[each]
+            scope = _scope(graph, outputs)
+            if static:
+                tool.add_static_config(scope, op, recipe.activations, bits, each)
+            elif recipe.scheme == "weight-only":
+                tool.add_weight_only_config(scope, op, bits, each)
+            else:
+                tool.add_dynamic_config(scope, op, bits, each)
+        for kind, ends in (("INPUT", graph.inputs), ("OUTPUT", graph.outputs)):
+            op, scope = words.TFLOperationName[kind], _scope(graph, [ends])
+            if recipe.integer_io:
+                tool.add_static_config(scope, op, recipe.activations, 8)
+            else:
+                tool.update_quantization_recipe(scope, op, algorithm_key=none)
+        made = tool.quantize(qsv or None, enable_progress_bar=False, enable_progress_report=False)
+        return bytes(made.quantized_model)
+
+
+def _scope(graph: Any, outputs: Iterable[Sequence[int]]) -> str:
+    """A pattern that matches exactly the ops with these outputs."""
+    names = ("".join(flat.tensor_name(graph.tensors[i]) + ";" for i in o) for o in outputs)
+    return f"^(?:{'|'.join(re.escape(n) for n in names)})$"
+
+
+def unique_names(model: flat.Model) -> None:
+    """Give every tensor a name of its own, which the quantiser needs; inputs and outputs keep
+    theirs."""
+    first = model.subgraphs[0]
+    seen = {flat.tensor_name(first.tensors[i]) for i in (*first.inputs, *first.outputs)}
+    for number, graph in enumerate(model.subgraphs):
+        ends = {*first.inputs, *first.outputs} if number == 0 else set()
+        for index, tensor in enumerate(graph.tensors):
+            name = flat.tensor_name(tensor)
+            if index in ends:
+                continue
+            if not name or name in seen:
+                name = f"{name}#{number}.{index}"
+                tensor.name = name.encode()
+            seen.add(name)

@@ -1,0 +1,141 @@
+"""The TFLite candidates: ONNX -> float TFLite (checked) -> one of the recipes of quantise.py.
+
+A .tflite file of the user's is the float file itself, and also a candidate as it is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from converters.base import Converted, Job, Spec
+from converters.tflite import flat, fp16, quantise, verify, versions
+from converters.tflite.border import border
+from converters.tflite.result import Result
+from edge_core.layouts import Specs, inward
+from edge_core.tensors import Feeds, TensorSpec
+
+Write = Callable[[Path, Path, Sequence[Feeds]], Result]
+TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "onnx", "onnxruntime", "numpy")
+
+
+class Tflite(msgspec.Struct, frozen=True):
+    """One recipe. ``write`` takes the float file, the file to make and samples that fit it."""
+
+    SPEC: Spec
+    write: Write
+
+    def convert(self, job: Job) -> Converted:
+        """Write the file; raises ConvertError for an op that TFLite has not, or a no-op."""
+        out = job.out_dir / "model.tflite"
+        with tempfile.TemporaryDirectory() as folder:
+            source, inputs, outputs = _float_file(job, Path(folder))
+            samples = [inward(s, _without_layout(inputs), inputs) for s in job.samples]
+            done = self.write(source, out, samples)
+        own_in, own_out = border(flat.read(out))
+        return Converted(
+            path=out,
+            inputs=_with_layouts(own_in, inputs),
+            outputs=_with_layouts(own_out, outputs),
+            notes=done.notes,
+            quantised_share=done.share or None,
+        )
+
+
+def _float_file(job: Job, folder: Path) -> tuple[Path, Specs, Specs]:
+    if job.model.suffix == ".tflite":
+        return job.model, *border(flat.read(job.model))
+    path = folder / "float.tflite"
+    lowered = verify.checked(job.model, path, layout=job.layout, samples=job.samples)
+    return path, lowered.inputs, lowered.outputs
+
+
+def _without_layout(inputs: Specs) -> Specs:
+    """The same inputs as samples have them: as the user's model."""
+    return [msgspec.structs.replace(s, layout="") for s in inputs]
+
+
+def _with_layouts(specs: Specs, known: Specs) -> tuple[TensorSpec, ...]:
+    layouts = {s.name: s.layout for s in known}
+    return tuple(msgspec.structs.replace(s, layout=layouts[s.name]) for s in specs)
+
+
+def _as_it_is(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:
+    """Only the operator versions are set, so that runtimes which are too old refuse the file."""
+    model = flat.read(source)
+    versions.stamp(model)
+    flat.write(model, out)
+    return Result(share=flat.quantised_share(model))
+
+
+def _by(recipe: quantise.Recipe) -> Write:
+    return lambda source, out, samples: quantise.write(source, out, recipe, samples)
+
+
+def _spec(
+    name: str,
+    title: str,
+    precision: Literal["fp32", "fp16", "int8", "int4"],
+    scheme: Literal["float", "storage", "static", "dynamic", "weight-only"],
+    *,
+    needs_samples: bool = False,
+    takes_samples: bool = False,
+) -> Spec:
+    return Spec(
+        name=f"tflite-{name}", title=title, target="tflite", precision=precision, scheme=scheme,
+        runtimes=("litert", "tflite-runtime"), suffix=".tflite", extra="tflite",
+        needs_samples=needs_samples, takes_samples=takes_samples, toolchain=TOOLS,
+    )  # fmt: skip
+
+
+def _static(name: str, title: str, recipe: quantise.Recipe) -> Tflite:
+    return Tflite(_spec(name, title, "int8", "static", needs_samples=True), _by(recipe))
+
+
+def _weights(
+    name: str,
+    title: str,
+    precision: Literal["int8", "int4"],
+    scheme: Literal["dynamic", "weight-only"],
+    recipe: quantise.Recipe,
+) -> Tflite:
+    return Tflite(_spec(name, title, precision, scheme, takes_samples=True), _by(recipe))
+
+
+GIVEN = Tflite(_spec("given", "the .tflite file as it is", "fp32", "float"), _as_it_is)
+FP32 = Tflite(_spec("fp32", "float", "fp32", "float"), _as_it_is)
+FP16 = Tflite(
+    _spec("fp16", "float, weights stored in fp16", "fp16", "storage"),
+    lambda source, out, samples: fp16.write(source, out),
+)
+OURS: tuple[Tflite, ...] = (
+    GIVEN,
+    FP32,
+    FP16,
+    _static("int8-static", "full-integer INT8, calibrated, float in and out", quantise.STATIC),
+    _static(
+        "int8-static-plain", "the same for runtimes without hybrid scales per channel",
+        quantise.STATIC_PLAIN,
+    ),
+    _static("int8-static-io", "full-integer INT8, int8 in and out", quantise.STATIC_INTEGER_IO),
+    _static("int16x8", "INT16 activations, INT8 weights", quantise.INT16X8),
+    _weights("int8-dynamic", "dynamic INT8, depthwise stays float", "int8", "dynamic", quantise.DYNAMIC),
+    _weights(
+        "int8-dynamic-per-tensor", "dynamic INT8 for old runtimes: one scale a layer", "int8",
+        "dynamic", quantise.DYNAMIC_PER_TENSOR,
+    ),
+    _weights("int8-weights", "INT8 weights, computed in float", "int8", "weight-only", quantise.WEIGHT_ONLY),
+    _weights("int4", "INT4 layers and tables, a scale a row", "int4", "dynamic", quantise.INT4),
+    _weights(
+        "int4-block32", "INT4 layers and tables, a scale for 32 weights", "int4", "dynamic",
+        quantise.INT4_BLOCKS,
+    ),
+    _weights(
+        "int8-int4-table", "INT8 layers, INT4 tables", "int4", "dynamic",
+        quantise.INT8_INT4_EMBEDDING,
+    ),
+)  # fmt: skip

@@ -1,0 +1,38 @@
+"""What a recipe wrote, and the check that it did anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from converters.onnx_graph import NO_OP
+from converters.tflite import flat, versions
+from edge_core.errors import ConvertError
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A written file: its share of weight bytes in 8 bits or fewer, and notes for the report."""
+
+    share: float  # 0 to 1, of the bytes as stored
+    notes: tuple[str, ...] = ()
+
+
+def write_smaller(
+    model: flat.Model, original: flat.Model, source: Path, out: Path, notes: tuple[str, ...] = ()
+) -> Result:
+    """Write what a recipe made of ``original`` by storing weights in fewer bits.
+
+    Raises ConvertError if it took hardly any of them.
+    """
+    (small, large), (_, left) = flat.weight_bytes(original), flat.weight_bytes(model)
+    taken = (large - left) / (small + large) if large else 0.0
+    if taken < NO_OP:
+        raise ConvertError(
+            f"no-op: the recipe takes {max(taken, 0.0):.1%} of the weight bytes of "
+            f"{source.name}, less than {NO_OP:.0%}",
+            hint="its weights are in ops that the recipe leaves alone, or are quantised already",
+        )
+    versions.stamp(model)
+    flat.write(model, out)
+    return Result(share=flat.quantised_share(model), notes=notes)

@@ -1,0 +1,109 @@
+"""Values of the ONNX graph while it is lowered: where each lies, and in which order of axes.
+
+TFLite computes images as NHWC, ONNX as NCHW. No operator is told to transpose: a value remembers
+in which order its axes are stored, operators that do not care keep that order, a Transpose of the
+ONNX graph only changes the memory, and a TRANSPOSE is emitted where somebody insists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from converters.tflite.graph import Graph, Shape, Tensor
+from edge_core.tensors import Array
+
+Axes = tuple[int, ...]
+
+
+class Value(msgspec.Struct, frozen=True):
+    """``shape`` is the ONNX shape. Axis i of ``tensor`` holds axis ``axes[i]`` of it.
+
+    A constant has an ``array``, in ONNX order, and no tensor yet.
+    """
+
+    shape: Shape
+    dtype: Any  # numpy.dtype
+    tensor: Tensor | None = None
+    axes: Axes = ()
+    array: Array | None = None
+
+
+def identity(rank: int) -> Axes:
+    """The order of ONNX itself."""
+    return tuple(range(rank))
+
+
+def channels_last(rank: int) -> Axes:
+    """N, spatial axes, C."""
+    return (0, *range(2, rank), 1)
+
+
+def stored_shape(shape: Sequence[int], axes: Axes) -> Shape:
+    """The shape of a tensor that stores ``shape`` in the order ``axes``."""
+    return tuple(shape[a] for a in axes)
+
+
+class Values:
+    """Moves values into the order that an operator wants; every move is made once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._moved: dict[tuple[int, Axes], Tensor] = {}
+
+    def stored(self, value: Value, axes: Axes | None = None) -> Tensor:
+        """The tensor that holds ``value`` in the order ``axes``; None is that of ONNX."""
+        axes = identity(len(value.shape)) if axes is None else axes
+        if value.array is not None:
+            return self._graph.constant(np.transpose(value.array, axes))
+        tensor = value.tensor
+        assert tensor is not None
+        if value.axes == axes:
+            return tensor
+        key = (id(tensor), tuple(value.axes.index(a) for a in axes))
+        if key not in self._moved:
+            self._moved[key] = self._move(tensor, key[1])
+        return self._moved[key]
+
+    def _move(self, tensor: Tensor, order: Axes) -> Tensor:
+        """Axis i of the result is axis order[i] of ``tensor``."""
+        shape = tuple(tensor.shape[i] for i in order)
+        real = [i for i in order if tensor.shape[i] != 1]
+        if real == sorted(real):  # only axes of size 1 move: the bytes stay where they are
+            return reshape(self._graph, tensor, shape)
+        if len(order) > MAX_TRANSPOSE:
+            return self._move_joined(tensor, order, shape)
+        return self._graph.emit("TRANSPOSE", [tensor, self._graph.ints(order)], shape)
+
+    def _move_joined(self, tensor: Tensor, order: Axes, shape: Shape) -> Tensor:
+        """A transpose of more axes than the kernel has: neighbours that stay so are one axis."""
+        groups: list[list[int]] = []
+        for i in (i for i in order if tensor.shape[i] != 1):
+            if groups and i == groups[-1][-1] + 1:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        by_source = sorted(range(len(groups)), key=lambda k: groups[k][0])
+        sizes = [int(np.prod([tensor.shape[i] for i in groups[k]])) for k in by_source]
+        joined = reshape(self._graph, tensor, tuple(sizes))
+        perm = [by_source.index(k) for k in range(len(groups))]
+        out = tuple(sizes[p] for p in perm)
+        moved = self._graph.emit("TRANSPOSE", [joined, self._graph.ints(perm)], out)
+        return reshape(self._graph, moved, shape)
+
+
+MAX_TRANSPOSE = 6  # axes of the TRANSPOSE kernel, since TensorFlow 2.8
+
+
+def reshape(graph: Graph, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """``tensor`` with the same bytes in another shape; itself if it has that shape."""
+    shape = tuple(int(d) for d in shape)
+    if tensor.shape == shape:
+        return tensor
+    if tensor.data is not None:
+        return graph.constant(tensor.data.reshape(shape))
+    new = np.array(shape, np.int32)
+    return graph.emit("RESHAPE", [tensor, graph.ints(shape)], shape, new_shape=new)

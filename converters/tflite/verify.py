@@ -1,0 +1,107 @@
+"""Does a converted file compute what the ONNX model computes? No file is a success before.
+
+The runtime may crash on a file, so it runs in a child process of its own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters import onnx_verify
+from converters.onnx_file import load, save
+from converters.tflite import flat, versions
+from converters.tflite.lower import Lowered, Lowerer, to_tflite
+from edge_core import feeds as feeds_file
+from edge_core.child import Child
+from edge_core.errors import ConvertError, MeasureError
+from edge_core.extras import need
+from edge_core.layouts import inward, outward
+from edge_core.runtimes import onnxruntime
+from edge_core.tensors import Feeds
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+RUNTIME = "litert"
+MAX_SAMPLES = 4
+WAY_OUT = "an ONNX package (onnx-*) computes it; please report the op"
+
+
+def checked(model: Path, out: Path, *, layout: str, samples: Sequence[Feeds]) -> Lowered:
+    """Convert, then run both on random input and on a few samples.
+
+    Raises ConvertError for an op that is not lowered, a file that does not run, or outputs that
+    differ by more than onnx_verify allows; it names the first op that differs.
+    """
+    lowered = to_tflite(model, out, layout=layout)
+    session = onnxruntime.open(model, threads=1, options={"graph_optimization": "off"})
+    some = [samples[i] for i in range(min(len(samples), MAX_SAMPLES))]
+    feeds = [onnx_verify.random_feeds(session.inputs), *some]
+    try:
+        want = [session.run(f) for f in feeds]
+    except MeasureError:  # some models refuse what no user would feed them
+        feeds = feeds[1:]
+        want = [session.run(f) for f in feeds]
+    got = _answers(out, lowered, feeds, session.inputs, session.outputs)
+    for a, b in zip(want, got, strict=True):
+        try:
+            onnx_verify.same(a, b)
+        except ConvertError as e:
+            raise _named(load(model), feeds[0], e) from e
+    return lowered
+
+
+def _answers(
+    file: Path, lowered: Lowered, feeds: Sequence[Feeds], inputs: Any, outputs: Any
+) -> list[Feeds]:
+    with tempfile.TemporaryDirectory() as folder, Child() as child:
+        given, answers = Path(folder) / "in", Path(folder) / "out"
+        feeds_file.write(given, [inward(f, inputs, lowered.inputs) for f in feeds])
+        try:
+            child.ask("open", path=str(file), runtime=RUNTIME, threads=1, options={})
+            child.ask("run", feeds=str(given), out=str(answers))
+        except MeasureError as e:
+            kinds = sorted(
+                {flat.op_name(m, op) for m in [flat.read(file)] for _, op in flat.operators(m)}
+            )  # noqa: E501
+            raise ConvertError(
+                f"the converted file does not run: {e.what}", hint=f"its ops: {', '.join(kinds)}"
+            ) from e
+        found = feeds_file.read(answers)
+        return [outward(found[i], outputs, lowered.outputs) for i in range(len(found))]
+
+
+def _named(model: ModelProto, feeds: Feeds, error: ConvertError) -> ConvertError:
+    """The same error, naming the first op whose result differs, if that can be told."""
+    helper = need("onnx.helper", "onnx")
+    watched = need("onnx", "onnx").ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    for node in watched.graph.node:
+        for name in filter(None, node.output):
+            watched.graph.output.append(helper.make_empty_tensor_value_info(name))
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "watched.onnx", Path(folder) / "watched.tflite"
+        save(watched, source)
+        session = onnxruntime.open(source, threads=1, options={"graph_optimization": "off"})
+        want = session.run(feeds)
+        lowerer = Lowerer(watched, "NCHW")
+        try:
+            lowered = lowerer.lower()
+            built = lowerer.graph.to_model()
+            versions.stamp(built)
+            flat.write(built, out)
+            got = _answers(out, lowered, [feeds], session.inputs, session.outputs)[0]
+        except ConvertError:  # a constant as an output, for one
+            return error
+    for node in watched.graph.node:
+        for name in node.output:
+            try:
+                onnx_verify.same({name: want[name]}, got)
+            except ConvertError as e:
+                what = f"op {node.op_type} ('{node.name or name}'): {e.what}"
+                return ConvertError(f"{what} once converted to TFLite", hint=WAY_OUT)
+    return error

@@ -1,0 +1,213 @@
+"""TensorFlow Lite on the CPU: .tflite files, by LiteRT or by the older tflite-runtime.
+
+Both packages have the same interpreter, so one class adapts both. An interpreter is not safe for
+two threads (60 of 120 calls raised in ai-edge-litert 2.3.0): a session has a lock. Outputs are
+copies, because a view into an interpreter blocks its next run. Variables, such as an LSTM's state,
+are reset before every run: a run depends on its inputs only.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_core.errors import InputError, MeasureError, MissingExtra
+from edge_core.extras import need
+from edge_core.runtimes.base import Options, Spec
+from edge_core.runtimes.xnnpack import Delegation, measured
+from edge_core.tensors import DTYPES, Array, Feeds, TensorSpec
+
+SIGNATURE = "serving_default"
+RESOLVERS = {"1": "AUTO", "0": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}  # of the option xnnpack
+MAX_REASON = 300  # characters
+
+
+class TfliteSession:
+    """One interpreter with its tensors allocated."""
+
+    def __init__(self, interpreter: Any, runtime: str) -> None:
+        self._interpreter, self._runtime = interpreter, runtime
+        self._lock = threading.Lock()
+        ins, outs = _names(interpreter)
+        self._inputs = {i: _spec(n, d) for i, (n, d) in ins.items()}
+        self._outputs = {i: _spec(n, d) for i, (n, d) in outs.items()}
+        self._shapes = {i: d["shape"].tolist() for i, (_, d) in ins.items()}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(self._inputs.values())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(self._outputs.values())
+
+    def run(self, feeds: Feeds) -> Feeds:
+        """Run once; raises MeasureError if the runtime fails or an input is not as it must be."""
+        wanted = {s.name for s in self.inputs}
+        if set(feeds) != wanted:
+            raise MeasureError(
+                f"{self._runtime} was fed {', '.join(sorted(feeds))}",
+                hint=f"inputs: {', '.join(sorted(wanted))}",
+            )
+        with self._lock:
+            try:
+                return self._run(feeds)
+            except Exception as e:  # the binding raises ValueError and RuntimeError
+                raise MeasureError(f"{self._runtime} could not run the model: {_reason(e)}") from e
+
+    def _run(self, feeds: Feeds) -> Feeds:
+        arrays = {i: np.asarray(feeds[s.name]) for i, s in self._inputs.items()}
+        self._resize({i: list(a.shape) for i, a in arrays.items()})
+        self._interpreter.reset_all_variables()
+        for i, a in arrays.items():
+            self._interpreter.set_tensor(i, a)
+        self._interpreter.invoke()
+        return {s.name: _copy(self._interpreter, i) for i, s in self._outputs.items()}
+
+    def _resize(self, shapes: dict[int, list[int]]) -> None:
+        """Only models with dynamic dimensions; others refuse a wrong shape in set_tensor()."""
+        changed = [i for i, s in self._inputs.items() if s.dynamic and shapes[i] != self._shapes[i]]
+        for i in changed:
+            self._interpreter.resize_tensor_input(i, shapes[i], strict=True)
+            self._shapes[i] = shapes[i]
+        if changed:
+            self._interpreter.allocate_tensors()
+
+
+class TfliteAdapter:
+    """One of the two packages."""
+
+    def __init__(self, name: str, distribution: str, package: str) -> None:
+        self._package = package
+        self.SPEC = Spec(
+            name=name,
+            distribution=distribution,
+            module=f"{package}.interpreter",
+            extra="rt-tflite",
+            suffixes=(".tflite",),
+            options=("xnnpack",),  # "0": the runtime's own kernels, without the XNNPACK delegate
+        )
+
+    def version(self) -> str:
+        """Of the package that is imported, in the index's spelling; raises MissingExtra.
+
+        Not from the metadata of installed distributions: tflite-runtime also comes as
+        tflite-runtime-nightly, and both may be on the path.
+        """
+        self._module()
+        found = str(need(self._package, self.SPEC.extra).__version__)
+        return re.sub(r"(?<=\d)dev", ".dev", found)  # 2.20.0dev20250409
+
+    def open(self, path: Path, *, threads: int, options: Options) -> TfliteSession:
+        """Load a model; raises MeasureError if this version refuses it, InputError on options."""
+        if unknown := set(options) - set(self.SPEC.options):
+            raise InputError(
+                f"{self.SPEC.name} has no option '{sorted(unknown)[0]}'",
+                hint=f"{', '.join(self.SPEC.options)}",
+            )
+        resolver = RESOLVERS.get(options.get("xnnpack", "1"))
+        if resolver is None:
+            raise InputError(f"xnnpack is '{options['xnnpack']}'", hint="0 or 1")
+        return TfliteSession(self._interpreter(path, threads, resolver), self._label)
+
+    def delegation(self, path: Path, threads: int) -> Delegation:
+        """What runs outside XNNPACK, and what that costs; raises MeasureError if it is refused."""
+        both = [self._interpreter(path, threads, RESOLVERS[x]) for x in ("1", "0")]
+        try:
+            return measured(*both)
+        except (RuntimeError, ValueError) as e:  # what invoke() raises
+            raise MeasureError(f"{self._label} could not run {path.name}: {_reason(e)}") from e
+
+    @property
+    def _label(self) -> str:
+        return f"{self.SPEC.name} {self.version()}"
+
+    def _module(self) -> Any:
+        if find_spec(self._package) is None:
+            raise MissingExtra(self.SPEC.distribution, self.SPEC.extra)
+        return need(self.SPEC.module, self.SPEC.extra)
+
+    def _interpreter(self, path: Path, threads: int, resolver: str) -> Any:
+        module = self._module()
+        try:
+            interpreter = module.Interpreter(
+                model_path=str(path),
+                num_threads=threads,
+                experimental_op_resolver_type=getattr(module.OpResolverType, resolver),
+            )
+            interpreter.allocate_tensors()
+        except SystemError as e:  # the binding was built for NumPy 1 and met NumPy 2
+            raise MeasureError(
+                f"{self._label} does not work with NumPy {np.__version__}",
+                hint="pip install 'numpy<2'",
+            ) from e
+        except Exception as e:  # ValueError for bad files, RuntimeError for what it cannot run
+            raise MeasureError(f"{self._label} cannot load {path.name}: {_reason(e)}") from e
+        return interpreter
+
+
+LITERT = TfliteAdapter("litert", "ai-edge-litert", "ai_edge_litert")
+TFLITE_RUNTIME = TfliteAdapter("tflite-runtime", "tflite-runtime", "tflite_runtime")
+
+_Named = dict[int, tuple[str, dict[str, Any]]]  # tensor index -> name, details
+
+
+def _names(interpreter: Any) -> tuple[_Named, _Named]:
+    """Inputs and outputs in the graph's order: named by the signature, or by their tensors."""
+    ins = {int(d["index"]): d for d in interpreter.get_input_details()}
+    outs = {int(d["index"]): d for d in interpreter.get_output_details()}
+    if SIGNATURE not in interpreter.get_signature_list():
+        return _by_tensor(ins), _by_tensor(outs)
+    # A runner that lives on counts as a view into the interpreter and blocks it.
+    runner = interpreter.get_signature_runner(SIGNATURE)
+    found = _by_key(ins, runner.get_input_details()), _by_key(outs, runner.get_output_details())
+    if len(found[0]) < len(ins):
+        raise MeasureError(
+            f"the signature '{SIGNATURE}' does not name every input",
+            hint=f"it names {', '.join(runner.get_input_details())}",
+        )
+    return found
+
+
+def _by_tensor(details: dict[int, dict[str, Any]]) -> _Named:
+    return {i: (d["name"], d) for i, d in details.items()}
+
+
+def _by_key(details: dict[int, dict[str, Any]], keys: dict[str, dict[str, Any]]) -> _Named:
+    names = {int(d["index"]): key for key, d in keys.items()}
+    return {i: (names[i], d) for i, d in details.items() if i in names}
+
+
+def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
+    kind = np.dtype(details["dtype"])
+    dtype = "string" if kind.kind == "S" else kind.name
+    if dtype not in DTYPES:
+        raise MeasureError(f"tensor '{name}' has type {dtype}; only plain tensors are supported")
+    signature = details["shape_signature"].tolist() or details["shape"].tolist()
+    shape = tuple(d if d >= 0 else f"{name}_{axis}" for axis, d in enumerate(signature))
+    scales = details["quantization_parameters"]["scales"]
+    if len(scales) != 1:
+        return TensorSpec(name=name, dtype=dtype, shape=shape)
+    zero = int(details["quantization_parameters"]["zero_points"][0])
+    return TensorSpec(name, dtype, shape, scale=float(scales[0]), zero_point=zero)
+
+
+def _copy(interpreter: Any, index: int) -> Array:
+    return np.asarray(interpreter.get_tensor(index))
+
+
+def _reason(e: BaseException) -> str:
+    """What the runtime says, without its paths and its advice.
+
+    /tensorflow/lite/kernels/div.cc:9 x was not true.Node number 3 (DIV) failed to prepare.
+    Didn't find op for builtin opcode 'CONV_2D' version '8'. An older version of this ...
+    """
+    lines = [line for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+    said = re.sub(r"\.(?=Node number |Failed to )", ". ", lines[0])
+    said = re.sub(r"^\S*/kernels/", "", said).partition(" An older version of")[0]
+    return said[:MAX_REASON]
