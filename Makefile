@@ -71,7 +71,7 @@ bench: .venv/.dev
 .venv-device/.ready: $(INPUTS)
 	rm -rf .venv-device
 	$(DEVICE_PYTHON) -m venv .venv-device
-	.venv-device/bin/python $(PIP) --editable '.[rt-onnx,image]' pytest hypothesis
+	.venv-device/bin/python $(PIP) --editable '.[rt-onnx,rt-tflite,image]' pytest hypothesis
 	touch $@
 
 tools:

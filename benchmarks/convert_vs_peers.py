@@ -1,11 +1,12 @@
 """INT8 of EfficientNet-Lite0: ours against ONNX Runtime's own quantizer, on the same photos.
 
-    python -m benchmarks.convert_vs_peers [--rounds 40]
+    python -m benchmarks.convert_vs_peers [--rounds 40] [--offline]
 
 Peers: quantize_static with its defaults, and its documented recipes (quant_pre_process, QDQ, U8S8,
 per channel; MinMax, Entropy, Percentile 99.99). All are calibrated on the same 160 crops and
 judged on 200 crops of other photos: agreement is the share with the float model's top-1. Latency:
 one process, one thread, the files in turn, medians; ratios are against float in the same rounds.
+The rows of TFLite follow (benchmarks.tflite_vs_peers).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import tflite_vs_peers
 from converters.base import Ceiling
 from edge_core import console
 from edge_core import feeds as feeds_file
@@ -92,7 +94,7 @@ def ours(float_model: Path, samples: list[dict], cache: Path) -> tuple[Path, flo
     prepared = convert.prepare(work, float_model, sha256_file(float_model), {})
     artifact = convert.convert(
         work, prepared, "onnx-int8-static-u8s8", ceiling=Ceiling(opset=21, ir=10),
-        arch="x86_64", runtime_version=adapter.version(), feeds=folder,
+        arch="x86_64", runtime_version=adapter.version(), layout="NHWC", feeds=folder,
     )  # fmt: skip
     return artifact.path, time.perf_counter() - start
 
@@ -118,7 +120,11 @@ def logits(path: Path, samples: list[dict]) -> np.ndarray:
     return np.concatenate([next(iter(session.run(s).values())) for s in samples])
 
 
-def main(rounds: int) -> int:
+def main(rounds: int, offline: bool) -> int:
+    return max(onnx_rows(rounds), tflite_vs_peers.main(rounds, offline))
+
+
+def onnx_rows(rounds: int) -> int:
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
         out = Path(folder)
         float_model = models.lite0(out / "lite0.onnx")
@@ -164,4 +170,6 @@ def main(rounds: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
-    sys.exit(main(parser.parse_args().rounds))
+    parser.add_argument("--offline", action="store_true", help="install no peer")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.rounds, arguments.offline))

@@ -20,9 +20,9 @@ import msgspec
 
 import converters
 from converters import onnx_file, onnx_graph, torch_export
+from converters.base import Ceiling, Job, Layout
 from converters.tflite import flat
 from converters.tflite.versions import min_runtime
-from converters.base import Ceiling, Job, Layout
 from edge_core import feeds as feeds_file
 from edge_core.errors import EdgeError, InputError, StorageError
 from edge_core.extras import need

@@ -37,6 +37,11 @@ def inspect(path: Path, shapes: Shapes, profiles: Sequence[Profile]) -> Inspecti
     if not path.is_file():
         raise InputError(f"no model at {path}")
     reader.check_suffix(path)
+    if path.suffix == ".tflite":
+        if shapes:
+            raise InputError(f"{path.name}: --shape is for ONNX; a .tflite file has its shapes")
+        found = reader.read(path)
+        return Inspection(model=found, support=tuple(_support(found, p) for p in profiles))
     with tempfile.TemporaryDirectory(prefix="edge-inspect-") as folder:
         source = path
         if path.suffix == ".pt2":
@@ -60,6 +65,10 @@ def inspect(path: Path, shapes: Shapes, profiles: Sequence[Profile]) -> Inspecti
 
 
 def _support(model: Model, profile: Profile) -> Support:
+    if model.format == "tflite":
+        found = profile.runtime("litert") or profile.runtime("tflite-runtime")
+        name = f"{found.name} {found.version}" if found else "none for TFLite"
+        return Support(profile=profile.name, runtime=name, missing=(), opset="")
     runtime = profile.runtime("onnxruntime")
     if runtime is None:
         listed = ", ".join(f"{r.name} {r.version}" for r in profile.runtimes)

@@ -25,6 +25,7 @@ from edge_core.child import Child
 from edge_core.errors import EdgeError, MeasureError
 from edge_core.files import write_whole
 from edge_core.profile import Profile
+from edge_core.runtimes.xnnpack import Delegation
 from edge_core.tensors import Array, TensorSpec
 from edge_sdk import border, convert, predict, runtime_env
 from edge_sdk.runtime_env import RuntimeEnv
@@ -117,6 +118,21 @@ def timings(
         if isinstance(result, Timing):
             write_whole(files[name], msgspec.json.encode(result))
     return results
+
+
+def delegation(workspace: Workspace, s: Subject, host: Profile) -> Delegation | None:
+    """What runs outside XNNPACK on that runtime version; None where a runtime has no delegates.
+
+    Raises MeasureError if it cannot run.
+    """
+    if not hasattr(runtimes.get(s.env.name), "delegation"):
+        return None
+    file = workspace.entry("delegation", s.key, _machine(host), GENERATION)
+    if not file.is_file():
+        with workspace.child(s.env.site) as child:
+            told = child.ask("delegation", path=str(s.path), runtime=s.env.name, threads=1)
+        write_whole(file, msgspec.json.encode(told))
+    return msgspec.json.decode(file.read_bytes(), type=Delegation)
 
 
 def _machine(host: Profile) -> tuple[str, str, tuple[str, ...]]:
@@ -222,6 +238,7 @@ def measurement(
     env: RuntimeEnv,
     host: Profile,
     device: Profile,
+    delegation: Delegation | None,
 ) -> Measurement:
     """Put one candidate's numbers together: measured here, predicted for the device. Pure."""
     where = env.where
@@ -250,7 +267,7 @@ def measurement(
     )
     values["memory_peak_mb"] = predict.memory(host, device, values["host_peak_mb"])
     values["energy_mj"] = predict.energy(device, values["latency_p50_ms"])
-    return Measurement(candidate=artifact.candidate, values=values)
+    return Measurement(candidate=artifact.candidate, values=values, delegation=delegation)
 
 
 def _host_values(t: Timing, where: str) -> dict[str, Value]:

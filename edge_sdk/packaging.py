@@ -16,7 +16,6 @@ import numpy as np
 import converters
 from edge_core import feeds as feeds_file
 from edge_core import golden, package
-from edge_core.errors import EdgeError
 from edge_core.files import storage_error, write_whole
 from edge_core.layouts import inward
 from edge_core.manifest import Gate, Manifest, RuntimeNeed, Selector
@@ -26,6 +25,7 @@ from edge_sdk import border, card, judge, measure, planner, report, sbom
 from edge_sdk.request import Materials, Request
 from edge_sdk.runtime_env import RuntimeEnv
 from edge_sdk.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
+from edge_sdk.trials import Trial
 from edge_sdk.workspace import Workspace
 
 GOLDEN = 3  # samples replayed on the device before a package is used
@@ -63,9 +63,7 @@ def package_for(
     materials: Materials,
     profile: Profile,
     plan: Plan,
-    envs: Mapping[str, RuntimeEnv | EdgeError],
-    artifacts: Mapping[str, Artifact],
-    measurements: Sequence[Measurement],
+    trial: Trial,
     verdict: Verdict,
     workspace: Workspace,
     seconds: Mapping[str, float],
@@ -75,10 +73,11 @@ def package_for(
     name = request.name or request.model.stem
     version = request.version or materials.model.sha256[:12]
     stem = f"{name}-{version}-{profile.name}"
+    artifacts = {n: a for n, a in trial.artifacts.items() if isinstance(a, Artifact)}
     ref = None
     if verdict.winner:
         artifact = artifacts[verdict.winner]
-        env = envs[planner.planned(verdict.winner, profile).name]
+        env = trial.envs[planner.planned(verdict.winner, profile).name]
         assert isinstance(env, RuntimeEnv)  # a candidate that could not run never wins
         manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
         vectors = _golden(materials, artifact, env, workspace)
@@ -90,7 +89,7 @@ def package_for(
         model=materials.model,
         profile=profile,
         plan=plan,
-        measurements=tuple(measurements),
+        measurements=trial.measurements,
         verdict=verdict,
         artifacts=tuple(artifacts.values()),
         notes=materials.prepared.notes,
@@ -108,7 +107,7 @@ def package_for(
         profile=profile.name,
         verdict=verdict,
         plan=plan,
-        measurements=tuple(measurements),
+        measurements=trial.measurements,
         package=ref.path if ref else None,
         digest=ref.digest if ref else "",
         bytes=ref.bytes if ref else 0,

@@ -108,7 +108,7 @@ def _template() -> Any:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "span": span, "shape": _shape}
+    environment.filters |= {"number": number, "span": span, "shape": _shape, "delegated": str}
     return environment.from_string(files("edge_sdk").joinpath("report.html").read_text("utf-8"))
 
 

@@ -72,10 +72,8 @@ def _line(stage: str, what: str, done: int, total: int) -> None:
 def inspection(found: Inspection) -> None:
     """What `edge inspect` prints."""
     m, out = found.model, console.stdout()
-    out.print(
-        f"{m.path.name}: {m.format}, opset {m.opset}, IR {m.ir}, {_size(m.bytes)}, "
-        f"sha256 {m.sha256[:12]}"
-    )
+    form = f"{m.format}, opset {m.opset}, IR {m.ir}" if m.opset else m.format
+    out.print(f"{m.path.name}: {form}, {_size(m.bytes)}, sha256 {m.sha256[:12]}")
     macs = "unknown" if m.macs is None else f"{m.macs / 1e6:,.1f} M"
     out.print(f"{m.parameters:,} parameters, {_size(m.weight_bytes)} of weights, {macs} MACs")
     _tensors(m)
@@ -143,6 +141,9 @@ def _verdict(b: Built) -> None:
     refused = [d.candidate for d in b.plan.decisions if d.verdict == "out"]
     if refused:
         console.stdout().print(f"left out by the plan (edge plan says why): {', '.join(refused)}\n")
+    for m in b.measurements:
+        if m.delegation and m.delegation.outside:
+            console.stdout().print(f"{m.candidate}: {m.delegation}", soft_wrap=True)
 
 
 def _accuracy_columns(measurements: Sequence[Measurement]) -> list[str]:

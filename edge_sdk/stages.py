@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from edge_core.errors import InputError
+from edge_core.runtimes.xnnpack import Delegation
 from edge_core.tensors import TensorSpec
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     candidate: str
     values: dict[str, Value] = {}  # by the names of GATES and of the report's columns
     error: str = ""
+    delegation: Delegation | None = None  # of a TFLite file, on the device's runtime version
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,8 +13,8 @@ from tests import packages
 
 ARTIFACT = Artifact(
     candidate="onnx-int8-dynamic", path=Path("a.onnx"), sha256="ab" * 32, bytes=1_234_567,
-    opset=17, ir=8, options={}, toolchain={}, notes=("biases stay float",), quantised_share=0.984,
-    seconds=1.5,
+    written_for={"opset": "17", "ir": "8"}, options={}, inputs=(), outputs=(),
+    toolchain={}, notes=("biases stay float",), quantised_share=0.984, seconds=1.5,
 )  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """Private runtime versions: the very one where there is a wheel, the nearest and its label else."""
 
+import sys
+
 import numpy as np
 import pytest
 
-from edge_core import detect, feeds
+from converters.tflite import lower
+from edge_core import detect, feeds, runtimes
 from edge_core.child import Child
 from edge_core.errors import MeasureError
 from edge_core.runtimes import onnxruntime
@@ -38,6 +41,45 @@ def test_an_older_version_runs_in_a_folder_of_its_own(cache, fastestdet, version
     assert env.where.startswith(f"onnxruntime {version} on this ")
     assert version_in(env, fastestdet) == version
     assert onnxruntime.version() == HERE
+
+
+TFLITE = [("litert", "2.1.2")]
+if sys.version_info < (3, 12):  # the others have no wheels from there on
+    TFLITE += [("tflite-runtime", "2.14.0"), ("tflite-runtime", "2.20.0.dev20250409")]
+    TFLITE += [("litert", "1.0.1")]
+
+
+@pytest.mark.parametrize(("name", "version"), TFLITE)
+def test_tflite_runtimes_run_beside_the_numpy_they_need(cache, digits, tmp_path, name, version):
+    lower.to_tflite(digits, tmp_path / "digits.tflite")
+    feeds.write(tmp_path / "feeds", [{"input": np.zeros((1, 28, 28, 1), np.float32)}])
+    env = runtime_env.provide(name, version, cache)
+    assert (env.exact, env.version) == (True, version)
+    with Child(site=env.site) as child:
+        path = str(tmp_path / "digits.tflite")
+        reply = child.ask("open", path=path, runtime=name, threads=1, options={})
+        assert reply["version"] == version
+        assert [s["name"] for s in reply["inputs"]] == ["input"]
+        child.ask("run", feeds=str(tmp_path / "feeds"), out=str(tmp_path / "out"))
+    assert feeds.read(tmp_path / "out").stacked["logits"].shape == (1, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "wanted"),
+    [
+        ("onnxruntime", "1.18.1", ["onnxruntime==1.18.1", "numpy==1.26.4"]),
+        ("onnxruntime", "1.19.0", ["onnxruntime==1.19.0"]),
+        ("litert", "1.0.1", ["ai-edge-litert==1.0.1", "numpy==1.26.4"]),
+        ("litert", "1.1.2", ["ai-edge-litert==1.1.2"]),
+        ("tflite-runtime", "2.14.0", ["tflite-runtime==2.14.0", "numpy==1.26.4"]),
+        (
+            "tflite-runtime", "2.20.0.dev20250409",
+            ["tflite-runtime-nightly==2.20.0.dev20250409", "numpy==1.26.4"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_installed_for_a_version(name, version, wanted):
+    assert runtime_env._wanted(runtimes.get(name), version) == wanted
 
 
 def test_a_version_without_a_wheel_here_is_replaced_by_the_nearest_which_says_so(cache, fastestdet):
@@ -79,7 +121,8 @@ def test_nearest_is_by_minor_version_and_never_a_prerelease(wanted, available, n
 def test_a_label_that_would_be_wrong_is_an_error(fastestdet, tmp_path):
     """The folder holds another version than its name says: nothing is measured under that name."""
     wrong = RuntimeEnv("onnxruntime", "1.2.3", None, exact=True)
-    subject = measure.Subject(fastestdet, "0" * 64, {}, wrong)
+    inputs = onnxruntime.open(fastestdet, threads=1, options={}).inputs
+    subject = measure.Subject(fastestdet, "0" * 64, {}, wrong, inputs, inputs)
     feeds.write(tmp_path / "feeds", [{"input.1": np.zeros((1, 3, 352, 352), np.float32)}])
     with pytest.raises(MeasureError, match=rf"onnxruntime is {HERE} there, not 1\.2\.3"):
         measure.answers(Workspace(tmp_path / "cache"), subject, tmp_path / "feeds", detect.detect())

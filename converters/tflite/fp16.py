@@ -20,6 +20,8 @@ from edge_core.tensors import Array
 # A smaller tensor saves hardly more than the DEQUANTIZE takes, and biases are better exact.
 MIN_ELEMENTS = 1024
 LARGEST = 65504.0  # of float16
+# Where an operator's bias is among its inputs.
+BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
 
 def write(float_path: Path, out: Path) -> Result:
@@ -59,6 +61,7 @@ def _weights(model: flat.Model) -> dict[int, list[int]]:
     """Float32 tensors of the first subgraph that are worth it, by the buffer they share."""
     graph = model.subgraphs[0]
     used = {i for op in graph.operators for i in op.inputs}
+    biases = _biases(model)
     found: dict[int, list[int]] = defaultdict(list)
     shared: set[int] = {t.buffer for g in model.subgraphs[1:] for t in g.tensors}
     for index, tensor in enumerate(graph.tensors):
@@ -68,9 +71,26 @@ def _weights(model: flat.Model) -> dict[int, list[int]]:
         same = not found[tensor.buffer] or (
             flat.shape(graph.tensors[found[tensor.buffer][0]]) == flat.shape(tensor)
         )
-        if index in used and values.size >= MIN_ELEMENTS and tensor.sparsity is None and same:
+        worth = values.size >= MIN_ELEMENTS or index in biases
+        if index in used and worth and tensor.sparsity is None and same:
             found[tensor.buffer].append(index)
     return {buffer: tensors for buffer, tensors in found.items() if tensors}
+
+
+def _biases(model: flat.Model) -> set[int]:
+    """Biases of the operators whose weights become float16.
+
+    XNNPACK in tflite-runtime-nightly 2.20 and ai-edge-litert 1.1 and 1.2 takes a float32 bias
+    beside float16 weights for a float16 one: NaN.
+    """
+    graph, found = model.subgraphs[0], set()
+    for op in graph.operators:
+        place = BIAS.get(flat.op_name(model, op), 0)
+        if place and len(op.inputs) > place and op.inputs[place] >= 0:
+            weights = flat.constant(model, graph.tensors[op.inputs[1]])
+            if weights is not None and weights.size >= MIN_ELEMENTS:
+                found.add(int(op.inputs[place]))
+    return found
 
 
 def _as_half(values: Array, name: str) -> Array:

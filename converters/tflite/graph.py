@@ -129,12 +129,13 @@ class Graph:
 
     def finish(self) -> None:
         """Drop dead operators, join activations with what they follow, name every tensor."""
-        self._sweep()
+        self.sweep()
         self._fuse()
-        self._sweep()
+        self.sweep()
         self._name()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Drop what no output needs."""
         wanted, live = set(map(id, self.outputs)), []
         for op in reversed(self.ops):
             if any(id(t) in wanted for t in op.outputs):

@@ -113,10 +113,8 @@ class Op:
         self.code = model.operatorCodes[operator.opcodeIndex]
         self.name = flat.op_name(model, operator)
         self.options = operator.builtinOptions
-        self.inputs: list[Any] = [subgraph.tensors[i] if i >= 0 else None for i in operator.inputs]
-        self.outputs: list[Any] = [
-            subgraph.tensors[i] if i >= 0 else None for i in operator.outputs
-        ]
+        self.inputs = [_tensor(subgraph, i) for i in _indices(operator.inputs)]
+        self.outputs = [_tensor(subgraph, i) for i in _indices(operator.outputs)]
 
     def type(self, index: int) -> str:
         """ "INT8"; "" where there is no such input."""
@@ -134,6 +132,14 @@ class Op:
     @property
     def rank(self) -> int:
         return max((len(flat.shape(t)) for t in self.inputs if t is not None), default=0)
+
+
+def _indices(indices: Any) -> Any:
+    return () if indices is None else indices
+
+
+def _tensor(subgraph: Any, index: int) -> Any:
+    return subgraph.tensors[index] if index >= 0 else None
 
 
 def operators(model: flat.Model) -> Iterator[Op]:

@@ -1,9 +1,11 @@
-"""What flows through a float model on calibration samples: values, and the range of each tensor."""
+"""What flows through a model on samples: values, and the range of each tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from converters.foreign import foreign
 from converters.tflite import flat
@@ -11,19 +13,47 @@ from edge_core.extras import need
 from edge_core.tensors import Array, Feeds
 
 
+class Runner:
+    """A .tflite file in memory that takes and gives reals by name, on one thread.
+
+    More threads would add in another order and give other bytes.
+    """
+
+    def __init__(self, file: bytes, *, keep_all: bool = False) -> None:
+        litert = need("ai_edge_litert.interpreter", "tflite")
+        with foreign("LiteRT cannot run the model"):
+            self._interpreter: Any = litert.Interpreter(
+                model_content=file, num_threads=1, experimental_preserve_all_tensors=keep_all
+            )
+            self._interpreter.allocate_tensors()
+        self._inputs = {d["name"]: d for d in self._interpreter.get_input_details()}
+        self._outputs = self._interpreter.get_output_details()
+
+    def run(self, feeds: Feeds) -> Feeds:
+        """The outputs as reals; quantised inputs and outputs are converted."""
+        with foreign("LiteRT cannot run the model"):
+            for name, value in feeds.items():
+                detail = self._inputs[name]
+                self._interpreter.set_tensor(detail["index"], _stored(value, detail))
+            self._interpreter.invoke()
+            return {d["name"]: _real(self.value(d["index"]), d) for d in self._outputs}
+
+    def value(self, index: int) -> Array:
+        """A tensor's values after run()."""
+        found: Array = self._interpreter.get_tensor(index)
+        return found
+
+
 def activations(
     model: flat.Model, wanted: Sequence[int], samples: Sequence[Feeds]
 ) -> Iterator[dict[int, Array]]:
     """For each sample, the values of the wanted tensors of the first subgraph, by index."""
-    if not samples:
+    if not samples or not wanted:
         return
-    interpreter = opened(model, preserve=True)
-    inputs = {flat.tensor_name(model.subgraphs[0].tensors[i]): i for i in model.subgraphs[0].inputs}
+    runner = Runner(flat.to_bytes(model), keep_all=True)
     for feeds in samples:
-        for name, value in feeds.items():
-            interpreter.set_tensor(inputs[name], value)
-        interpreter.invoke()
-        yield {index: interpreter.get_tensor(index) for index in dict.fromkeys(wanted)}
+        runner.run(feeds)
+        yield {index: runner.value(index) for index in dict.fromkeys(wanted)}
 
 
 def extremes(model: flat.Model, samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:
@@ -37,19 +67,23 @@ def extremes(model: flat.Model, samples: Sequence[Feeds]) -> dict[str, tuple[flo
     found: dict[str, tuple[float, float]] = {}
     for values in activations(model, list(names), samples):
         for index, name in names.items():
-            low, high = float(values[index].min()), float(values[index].max())
-            before = found.get(name, (low, high))
-            found[name] = min(low, before[0]), max(high, before[1])
+            if values[index].size:
+                low, high = float(values[index].min()), float(values[index].max())
+                before = found.get(name, (low, high))
+                found[name] = min(low, before[0]), max(high, before[1])
     return found
 
 
-def opened(model: flat.Model, *, preserve: bool = False) -> Any:
-    litert = need("ai_edge_litert.interpreter", "tflite")
-    with foreign("LiteRT cannot open the model"):
-        interpreter = litert.Interpreter(
-            model_content=flat.to_bytes(model),
-            num_threads=1,
-            experimental_preserve_all_tensors=preserve,
-        )
-        interpreter.allocate_tensors()
-    return interpreter
+def _stored(value: Array, detail: Any) -> Array:
+    scale, zero = detail["quantization"]
+    if value.dtype == detail["dtype"] or not scale:
+        return value
+    limits = np.iinfo(detail["dtype"])
+    steps = np.round(value / scale) + zero
+    stored: Array = np.clip(steps, limits.min, limits.max).astype(detail["dtype"])
+    return stored
+
+
+def _real(value: Array, detail: Any) -> Array:
+    scale, zero = detail["quantization"]
+    return (value.astype(np.float32) - zero) * np.float32(scale) if scale else value

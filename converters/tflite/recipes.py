@@ -123,12 +123,17 @@ OURS: tuple[Tflite, ...] = (
     ),
     _static("int8-static-io", "full-integer INT8, int8 in and out", quantise.STATIC_INTEGER_IO),
     _static("int16x8", "INT16 activations, INT8 weights", quantise.INT16X8),
-    _weights("int8-dynamic", "dynamic INT8, depthwise stays float", "int8", "dynamic", quantise.DYNAMIC),
+    _weights(
+        "int8-dynamic", "dynamic INT8, depthwise stays float", "int8", "dynamic", quantise.DYNAMIC
+    ),
     _weights(
         "int8-dynamic-per-tensor", "dynamic INT8 for old runtimes: one scale a layer", "int8",
         "dynamic", quantise.DYNAMIC_PER_TENSOR,
     ),
-    _weights("int8-weights", "INT8 weights, computed in float", "int8", "weight-only", quantise.WEIGHT_ONLY),
+    _weights(
+        "int8-weights", "INT8 weights, computed in float", "int8", "weight-only",
+        quantise.WEIGHT_ONLY,
+    ),
     _weights("int4", "INT4 layers and tables, a scale a row", "int4", "dynamic", quantise.INT4),
     _weights(
         "int4-block32", "INT4 layers and tables, a scale for 32 weights", "int4", "dynamic",

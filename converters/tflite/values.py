@@ -107,3 +107,8 @@ def reshape(graph: Graph, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         return graph.constant(tensor.data.reshape(shape))
     new = np.array(shape, np.int32)
     return graph.emit("RESHAPE", [tensor, graph.ints(shape)], shape, new_shape=new)
+
+
+def constant(array: Array) -> Value:
+    """A value known at conversion."""
+    return Value(array.shape, array.dtype, array=array)

@@ -66,7 +66,7 @@ def _answers(
         except MeasureError as e:
             kinds = sorted(
                 {flat.op_name(m, op) for m in [flat.read(file)] for _, op in flat.operators(m)}
-            )  # noqa: E501
+            )
             raise ConvertError(
                 f"the converted file does not run: {e.what}", hint=f"its ops: {', '.join(kinds)}"
             ) from e

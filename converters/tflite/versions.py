@@ -5,13 +5,12 @@
 
 A runtime checks every operator code of a file when it loads it, also those that no operator uses,
 and knows each builtin up to one version. ai-edge-quantizer leaves every version at 1, and then old
-runtimes load what their kernels cannot read: of 18 recipes on 9 runtime versions, 40 cells gave
-garbage, NaN or a crash (tests/test_tflite_matrix.py runs them).
+runtimes load what their kernels cannot read: garbage, NaN, crashes (tests/test_tflite_matrix.py
+shows them).
 
-stamp() gives the versions that TensorFlow's own converter gives (tflite/converter/tools/versioning/
-op_version.cc of google-ai-edge/LiteRT), raised where measured runtimes accept those
-and are still wrong. As there, one operator code has the highest version that its operators need:
-more codes would be checked at the same moment. No version is ever lowered.
+stamp() gives the versions that TensorFlow's own converter gives, raised where measured runtimes
+accept those and are still wrong. As there, one operator code has the highest version that its
+operators need: more codes would be checked at the same moment. No version is ever lowered.
 """
 
 from __future__ import annotations
@@ -25,11 +24,13 @@ METADATA = "min_runtime_version"
 METADATA_BYTES = 16  # as TensorFlow writes it: zero padded
 FLOOR = "2.3.0"
 
-# An operator code that no operator uses: only runtimes that know this version load the file.
-# Refused by: CAST 7: tflite-runtime 2.14 and ai-edge-litert 1.0; PAD 5: these and
-# tflite-runtime-nightly 2.20.0.dev20250409, ai-edge-litert 1.1 to 1.4.
-INT4_CONV_GUARD = ("CAST", 7)  # 2.14 computes NaN, 1.0.1 garbage, and it knows CONV_2D 8
-BLOCKWISE_EMBEDDING_GUARD = ("PAD", 5)  # they take block scales for row scales
+# Operator codes that no operator uses, for what no version of its own tells apart.
+# tflite-runtime 2.14 and ai-edge-litert 1.0, which knows CONV_2D 8, compute NaN and garbage from
+# 4-bit kernels. Newer ones are right, and know CAST 7.
+INT4_CONV_GUARD = ("CAST", 7)
+# tflite-runtime-nightly 2.20.0.dev20250409 and ai-edge-litert up to 1.2 take block scales for row
+# scales. ai-edge-litert 1.4 does not, but knows no version that the nightly lacks; 2.0 does.
+BLOCKWISE_EMBEDDING_GUARD = ("PAD", 5)
 
 
 def stamp(model: flat.Model) -> None:

@@ -208,6 +208,6 @@ def _reason(e: BaseException) -> str:
     Didn't find op for builtin opcode 'CONV_2D' version '8'. An older version of this ...
     """
     lines = [line for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
-    said = re.sub(r"\.(?=Node number |Failed to )", ". ", lines[0])
+    said = re.sub(r"(?<=\w)\.?(?=Node number |Failed to apply )", ". ", lines[0])
     said = re.sub(r"^\S*/kernels/", "", said).partition(" An older version of")[0]
     return said[:MAX_REASON]

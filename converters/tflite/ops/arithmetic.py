@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node
+from converters.tflite.node import Node
 from converters.tflite.ops.broadcast import emit
+from edge_core.extras import need
 
 BYTES = (np.int8, np.uint8)
 QUOTIENT_STEPS = 4  # each leaves 2**-23 of the error: from 2**63 to below one
@@ -24,12 +25,12 @@ class Math:
 
     def __call__(
         self, code: str, *operands: Tensor | float, dtype: Any = None, **options: Any
-    ) -> Tensor:  # noqa: E501
+    ) -> Tensor:
         like = next(t for t in operands if isinstance(t, Tensor))
         tensors = [
             t
             if isinstance(t, Tensor)
-            else self._n.const(np.full((1,) * len(like.shape), t), like.dtype)  # noqa: E501
+            else self._n.const(np.full((1,) * len(like.shape), t), like.dtype)
             for t in operands
         ]
         return emit(self._n, code, tensors, dtype, **options)
@@ -57,15 +58,15 @@ def cast(n: Node, x: Tensor, dtype: Any) -> Tensor:
     if dtype not in kinds or x.dtype not in kinds:
         raise n.refusal(f"no cast from {x.dtype} to {dtype}")
     if dtype == np.bool_ and x.dtype != np.bool_:
+        (x,), _ = computed(n, [x])
         return Math(n)("NOT_EQUAL", x, 0, dtype=np.bool_)
     return n.emit(
         "CAST", [x], x.shape, dtype, in_data_type=kinds[x.dtype], out_data_type=kinds[dtype]
-    )  # noqa: E501
+    )
 
 
 def _types() -> dict[str, int]:
-    from ai_edge_litert.schema_py_generated import TensorType
-
+    kinds = need("ai_edge_litert.schema_py_generated", "tflite").TensorType
     names = (
         "float32",
         "float16",
@@ -79,8 +80,8 @@ def _types() -> dict[str, int]:
         "int64",
         "uint64",
         "bool",
-    )  # noqa: E501
-    return {name: getattr(TensorType, name.upper()) for name in names}
+    )
+    return {name: getattr(kinds, name.upper()) for name in names}
 
 
 def computed(n: Node, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
@@ -115,7 +116,7 @@ def remainder(n: Node, a: Tensor, b: Tensor) -> Tensor:
         "LOGICAL_AND",
         m("NOT_EQUAL", *below, dtype=np.bool_),
         m("NOT_EQUAL", rest, 0, dtype=np.bool_),
-    )  # noqa: E501
+    )
     return m("SELECT_V2", other, m("SUB", rest, b), rest, dtype=rest.dtype)
 
 

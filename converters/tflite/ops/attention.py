@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from edge_core.extras import need
 
 

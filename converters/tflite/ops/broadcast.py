@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node
+from converters.tflite.node import Node
 from converters.tflite.values import Axes, Value, channels_last, identity, stored_shape
 
 MAX_RANK = 4  # of operands that every kernel version broadcasts
@@ -53,7 +53,7 @@ def apply(n: Node, code: str, values: Sequence[Value], dtype: Any = None) -> tup
 
 def emit(
     n: Node, code: str, tensors: Sequence[Tensor], dtype: Any = None, **options: Any
-) -> Tensor:  # noqa: E501
+) -> Tensor:
     """The operator over tensors of one rank; more axes than kernels broadcast are joined."""
     shape = broadcast([t.shape for t in tensors])
     if len(shape) <= MAX_RANK:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converters.tflite.graph import Op
-from converters.tflite.lower import Node, constant, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import emit
 from converters.tflite.ops.movement import sliced
-from converters.tflite.values import Value, identity
+from converters.tflite.values import Value, constant, identity
 from edge_core.extras import need
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.arithmetic import (
     Math,
     cast,
@@ -102,13 +102,7 @@ def _compare(n: Node) -> None:
 def _where(n: Node) -> None:
     values = [n.value(i) for i in range(3)]
     tensors, order = aligned(n, values)
-    shape = np.broadcast_shapes(*(t.shape for t in tensors))
-    n.give(
-        emit(n, "SELECT_V2", tensors, values[1].dtype)
-        if shape
-        else n.emit("SELECT_V2", tensors, (), values[1].dtype),
-        order,
-    )  # noqa: E501
+    n.give(emit(n, "SELECT_V2", tensors, values[1].dtype), order)
 
 
 @op("Cast", "CastLike")
@@ -150,7 +144,7 @@ def _pow(n: Node) -> None:
     exponent = n.array(1)
     if exponent is not None and exponent.size == 1 and n.value(0).dtype == np.float32:
         e = float(exponent.reshape(()))
-        v = widened(n, n.value(0), len(n.shape) or 0) if n.shape else n.value(0)
+        v = widened(n, n.value(0), len(n.shape))
         x = n.place(v, v.axes)
         if e == 2.0:
             return n.give(emit(n, "MUL", [x, x]), v.axes)
@@ -186,20 +180,13 @@ def _leaky(n: Node) -> None:
 
 @op("PRelu")
 def _prelu(n: Node) -> None:
-    x, slope = n.value(0), n.value(1)
-    wide = widened(n, slope, len(x.shape))
-    a, b = n.place(x, x.axes), n.place(wide, x.axes)
-    m = Math(n)
-    if slope.array is not None and a.dtype == np.float32 and len(a.shape) == 4 and b.shape[0] == 1:
-        n.give(
-            m("PRELU", a, n.reshaped(b, b.shape[1:]))
-            if False
-            else n.emit("PRELU", [a, n.reshaped(b, b.shape[1:])], a.shape),
-            x.axes,
-        )  # noqa: E501
+    x = n.value(0)
+    a, b = n.place(x, x.axes), n.place(widened(n, n.value(1), len(x.shape)), x.axes)
+    if b.data is not None and a.dtype == np.float32 and len(a.shape) == 4 and b.shape[0] == 1:
+        n.give(n.emit("PRELU", [a, n.reshaped(b, b.shape[1:])], a.shape), x.axes)
         return
-    negative = m("MUL", m("MINIMUM", a, 0), b)
-    n.give(m("ADD", m("MAXIMUM", a, 0), negative), x.axes)
+    m = Math(n)
+    n.give(m("ADD", m("MAXIMUM", a, 0), m("MUL", m("MINIMUM", a, 0), b)), x.axes)
 
 
 @op("Gelu")
@@ -218,13 +205,13 @@ def _erf(m: Math, x: Tensor) -> Tensor:
     return m("MUL", m("SIGN", x), m("SUB", 1.0, m("MUL", poly, bell)))
 
 
-def _softplus(m: Math, x: Tensor) -> Tensor:
+def softplus(m: Math, x: Tensor) -> Tensor:
     # log(1 + e^x) without overflow
     tail = m("LOG", m("ADD", m("EXP", m("NEG", m("ABS", x))), 1.0))
     return m("ADD", m("RELU", x), tail)
 
 
-def _elu(alpha: float, m: Math, x: Tensor) -> Tensor:
+def elu(alpha: float, m: Math, x: Tensor) -> Tensor:
     if alpha == 1.0:
         return m("ELU", x)
     low = m("MUL", m("SUB", m("EXP", m("MINIMUM", x, 0.0)), 1.0), alpha)
@@ -266,10 +253,10 @@ def _atanh(m: Math, x: Tensor) -> Tensor:
 
 SIMPLE: dict[str, Unary] = {
     "Erf": _erf,
-    "Softplus": _softplus,
+    "Softplus": softplus,
     "Reciprocal": lambda m, x: m("DIV", 1.0, x),
     "Softsign": lambda m, x: m("DIV", x, m("ADD", m("ABS", x), 1.0)),
-    "Mish": lambda m, x: m("MUL", x, m("TANH", _softplus(m, x))),
+    "Mish": lambda m, x: m("MUL", x, m("TANH", softplus(m, x))),
     "Tan": lambda m, x: m("DIV", m("SIN", x), m("COS", x)),
     "Atan": _atan, "Asin": _asin, "Acos": _acos, "Asinh": _asinh, "Acosh": _acosh,
     "Atanh": _atanh,
@@ -286,27 +273,25 @@ def _simple(n: Node) -> None:
 
 @op("Elu")
 def _elu_op(n: Node) -> None:
-    unary(n, partial(_elu, float(n.attr("alpha", 1.0))))
+    unary(n, partial(elu, float(n.attr("alpha", 1.0))))
 
 
 @op("Celu")
 def _celu(n: Node) -> None:
     alpha = float(n.attr("alpha", 1.0))
-    unary(
-        n,
-        lambda m, x: m(
-            "ADD",
-            m("RELU", x),
-            m("MUL", m("SUB", m("EXP", m("MUL", m("MINIMUM", x, 0.0), 1 / alpha)), 1.0), alpha),
-        ),
-    )  # noqa: E501
+
+    def celu(m: Math, x: Tensor) -> Tensor:
+        low = m("SUB", m("EXP", m("MUL", m("MINIMUM", x, 0.0), 1 / alpha)), 1.0)
+        return m("ADD", m("RELU", x), m("MUL", low, alpha))
+
+    unary(n, celu)
 
 
 @op("Selu")
 def _selu(n: Node) -> None:
     alpha = float(n.attr("alpha", 1.67326319217681884765625))
     gamma = float(n.attr("gamma", 1.05070102214813232421875))
-    unary(n, lambda m, x: m("MUL", _elu(alpha, m, x), gamma))
+    unary(n, lambda m, x: m("MUL", elu(alpha, m, x), gamma))
 
 
 @op("ThresholdedRelu")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
+from converters.tflite.ops.arithmetic import Math, cast
 from converters.tflite.ops.broadcast import emit
-from converters.tflite.ops.elementwise import Math, cast
 from converters.tflite.ops.movement import sliced
 from converters.tflite.ops.reductions import axis_last
 from converters.tflite.values import Value
@@ -30,7 +30,7 @@ def wrapped(n: Node, index: Tensor, size: int) -> Tensor:
         m("ADD", index, size),
         index,
         dtype=index.dtype,
-    )  # noqa: E501
+    )
 
 
 @op("Gather")
@@ -57,7 +57,7 @@ def _is_table(v: Value, axis: int) -> bool:
         and array.ndim == 2
         and axis == 0
         and array.size >= TABLE
-    )  # noqa: E501
+    )
 
 
 def _looked_up(n: Node, table: Value, ids: Value) -> Tensor:
@@ -70,7 +70,7 @@ def _looked_up(n: Node, table: Value, ids: Value) -> Tensor:
         [flat, n.graph.constant(table.array)],
         (*flat.shape, table.shape[1]),
         np.float32,
-    )  # noqa: E501
+    )
     return n.reshaped(rows, (*ids.shape, table.shape[1]))
 
 
@@ -104,7 +104,7 @@ def _gather_elements(n: Node) -> None:
         n.place(data, order),
         [0] * rank,
         [*(index.shape[a] for a in order[:-1]), data.shape[axis]],
-    )  # noqa: E501
+    )
     at = wrapped(n, cast(n, n.place(index, order), np.int32), data.shape[axis])
     rows, shape = math.prod(at.shape[:-1]), at.shape
     x, back = wide(n, n.reshaped(x, (rows, data.shape[axis])))
@@ -115,7 +115,7 @@ def _gather_elements(n: Node) -> None:
             [n.reshaped(x, x.shape[1:]), n.reshaped(at, at.shape[1:])],
             at.shape[1:],
             axis=0,
-        )  # noqa: E501
+        )
     else:
         y = n.emit("GATHER", [x, at], at.shape, axis=1, batch_dims=1)
     n.give(n.reshaped(back(y), shape), order)
@@ -149,7 +149,7 @@ def flat_rows(n: Node, index: Tensor, sizes: Sequence[int]) -> Tensor:
     if at.data is not None:
         return n.const(
             (np.where(at.data < 0, at.data + np.array(sizes), at.data) * steps).sum(1), np.int32
-        )  # noqa: E501
+        )
     total = None
     for i, (size, step) in enumerate(zip(sizes, steps, strict=True)):
         column = wrapped(n, n.reshaped(sliced(n, at, [0, i], [count, 1]), (count,)), size)
@@ -207,7 +207,7 @@ def _one_hot(n: Node) -> None:
         off, on = (n.const(values.data[i], values.dtype) for i in (0, 1))
     y = n.emit(
         "ONE_HOT", [at, n.const(depth, np.int32), on, off], (*v.shape, depth), values.dtype, axis=-1
-    )  # noqa: E501
+    )
     rank = len(v.shape) + 1
     order = (*(a for a in range(rank) if a != axis), axis)
     n.give(y, order)
@@ -232,15 +232,20 @@ def _top_k(n: Node) -> None:
     if v.dtype not in (np.float32, np.int32, np.int64):
         x = cast(n, x, np.int32)
     m = Math(n)
-    # The smallest are the largest of the negated; -1 - x, as that of the lowest number exists.
-    turned = (lambda t: m("NEG", t)) if v.dtype == np.float32 else (lambda t: m("SUB", -1, t))
-    x = x if largest else turned(x)
+
+    def turned(t: Tensor) -> Tensor:
+        """The order reversed; of integers as -1 - x, which the lowest number has too."""
+        if largest:
+            return t
+        return m("NEG", t) if t.dtype == np.float32 else m("SUB", -1, t)
+
+    x = turned(x)
     shape = (*x.shape[:-1], k)
     top, at = n.graph.emit_many(
         "TOPK_V2", [x, n.const(k, np.int32)], [shape] * 2, dtypes=[x.dtype, np.int32]
-    )  # noqa: E501
+    )
     if n.wants(0):
-        n.give(cast(n, top if largest else turned(top), v.dtype), order)
+        n.give(cast(n, turned(top), v.dtype), order)
     if n.wants(1):
         n.give(cast(n, at, np.int64), order, 1)
 

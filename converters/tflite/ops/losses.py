@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.elementwise import Math
 from converters.tflite.ops.reductions import axis_last
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import aligned, widened
 from converters.tflite.values import Axes, Value, channels_last, identity, stored_shape
-from edge_core.errors import ConvertError
 
 REFLECT, SYMMETRIC = 0, 1
 
@@ -72,7 +71,9 @@ def _segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[in
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new, a, b = [], [], 1, 1
+        old: list[int] = []
+        new: list[int] = []
+        a = b = 1
         while not (old or new) or a != b:
             if (a <= b and i < len(before)) or j >= len(after):
                 a *= before[i]
@@ -119,7 +120,7 @@ def _split(n: Node) -> None:
                 sliced(n, tensor, begin, [*tensor.shape[:at], size, *tensor.shape[at + 1 :]]),
                 v.axes,
                 i,
-            )  # noqa: E501
+            )
         start += size
 
 
@@ -135,14 +136,15 @@ def _slice(n: Node) -> None:
     v = n.value(0)
     rank = len(v.shape)
     starts, ends = n.listed(1, "starts", None), n.listed(2, "ends", None)
-    assert starts is not None and ends is not None
+    assert starts is not None
+    assert ends is not None
     axes = n.listed(3, "axes", list(range(len(starts)))) or []
     steps = n.listed(4, "steps", [1] * len(starts)) or []
     spans = [range(d) for d in v.shape]
     for a, s, e, step in zip(axes, starts, ends, steps, strict=True):
         spans[a % rank] = range(v.shape[a % rank])[
             slice(s, e if step > 0 or e >= -v.shape[a % rank] else None, step)
-        ]  # noqa: E501
+        ]
     n.give(picked(n, n.place(v, v.axes), [spans[a] for a in v.axes]), v.axes)
 
 
@@ -180,7 +182,7 @@ def _pad(n: Node) -> None:
 
 def padded(
     n: Node, x: Tensor, around: Sequence[tuple[int, int]], mode: str = "constant", fill: float = 0
-) -> Tensor:  # noqa: E501
+) -> Tensor:
     """``x`` with more elements at both ends of each axis; negative counts take some away."""
     cut = [(max(-a, 0), max(-b, 0)) for a, b in around]
     if any(a or b for a, b in cut):
@@ -197,10 +199,9 @@ def padded(
     for axis, (a, b) in enumerate(around):
         if a or b:
             size = x.shape[axis]
-            names = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
-            if mode not in names:
+            if mode not in ("reflect", "edge", "wrap"):
                 raise n.refusal(f"mode '{mode}' is not in TFLite")
-            index = np.pad(np.arange(size), (a, b), mode=names[mode])  # type: ignore[call-overload]
+            index = np.pad(np.arange(size), (a, b), mode=mode)  # type: ignore[call-overload]
             new = (*x.shape[:axis], len(index), *x.shape[axis + 1 :])
             x = n.emit("GATHER", [x, n.ints(index)], new, axis=axis)
     return x
@@ -239,10 +240,13 @@ def _depth_to_space(n: Node) -> None:
 
 @op("SpaceToDepth")
 def _space_to_depth(n: Node) -> None:
+    if n.attr("mode", "DCR") == "CRD":
+        b = int(n.attr("blocksize"))
+        batch, c, h, w = n.value(0).shape
+        wide = reshaped(n, n.value(0), (batch, c, h // b, b, w // b, b))
+        n.give_value(reshaped(n, transposed(wide, (0, 1, 3, 5, 2, 4)), n.shape))
+        return
     last = channels_last(4)
     shape = stored_shape(n.shape, last)
     inputs = [n.stored(0, last)]
     n.give(n.emit("SPACE_TO_DEPTH", inputs, shape, block_size=int(n.attr("blocksize"))), last)
-
-
-__all__ = ["ConvertError", "carried", "padded", "picked", "reshaped", "sliced", "transposed"]

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import emit
 from converters.tflite.ops.elementwise import Math
+from converters.tflite.ops.movement import transposed
 from converters.tflite.values import Value, identity
 from edge_core.tensors import Array
 
@@ -18,19 +19,12 @@ MAX_BATCH_RANK = 4  # of BATCH_MATMUL, that XNNPACK takes
 
 def fully_connected(n: Node, x: Tensor, weights: Array, bias: Array | None = None) -> Tensor:
     """x [..., in] times weights [out, in], plus bias [out]: [..., out]."""
-    b = None if bias is None else n.const(np.broadcast_to(bias.reshape(-1), (len(weights),)))
-    flat = (
-        x
-        if len(x.shape) <= 2
-        else n.reshaped(x, (-1 if 0 else math.prod(x.shape[:-1]), x.shape[-1]))
-    )  # noqa: E501
-    if len(flat.shape) == 1:
-        flat = n.reshaped(flat, (1, flat.shape[0]))
-    y = n.emit(
-        "FULLY_CONNECTED", [flat, n.const(weights), b], (flat.shape[0], len(weights)),
-        keep_num_dims=False,
-    )  # fmt: skip
-    return n.reshaped(y, (*x.shape[:-1], len(weights)))
+    outputs = len(weights)
+    b = None if bias is None else n.const(np.broadcast_to(bias.reshape(-1), (outputs,)))
+    flat = n.reshaped(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    shape = (flat.shape[0], outputs)
+    y = n.emit("FULLY_CONNECTED", [flat, n.const(weights), b], shape, keep_num_dims=False)
+    return n.reshaped(y, (*x.shape[:-1], outputs))
 
 
 @op("MatMul")
@@ -96,37 +90,24 @@ def _gemm(n: Node) -> None:
     a, b = n.value(0), n.value(1)
     if a.dtype != np.float32:
         raise n.refusal(f"{a.dtype} products are not in TFLite")
-    x = n.place(a, (1, 0)) if n.attr("transA", 0) else n.place(a)
-    if n.attr("transA", 0):
-        x = n.place(
-            Value(a.shape[::-1], a.dtype, a.tensor, tuple(1 - i for i in a.axes))
-            if a.array is None
-            else Value(a.shape[::-1], a.dtype, array=a.array.T)
-        )  # noqa: E501
-    c = n.array(2)
-    constant_bias = not n.has(2) or (
-        c is not None
-        and c.size in (1, n.shape[1])
-        and c.shape[-1:] != (n.shape[0],)
-        or c is not None
-        and c.shape in ((n.shape[1],), (1, n.shape[1]))
-    )  # noqa: E501
-    if b.array is not None and constant_bias:
-        w = (b.array if n.attr("transB", 0) else b.array.T) * np.float32(alpha)
-        n.give(fully_connected(n, x, w, None if c is None else c * np.float32(beta)))
+    x = n.place(transposed(a, (1, 0)) if n.attr("transA", 0) else a)
+    adjoint = bool(n.attr("transB", 0))
+    if b.array is None:
+        y = n.emit("BATCH_MATMUL", [x, n.place(b)], n.shape, adj_x=False, adj_y=adjoint)
+        y = Math(n)("MUL", y, alpha) if alpha != 1.0 else y
+        n.give(_plus(n, y, beta))
         return
-    m = Math(n)
-    if b.array is not None:
-        w = b.array if n.attr("transB", 0) else b.array.T
-        y = fully_connected(n, x, w * np.float32(alpha))
+    weights = (b.array if adjoint else b.array.T) * np.float32(alpha)
+    c = n.array(2)
+    if c is not None and c.shape in ((), (1,), (n.shape[1],), (1, 1), (1, n.shape[1])):
+        n.give(fully_connected(n, x, weights, c * np.float32(beta)))
     else:
-        right = n.place(b)
-        y = n.emit(
-            "BATCH_MATMUL", [x, right], n.shape, adj_x=False, adj_y=bool(n.attr("transB", 0))
-        )  # noqa: E501
-        y = m("MUL", y, alpha) if alpha != 1.0 else y
-    if n.has(2):
-        bias = n.stored(2)
-        bias = n.reshaped(bias, (1,) * (2 - len(bias.shape)) + bias.shape)
-        y = emit(n, "ADD", [y, m("MUL", bias, beta) if beta != 1.0 else bias])
-    n.give(y)
+        n.give(_plus(n, fully_connected(n, x, weights), beta))
+
+
+def _plus(n: Node, y: Tensor, beta: float) -> Tensor:
+    if not n.has(2):
+        return y
+    c = n.stored(2)
+    c = n.reshaped(c, (1,) * (2 - len(c.shape)) + c.shape)
+    return emit(n, "ADD", [y, Math(n)("MUL", c, beta) if beta != 1.0 else c])

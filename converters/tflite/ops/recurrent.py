@@ -9,83 +9,28 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
+from converters.tflite.ops.activations import Activation, curves
 from converters.tflite.ops.elementwise import Math
 from converters.tflite.ops.movement import sliced
 from converters.tflite.ops.products import fully_connected
 from converters.tflite.values import Axes
-from edge_core.tensors import Array
 
 MAX_STEPS = 1024  # of all directions together; each is 5 to 15 operators
-Curve = Callable[[Math, Tensor, float, float], Tensor]
 State = tuple[Tensor, ...]
-
-
-def _softplus(m: Math, x: Tensor, _alpha: float, _beta: float) -> Tensor:
-    tail = m("LOG", m("ADD", m("EXP", m("NEG", m("ABS", x))), 1.0))
-    return m("ADD", m("RELU", x), tail)
-
-
-def _elu(m: Math, x: Tensor, alpha: float, _beta: float) -> Tensor:
-    low = m("MUL", m("SUB", m("EXP", m("MINIMUM", x, 0.0)), 1.0), alpha)
-    return m("ADD", m("RELU", x), low)
-
-
-def _thresholded(m: Math, x: Tensor, alpha: float, _beta: float) -> Tensor:
-    return m("SELECT_V2", m("GREATER", x, alpha, dtype=np.bool_), x, _zeros(m, x), dtype=x.dtype)
-
-
-def _zeros(m: Math, x: Tensor) -> Tensor:
-    return m("MINIMUM", m("RELU", x), 0.0)
-
-
-# The function, and the defaults of its alpha and its beta; None: it takes none.
-CURVES: dict[str, tuple[Curve, float | None, float | None]] = {
-    "sigmoid": (lambda m, x, a, b: m("LOGISTIC", x), None, None),
-    "tanh": (lambda m, x, a, b: m("TANH", x), None, None),
-    "relu": (lambda m, x, a, b: m("RELU", x), None, None),
-    "softsign": (lambda m, x, a, b: m("DIV", x, m("ADD", m("ABS", x), 1.0)), None, None),
-    "softplus": (_softplus, None, None),
-    "leakyrelu": (lambda m, x, a, b: m("LEAKY_RELU", x, alpha=a), 0.01, None),
-    "thresholdedrelu": (_thresholded, 1.0, None),
-    "elu": (_elu, 1.0, None),
-    "affine": (lambda m, x, a, b: m("ADD", m("MUL", x, a), b), 1.0, 0.0),
-    "scaledtanh": (lambda m, x, a, b: m("MUL", m("TANH", m("MUL", x, b)), a), 1.0, 1.0),
-    "hardsigmoid": (lambda m, x, a, b: m.clamp(m("ADD", m("MUL", x, a), b), 0.0, 1.0), 0.2, 0.5),
-}
-DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-def curves(n: Node, directions: int) -> list[Callable[[Math, Tensor], Tensor]]:
-    """The activations, in order; those that take an alpha or a beta use the lists up in turn."""
-    names = n.attributes.get("activations") or DEFAULTS[n.op] * directions
-    lists = [iter(n.attr(f"activation_{k}") or ()) for k in ("alpha", "beta")]
-    found = []
-    for name in names:
-        text = name.decode() if isinstance(name, bytes) else name
-        if text.lower() not in CURVES:
-            raise n.refusal(f"activation '{text}' is not one of {', '.join(sorted(CURVES))}")
-        curve, *defaults = CURVES[text.lower()]
-        a, b = (
-            0.0 if d is None else float(next(given, d))
-            for given, d in zip(lists, defaults, strict=True)
-        )
-        found.append(lambda m, x, curve=curve, a=a, b=b: curve(m, x, a, b))
-    return found
 
 
 class Cell(abc.ABC):
     """One direction of a node: its weights, and the step from state to state."""
 
-    def __init__(self, n: Node, d: int, functions: Sequence[Callable[[Math, Tensor], Tensor]]):
+    def __init__(self, n: Node, d: int, functions: Sequence[Activation]):
         self.n, self.m, self.f = n, Math(n), functions
-        self.w, self.r = n.constant(1, "its weights W")[d], n.constant(2, "its weights R")[d]
+        self.w, self.r = n.constant(1, "its weight W")[d], n.constant(2, "its weight R")[d]
         self.hidden = self.r.shape[-1]
         bias = n.constant(3, "its bias")[d] if n.has(3) else np.zeros(2 * len(self.w), np.float32)
         self.w_bias, self.r_bias = np.split(bias, 2)
@@ -103,10 +48,6 @@ class Cell(abc.ABC):
     def projected(self, x: Tensor) -> Tensor:
         """The products of all inputs: [steps * batch, gates]."""
         return fully_connected(self.n, x, self.w, self.w_bias)
-
-    def weights(self, array: Array) -> Tensor:
-        """A constant of recurrent weights."""
-        return self.n.const(array)
 
     def product(self, h: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """A state times weights; computed here where the state is constant."""
@@ -143,7 +84,7 @@ class Rnn(Cell):
 
     def prepare(self, d: int) -> None:
         self.w_bias = self.w_bias + self.r_bias
-        self.recurrent = self.weights(self.r)
+        self.recurrent = self.n.const(self.r)
 
     def step(self, x: Tensor, state: State) -> State:
         return (self.gate(0, self.plus(x, self.product(state[0], self.recurrent))),)
@@ -158,7 +99,7 @@ class Gru(Cell):
         common = 3 * size if self.before else 2 * size
         self.w_bias = self.w_bias.copy()
         self.w_bias[:common] += self.r_bias[:common]
-        self.first, self.last = self.weights(self.r[: 2 * size]), self.weights(self.r[2 * size :])
+        self.first, self.last = self.n.const(self.r[: 2 * size]), self.n.const(self.r[2 * size :])
         self.last_bias = None if self.before else self.n.const(self.r_bias[2 * size :])
 
     def step(self, x: Tensor, state: State) -> State:
@@ -182,7 +123,7 @@ class Lstm(Cell):
 
     def prepare(self, d: int) -> None:
         self.w_bias = self.w_bias + self.r_bias
-        self.recurrent = self.weights(self.r)
+        self.recurrent = self.n.const(self.r)
         peep = self.n.constant(7, "its peepholes")[d] if self.n.has(7) else None
         self.peepholes = [] if peep is None else [self.n.const(p[None]) for p in np.split(peep, 3)]
 
@@ -212,9 +153,10 @@ def _recurrent(n: Node) -> None:
     batch_first = bool(n.attr("layout", 0))
     x = n.stored(0, (1, 0, 2) if batch_first else None)
     steps, batch, size = x.shape
-    if steps * len(backwards) > MAX_STEPS:
-        raise n.refusal(f"{steps * len(backwards)} steps are unrolled, and {MAX_STEPS} is the limit",
-                        "export it with a shorter sequence")  # fmt: skip
+    total = steps * len(backwards)
+    if total > MAX_STEPS:
+        why = f"its {total} steps are more than the {MAX_STEPS} that are unrolled"
+        raise n.refusal(why, "export it with a shorter sequence")
     functions = curves(n, len(backwards))
     each = len(functions) // len(backwards)
     flat = n.reshaped(x, (steps * batch, size))
@@ -262,6 +204,9 @@ def _unrolled(
             continue
         state = tuple(_chosen(n, inside, a, b) for a, b in zip(new, state, strict=True))
         made[t] = _chosen(n, inside, new[0], nothing)
+    begun = _inside(n, 0, batch)
+    if begun is not None:  # ONNX Runtime: a sequence without a step ends in zeros
+        state = tuple(_chosen(n, begun, s, nothing) for s in state)
     return made, state
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import emit
 from converters.tflite.ops.elementwise import Math, cast
 from converters.tflite.values import Axes, Value, identity
@@ -23,6 +23,8 @@ EMPTY = {
     "REDUCE_PROD": 1.0,
     "SUM": 0.0,
     "MEAN": np.nan,
+    "REDUCE_ANY": False,
+    "REDUCE_ALL": True,
 }
 
 
@@ -39,7 +41,7 @@ def _reduce(n: Node) -> None:
             "ReduceMin",
             "ReduceProd",
             "ReduceLogSumExp",
-        ):  # noqa: E501
+        ):
             return n.give_value(v)
         axes = [] if n.attr("noop_with_empty_axes", 0) else list(range(rank))
     axes = [a % rank for a in axes]
@@ -68,8 +70,8 @@ def _reduce(n: Node) -> None:
 
 def reduced(
     n: Node, code: str, x: Tensor, order: Axes, axes: list[int], keep: bool
-) -> tuple[Tensor, Axes]:  # noqa: E501
-    """Reduce the ONNX axes ``axes`` of a tensor stored in ``order``; also the order of the result."""
+) -> tuple[Tensor, Axes]:
+    """Reduce the ONNX axes ``axes`` of a tensor stored in ``order``; gives also the new order."""
     at = sorted(order.index(a) for a in axes)
     left = [d for i, d in enumerate(x.shape) if i not in at]
     full = [1 if i in at else d for i, d in enumerate(x.shape)]

@@ -7,22 +7,23 @@ operator is used; elsewhere the matrix is a FULLY_CONNECTED, and the indices a G
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import emit
 from converters.tflite.ops.products import fully_connected
 from converters.tflite.values import Axes, Value, channels_last, stored_shape
 from edge_core.tensors import Array
 
+Flags = tuple[bool, bool]  # align_corners, half_pixel_centers of TFLite's image operators
+Own = Callable[[int, int, Flags], Array]
 # RESIZE_NEAREST_NEIGHBOR knows these types in every version; GATHER knows all.
 NEAREST = (np.float32, np.uint8, np.int8)
-# (align_corners, half_pixel_centers) of TFLite's image operators.
-FLAGS = ((False, True), (False, False), (True, False))
+FLAGS: tuple[Flags, ...] = ((False, True), (False, False), (True, False))
 SAME = 1e-5  # two weights of pixels that are the same but for the rounding of coordinates
 
 
@@ -49,7 +50,7 @@ def _resize(n: Node) -> None:
     elif v.dtype != np.float32:
         raise n.refusal(f"mode '{mode}' of {v.dtype} is not in TFLite")
     elif mode in ("linear", "cubic"):
-        tensor, order = _linear(n, v, {a: matrix(n, p, mode == "cubic") for a, p in axes.items()})
+        tensor, order = _linear(n, v, {a: _matrix(n, p, mode == "cubic") for a, p in axes.items()})
     else:
         raise n.refusal(f"mode '{mode}' is unknown")
     n.give(_extrapolated(n, tensor, order, axes), order)
@@ -59,31 +60,52 @@ def _axes(n: Node, v: Value) -> dict[int, Axis]:
     """Every axis that the node names."""
     rank = len(v.shape)
     named = [a % rank for a in n.attr("axes") or range(rank)]
-    at = 1 if n.op == "Upsample" or n.scope.opsets.get("", 11) < 11 else 2
-    given = n.constant(at, "scales") if n.has(at) else np.array(n.attr("scales", ()), np.float32)
-    if given.size:
-        scales = [np.float32(s) for s in given]
-    else:
-        sizes = [int(s) for s in n.constant(3, "sizes")]
-        scales = [np.float32(s) / np.float32(v.shape[a]) for s, a in zip(sizes, named, strict=True)]
-        policy = n.attr("keep_aspect_ratio_policy", "stretch")
-        if policy != "stretch":
-            scales = [min(scales) if policy == "not_larger" else max(scales)] * len(scales)
-    old = at == 1
+    old = n.op == "Upsample" or n.scope.opsets.get("", 11) < 11
+    scales = _scales(n, v, named, 1 if old else 2)
     how = n.attr("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
     crop = how == "tf_crop_and_resize"
     roi = n.constant(1, "roi") if crop else np.zeros(0)
     found = {}
     for i, (a, scale) in enumerate(zip(named, scales, strict=True)):
         span = (float(roi[i]), float(roi[i + len(named)])) if crop else (0.0, 1.0)
-        places = _places(n, how, v.shape[a], n.shape[a], scale, span)
-        found[a] = Axis(v.shape[a], n.shape[a], float(scale), places, crop)
+        size, new = v.shape[a], n.shape[a]
+        if new != size or scale != 1:
+            _check_scale(n, how, size, new, scale)
+        found[a] = Axis(size, new, float(scale), _places(n, how, size, new, scale, span), crop)
     return found
+
+
+def _scales(n: Node, v: Value, named: list[int], at: int) -> list[np.float32]:
+    """New elements per old one, of each named axis."""
+    given = n.constant(at, "scales") if n.has(at) else np.array(n.attr("scales", ()), np.float32)
+    if given.size:
+        return [np.float32(s) for s in given]
+    sizes = [int(s) for s in n.constant(3, "sizes")]
+    scales = [np.float32(s) / np.float32(v.shape[a]) for s, a in zip(sizes, named, strict=True)]
+    policy = n.attr("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        scales = [min(scales) if policy == "not_larger" else max(scales)] * len(scales)
+    return scales
+
+
+def _check_scale(n: Node, how: str, size: int, new: int, scale: np.float32) -> None:
+    """Refuse what the standard's reference and ONNX Runtime compute differently."""
+    real = np.float32(size) * scale
+    kept = n.attr("keep_aspect_ratio_policy", "stretch") != "stretch"
+    if real == new or kept:
+        return
+    if int(real) != new:
+        why = f"scale {scale} of {size} elements is {new} or {int(real)}, as one rounds"
+    elif how == "align_corners" or (n.attr("antialias", 0) and new == size):
+        why = f"scale {scale} of {size} elements is no whole number, and '{how}' needs one"
+    else:
+        return
+    raise n.refusal(why, "export it with sizes instead of scales")
 
 
 def _places(
     n: Node, how: str, size: int, new: int, scale: np.float32, span: tuple[float, float]
-) -> Array:  # noqa: E501
+) -> Array:
     """Where each new element lies among the old ones, by the formulas of the standard."""
     x, one = np.arange(new, dtype=np.float32), np.float32(1)
     real = np.float32(scale * np.float32(size))  # the new length before it was made whole
@@ -121,7 +143,7 @@ def _indices(n: Node, p: Axis) -> Array:
     return np.clip(rounded[how], 0, p.size - 1).astype(np.int32)
 
 
-def matrix(n: Node, p: Axis, cubic: bool) -> Array:
+def _matrix(n: Node, p: Axis, cubic: bool) -> Array:
     """[new, old]: how much of each old element is in each new one."""
     shrink = min(p.scale, 1.0) if n.attr("antialias", 0) else 1.0
     reach = math.ceil((2 if cubic else 1) / shrink)
@@ -168,7 +190,7 @@ def _linear(n: Node, v: Value, tables: Mapping[int, Array]) -> tuple[Tensor, Axe
     for axis in sorted(tables, key=v.axes.index, reverse=True):
         if tables[axis].shape[0] == v.shape[axis] and np.array_equal(
             tables[axis], np.eye(v.shape[axis])
-        ):  # noqa: E501
+        ):
             continue
         order = (*(a for a in v.axes if a != axis), axis)
         y = fully_connected(n, n.place(v, order), tables[axis])
@@ -177,13 +199,10 @@ def _linear(n: Node, v: Value, tables: Mapping[int, Array]) -> tuple[Tensor, Axe
     return n.place(v, v.axes), v.axes
 
 
-def _same(
-    v: Value, tables: Mapping[int, Array], own: object, tolerance: float
-) -> tuple[bool, bool] | None:  # noqa: E501
+def _same(v: Value, tables: Mapping[int, Array], own: Own, tolerance: float) -> Flags | None:
     """The flags with which TFLite's operator has these tables; None: with none."""
     if len(v.shape) != 4 or not set(tables) <= {2, 3}:
         return None
-    assert callable(own)
     for flags in FLAGS:
         for axis in (2, 3):
             size = v.shape[axis]
@@ -197,30 +216,30 @@ def _same(
     return None
 
 
-def _own_scale(size: int, new: int, flags: tuple[bool, bool]) -> np.float32:
+def _own_scale(size: int, new: int, flags: Flags) -> np.float32:
     """Old elements per new one."""
     if flags[0] and new > 1:
         return np.float32(size - 1) / np.float32(new - 1)
     return np.float32(size) / np.float32(new)
 
 
-def _own_indices(size: int, new: int, flags: tuple[bool, bool]) -> Array:
+def _own_indices(size: int, new: int, flags: Flags) -> Array:
     """What RESIZE_NEAREST_NEIGHBOR takes."""
     x = np.arange(new, dtype=np.float32) + np.float32(0.5 if flags[1] else 0)
     places = x * _own_scale(size, new, flags)
     whole = np.floor(places + np.float32(0.5)) if flags[0] else np.floor(places)
-    return np.clip(whole, 0, size - 1).astype(np.int32)
+    return np.asarray(np.clip(whole, 0, size - 1), np.int32)
 
 
-def _own_matrix(size: int, new: int, flags: tuple[bool, bool]) -> Array:
+def _own_matrix(size: int, new: int, flags: Flags) -> Array:
     """What RESIZE_BILINEAR computes."""
     half = np.float32(0.5 if flags[1] else 0)
     x = (np.arange(new, dtype=np.float32) + half) * _own_scale(size, new, flags) - half
     x = np.clip(x, 0, size - 1)
-    return np.maximum(1 - np.abs(np.arange(size) - x[:, None]), 0)
+    return np.asarray(np.maximum(1 - np.abs(np.arange(size) - x[:, None]), 0))
 
 
-def _image(n: Node, v: Value, code: str, flags: tuple[bool, bool]) -> tuple[Tensor, Axes]:
+def _image(n: Node, v: Value, code: str, flags: Flags) -> tuple[Tensor, Axes]:
     last = channels_last(4)
     shape = stored_shape(n.shape, last)
     inputs = [n.place(v, last), n.ints(shape[1:3])]
@@ -240,6 +259,3 @@ def _extrapolated(n: Node, x: Tensor, order: Axes, axes: Mapping[int, Axis]) -> 
     full = np.broadcast_to(outside, n.shape).transpose(order)
     value = n.const(np.full((1,) * len(order), n.attr("extrapolation_value", 0.0)), x.dtype)
     return emit(n, "SELECT_V2", [n.const(full, bool), value, x], x.dtype)
-
-
-__all__: Sequence[str] = ["matrix"]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
+from converters.tflite.ops.arithmetic import Math, cast
 from converters.tflite.ops.broadcast import emit
-from converters.tflite.ops.elementwise import Math, cast
 from converters.tflite.ops.indexing import MAX_ROWS, flat_rows, wide, wrapped
 from converters.tflite.ops.movement import padded
 from edge_core.tensors import Array
@@ -69,7 +69,7 @@ def _combined(n: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) ->
     if count * k * width > MAX_DENSE:
         raise n.refusal(
             f"reduction '{how}' of {k} updates into {count} rows of {width} is too much"
-        )  # noqa: E501
+        )
     kind = data.dtype
     if how == "mul":
         neutral = 1.0
@@ -111,7 +111,7 @@ def _scatter_nd(n: Node) -> None:
     parts = (
         n.reshaped(n.place(data), (count, width)),
         n.reshaped(n.place(updates), (rows.shape[0], width)),
-    )  # noqa: E501
+    )
     _scatter(n, data.shape, rows, parts)
 
 
@@ -128,7 +128,7 @@ def _scatter_elements(n: Node) -> None:
         i * s
         for a, (i, s) in enumerate(zip(np.indices(index.shape, sparse=True), steps, strict=True))
         if a != axis
-    )  # noqa: E501
+    )
     if at.data is not None:
         rows = n.const(at.data * steps[axis] + base, np.int32)
     else:
@@ -141,7 +141,7 @@ def _scatter_elements(n: Node) -> None:
                     rows,
                     n.const(np.reshape(base, np.shape(base) or (1,) * len(index.shape)), np.int32),
                 ],
-            )  # noqa: E501
+            )
     parts = n.reshaped(n.place(data), (size, 1)), n.reshaped(n.place(updates), (count, 1))
     _scatter(n, data.shape, n.reshaped(rows, (count,)), parts)
 
@@ -180,14 +180,14 @@ def _col2im(n: Node) -> None:
         count = (size[i] + around[i] + around[i + rank] - span) // strides[i] + 1
         grids.append(
             np.arange(block[i])[:, None] * dilations[i] + np.arange(count) * strides[i] - around[i]
-        )  # noqa: E501
+        )
     flat, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
     for g, d in zip(grids, size, strict=True):
         wide_shape = (flat.shape[0] * g.shape[0], flat.shape[1] * g.shape[1])
         flat = (flat[:, None, :, None] * d + g[None, :, None, :]).reshape(wide_shape)
         inside = (inside[:, None, :, None] & ((g >= 0) & (g < d))[None, :, None, :]).reshape(
             wide_shape
-        )  # noqa: E501
+        )
     area, (k, places) = math.prod(size), flat.shape
     batch, channels = v.shape[0], v.shape[1] // k
     x = n.reshaped(n.place(v), (batch * channels, k * places))
@@ -228,11 +228,13 @@ def max_pool(n: Node, around: Sequence[tuple[int, int]]) -> None:
         at = np.arange(out[i])[:, None] * strides[i] - around[i][0] + np.arange(k) * dilations[i]
         axes.append(np.where((at >= 0) & (at < size[i]), at, -1))
     table, by_column = (_windows(axes, size, order) for order in ("C", "F"))
+    if (table < 0).all(axis=1).any():
+        raise n.refusal("one of its windows lies in the padding as a whole")
     # A tap in the padding repeats the first one that is not: it changes no maximum.
     first = (table >= 0).argmax(axis=1)[:, None]
     table, by_column = (
         np.where(t < 0, np.take_along_axis(t, first, 1), t) for t in (table, by_column)
-    )  # noqa: E501
+    )
     kind = v.dtype
     planes, (windows, taps) = math.prod(v.shape[:2]), table.shape
     x = n.reshaped(n.place(v), (planes, math.prod(size)))

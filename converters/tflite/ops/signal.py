@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.lower import Node, op
+from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import emit
 from converters.tflite.ops.movement import padded, reshaped, sliced, transposed
 from converters.tflite.ops.products import fully_connected
@@ -93,7 +93,9 @@ def _stft(n: Node) -> None:
         (batch, 1, frames, len(filters)), padding=VALID, stride_h=1, stride_w=step,
         dilation_h_factor=1, dilation_w_factor=1,
     )  # fmt: skip
-    n.give(n.reshaped(y, (batch, frames, len(filters) // 2, 2)))
+    shape = (batch, frames, len(filters) // 2, 2)
+    n.shapes = [shape]  # onnx 1.23 infers that of onesided=0 where the attribute is left out
+    n.give(n.reshaped(y, shape))
 
 
 @op("CumProd")

@@ -1,0 +1,139 @@
+"""One ONNX node, as the functions of converters.tflite.ops see it, and the registry of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converters.tflite.graph import Shape, Tensor
+from converters.tflite.values import Axes, Value, identity, reshape
+from edge_core.errors import ConvertError
+from edge_core.extras import need
+from edge_core.tensors import Array
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+    from converters.tflite.scope import Scope
+
+Lowering = Callable[["Node"], None]
+REGISTRY: dict[str, Lowering] = {}
+WAY_OUT = "an ONNX package (onnx-*) runs it; or replace the op before exporting"
+
+
+def op(*names: str) -> Callable[[Lowering], Lowering]:
+    """Register the function that lowers the ONNX ops of these names."""
+
+    def register(function: Lowering) -> Lowering:
+        for name in names:
+            if REGISTRY.setdefault(name, function) is not function:
+                raise TypeError(f"{name} is lowered twice")
+        return function
+
+    return register
+
+
+class Node:
+    """One ONNX node, as the functions of converters.tflite.ops see it."""
+
+    def __init__(self, scope: Scope, proto: NodeProto, shapes: Sequence[Shape], dtypes: Any):
+        self.scope, self.proto, self.op = scope, proto, proto.op_type
+        self.graph, self._values = scope.graph, scope.placed
+        self.shapes, self.dtypes = shapes, dtypes  # of the outputs
+        helper = need("onnx.helper", "onnx")
+        self.attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+
+    @property
+    def shape(self) -> Shape:
+        """Of the first output."""
+        return self.shapes[0]
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute; bytes come as str."""
+        value = self.attributes.get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def has(self, index: int) -> bool:
+        """Is there an input at that place?"""
+        return index < len(self.proto.input) and bool(self.proto.input[index])
+
+    def wants(self, index: int) -> bool:
+        """Does anybody read that output?"""
+        return index < len(self.proto.output) and bool(self.proto.output[index])
+
+    def value(self, index: int) -> Value:
+        """An input."""
+        return self.scope.values[self.proto.input[index]]
+
+    def array(self, index: int) -> Array | None:
+        """An input that is constant; None if it is not, or not there."""
+        return self.value(index).array if self.has(index) else None
+
+    def constant(self, index: int, what: str) -> Array:
+        """An input that must be constant, or ConvertError."""
+        array = self.array(index)
+        if array is None:
+            raise self.refusal(f"{what} is computed at run time")
+        return array
+
+    def listed(self, index: int, name: str, default: Sequence[int] | None) -> list[int] | None:
+        """A list that newer opsets give as a constant input and older ones as an attribute."""
+        if self.has(index):
+            return [int(v) for v in self.constant(index, name).reshape(-1)]
+        found = self.attr(name, default)
+        return None if found is None else [int(v) for v in found]
+
+    def ints(self, values: Iterable[int]) -> Tensor:
+        """A constant list of int32."""
+        return self.graph.ints(values)
+
+    def stored(self, index: int, axes: Axes | None = None) -> Tensor:
+        """An input in the order ``axes``, or in that of ONNX."""
+        return self._values.stored(self.value(index), axes)
+
+    def place(self, value: Value, axes: Axes | None = None) -> Tensor:
+        """Any value in the order ``axes``, or in that of ONNX."""
+        return self._values.stored(value, axes)
+
+    def emit(
+        self,
+        code: str,
+        inputs: Sequence[Tensor | None],
+        shape: Sequence[int],
+        dtype: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """Graph.emit()."""
+        return self.graph.emit(code, inputs, shape, dtype, **options)
+
+    def const(self, value: Any, dtype: Any = np.float32) -> Tensor:
+        """A constant tensor."""
+        return self.graph.constant(np.asarray(value, dtype))
+
+    def reshaped(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """The same bytes in another shape."""
+        return reshape(self.graph, tensor, shape)
+
+    def give(self, tensor: Tensor, axes: Axes | None = None, index: int = 0) -> None:
+        """Set an output: stored as ``tensor`` in the order ``axes``, or in that of ONNX."""
+        name = self.proto.output[index]
+        if not tensor.name and tensor.data is None:
+            tensor.name = name
+        axes = identity(len(tensor.shape)) if axes is None else axes
+        shape = tuple(tensor.shape[axes.index(i)] for i in range(len(axes)))
+        if tensor.data is not None:
+            array = np.transpose(tensor.data, [axes.index(i) for i in range(len(axes))])
+            self.scope.values[name] = Value(shape, array.dtype, array=array)
+        else:
+            self.scope.values[name] = Value(shape, tensor.dtype, tensor, axes)
+
+    def give_value(self, value: Value, index: int = 0) -> None:
+        """Set an output to a value that exists already."""
+        self.scope.values[self.proto.output[index]] = value
+
+    def refusal(self, why: str, hint: str = "") -> ConvertError:
+        """The error that names this node."""
+        name = f" ('{self.proto.name}')" if self.proto.name else ""
+        return ConvertError(f"op {self.op}{name}: {why}", hint=hint or WAY_OUT)

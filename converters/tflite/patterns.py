@@ -1,0 +1,175 @@
+"""Functions that exporters spell out in many nodes, given back their names.
+
+    rewrite(model) -> model
+
+GELU arrives as Erf or Tanh with the arithmetic around it, in whatever order the framework wrote
+the products; hard swish as a Clip. Such a subgraph computes each element alone, so it is known by
+its values: it is evaluated at points and compared with the function. The node that stands for it
+is of the domain OWN, so the model's opset stays what it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converters.onnx_file import graphs
+from edge_core.extras import need
+from edge_core.tensors import Array
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+OWN = "edge-deploy"  # the domain of nodes that only converters.tflite.lower knows
+DEPTH = 10  # nodes between the input of such a function and its output, on any path
+TOLERANCE = 1e-6  # the two forms of GELU differ by 5e-4
+POINTS = np.concatenate([np.linspace(-8, 8, 257), [-1000.0, -30.0, 30.0, 1000.0]])
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+EVALUATED: dict[str, Callable[..., Array]] = {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power,
+    "Neg": np.negative, "Tanh": np.tanh, "Erf": _erf, "Relu": lambda x: np.maximum(x, 0.0),
+}  # fmt: skip
+BINARY = ("Add", "Sub", "Mul", "Div")
+
+
+def _gelu(x: Array) -> Array:
+    return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))))
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
+def _hard_swish(x: Array) -> Array:
+    return np.asarray(x * np.clip(x / 6 + 0.5, 0, 1))
+
+
+# By the op that every way to write the function has: the op it becomes, its attributes, its values.
+FUNCTIONS: dict[str, tuple[str, dict[str, str], Array]] = {
+    "Erf": ("Gelu", {"approximate": "none"}, _gelu(POINTS)),
+    "Tanh": ("Gelu", {"approximate": "tanh"}, _gelu_tanh(POINTS)),
+    "Clip": ("HardSwish", {}, _hard_swish(POINTS)),
+    "HardSigmoid": ("HardSwish", {}, _hard_swish(POINTS)),
+}
+
+
+def rewrite(model: ModelProto) -> ModelProto:
+    """A copy in which these functions are one node each; the same results and names of outputs."""
+    onnx = need("onnx", "onnx")
+    made: ModelProto = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = _Graph(made)
+    for node in list(made.graph.node):
+        found = graph.function_at(node) if node.op_type in FUNCTIONS and not node.domain else None
+        if found is not None:
+            last, x = found
+            op, attributes, _ = FUNCTIONS[node.op_type]
+            outputs = list(last.output)
+            new = onnx.helper.make_node(op, [x], outputs, last.name, domain=OWN, **attributes)
+            last.CopyFrom(new)
+    if any(n.domain == OWN for n in made.graph.node):
+        made.opset_import.append(onnx.helper.make_opsetid(OWN, 1))
+        _drop_dead(made)
+    return made
+
+
+class _Graph:
+    """Who makes and who reads each value of the main graph."""
+
+    def __init__(self, model: ModelProto) -> None:
+        onnx = need("onnx", "onnx")
+        self.makers = {o: n for n in model.graph.node for o in n.output}
+        self.readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
+        for n in model.graph.node:
+            for i in n.input:
+                self.readers[i].append(n)
+        self.scalars: dict[str, float] = {}
+        tensors = [(t.name, t) for t in model.graph.initializer]
+        self.constants = {name for name, _ in tensors}
+        for n in model.graph.node:
+            if n.op_type == "Constant":
+                self.constants.update(n.output)
+                tensors += [(n.output[0], a.t) for a in n.attribute if a.name == "value"]
+        for name, t in tensors:
+            if t.data_type == onnx.TensorProto.FLOAT and list(t.dims) in ([], [1]):
+                self.scalars[name] = float(onnx.numpy_helper.to_array(t).reshape(()))
+
+    def function_at(self, anchor: NodeProto) -> tuple[NodeProto, str] | None:
+        """The node that gives the function's result and the name of its input; None if the
+        anchor is no part of the function."""
+        wanted = FUNCTIONS[anchor.op_type][2]
+        for last in self._below(anchor):
+            for x in self._above(last):
+                values = self._values(last.output[0], x, DEPTH)
+                if values is not None and np.allclose(values, wanted, TOLERANCE, TOLERANCE):
+                    return last, x
+        return None
+
+    def _below(self, anchor: NodeProto, depth: int = 5) -> Iterator[NodeProto]:
+        """The products that an anchor's result goes into."""
+        if depth:
+            for reader in self.readers[anchor.output[0]]:
+                if reader.op_type in BINARY:
+                    if reader.op_type in ("Mul", "Div"):
+                        yield reader
+                    yield from self._below(reader, depth - 1)
+
+    def _above(self, node: NodeProto) -> Iterator[str]:
+        """What a node is computed from, nearest first."""
+        seen: dict[str, None] = {}
+        wave = [node]
+        for _ in range(DEPTH):
+            names = [i for n in wave for i in n.input if i and i not in self.constants]
+            seen.update(dict.fromkeys(names))
+            wave = [self.makers[i] for i in names if i in self.makers]
+        return iter(seen)
+
+    def _values(self, name: str, x: str, depth: int) -> Array | None:
+        """``name`` as a function of ``x`` at POINTS; None if it is anything else as well."""
+        if name == x:
+            return POINTS
+        if name in self.scalars:
+            return np.array(self.scalars[name])
+        node = self.makers.get(name)
+        if node is None or node.domain or not depth:
+            return None
+        arguments = [None if not i else self._values(i, x, depth - 1) for i in node.input]
+        with np.errstate(all="ignore"):
+            return _computed(node, arguments)
+
+
+def _computed(node: NodeProto, arguments: list[Array | None]) -> Array | None:
+    attributes = {a.name: a.f for a in node.attribute}
+    if node.op_type == "Clip" and arguments[0] is not None:
+        bounds = [attributes.get("min", -math.inf), attributes.get("max", math.inf)]
+        for i, name in enumerate(node.input[1:]):
+            bound = arguments[i + 1]
+            if name and (bound is None or bound.ndim):
+                return None
+            bounds[i] = float(bound) if name and bound is not None else bounds[i]
+        return np.asarray(np.clip(arguments[0], *bounds))
+    if any(a is None for a in arguments):
+        return None
+    if node.op_type == "HardSigmoid":
+        alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
+        return np.asarray(np.clip(alpha * np.asarray(arguments[0]) + beta, 0, 1))
+    function = EVALUATED.get(node.op_type)
+    return None if function is None else np.asarray(function(*arguments))
+
+
+def _drop_dead(model: ModelProto) -> None:
+    """Remove nodes whose results nobody reads any more."""
+    while True:
+        read = {v.name for v in model.graph.output}
+        read |= {i for g in graphs(model.graph) for n in g.node for i in n.input}
+        read |= {v.name for g in graphs(model.graph) for v in g.output}
+        dead = [n for n in model.graph.node if not any(o in read for o in n.output)]
+        if not dead:
+            return
+        for n in dead:
+            model.graph.node.remove(n)

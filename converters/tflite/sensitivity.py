@@ -1,0 +1,169 @@
+"""A search for the few layers that are better left float, bounded in time.
+
+search(float_path, out, recipe, samples, budget_s=60) -> Search
+
+A layer's worth is measured: the outputs' signal to noise against the float model on calibration
+samples, of the worst output. What it costs is told in bytes, and in milliseconds of both files in
+turn. choice.py decides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from converters.tflite import flat, ranges
+from converters.tflite.choice import Choice, choose
+from converters.tflite.quantise import Recipe, Source
+from converters.tflite.result import Result, write_smaller
+from edge_core.errors import ConvertError
+from edge_core.tensors import Array, Feeds
+
+MAX_SAMPLES = 32  # for one trial
+GAIN_DB = 3.0  # half the noise. EfficientNet-Lite0, 800 crops: agreement 0.973 -> 0.979
+MAX_WORK = 0.5  # share of the multiplications that may stay float
+MAX_WEIGHTS = 0.1  # share of the weights; each takes four times its bytes
+ROUNDS = 40  # of timing
+MAX_DB = 200.0  # of outputs that are equal
+
+
+class Search(msgspec.Struct, frozen=True):
+    """The written file and what its float layers cost against the all-integer one."""
+
+    result: Result
+    kept: tuple[str, ...]  # outputs of the ops left float
+    decibels: tuple[float, float]  # all integer, and as written
+    size: tuple[int, int]  # bytes
+    ms: tuple[float, float]  # least of ROUNDS, one thread, in turn
+
+
+def search(
+    float_path: Path,
+    out: Path,
+    recipe: Recipe,
+    samples: Sequence[Feeds],
+    *,
+    budget_s: float = 60.0,
+    gain_db: float = GAIN_DB,
+) -> Search:
+    """Write the recipe's file with its worst layers left float.
+
+    Trying stops at ``gain_db`` more signal to noise, and after ``budget_s`` with what was found
+    until then: a slower host may write another file. Raises ConvertError without samples, if no
+    layer helps, or as quantise.write() does.
+    """
+    if not samples:
+        raise ConvertError("a search needs calibration samples", hint="give --calibration")
+    deadline = time.monotonic() + budget_s
+    source = Source(flat.read(float_path), float_path.name, samples)
+    layers = source.layers(recipe)
+    chosen = [samples[int(i)] for i in _grid(len(samples))]
+    wanted = _outputs(flat.to_bytes(source.model), chosen)
+
+    def measure(kept: frozenset[int]) -> float | None:
+        if kept and time.monotonic() > deadline:
+            return None
+        made, _ = source.quantised(_keeping(recipe, source, [layers[i] for i in kept]))
+        return _decibels(wanted, _outputs(flat.to_bytes(made), chosen))
+
+    choice = choose(_costs(source.model, layers), gain_db, measure)
+    if not choice.layers:
+        raise ConvertError(
+            f"no layer of {float_path.name} was found better left float in {budget_s:g} s: "
+            f"{choice.before:.1f} dB as it is",
+            hint="take the recipe without a search",
+        )
+    return _write(float_path, out, source, recipe, [layers[i] for i in choice.layers], choice)
+
+
+def _write(
+    float_path: Path,
+    out: Path,
+    source: Source,
+    recipe: Recipe,
+    kept: Sequence[flat.Op],
+    choice: Choice,
+) -> Search:
+    best = _keeping(recipe, source, kept)
+    whole, made = (flat.to_bytes(source.quantised(r)[0]) for r in (recipe, best))
+    ms = _interleaved(whole, made, source.samples[0])
+    names = best.keep_float[len(recipe.keep_float) :]
+    notes = (
+        f"{len(names)} layers left float: {', '.join(names)}",
+        f"signal to noise {choice.before:.1f} -> {choice.after:.1f} dB on calibration samples, "
+        f"{len(made) - len(whole):+d} bytes ({len(made) / len(whole) - 1:+.1%}), "
+        f"{ms[0]:.2f} -> {ms[1]:.2f} ms on this host, {choice.tried} files tried",
+    )
+    result = write_smaller(
+        flat.from_bytes(made), flat.read(float_path), float_path, out, notes=notes
+    )
+    return Search(
+        result=result,
+        kept=names,
+        decibels=(choice.before, choice.after),
+        size=(len(whole), len(made)),
+        ms=ms,
+    )
+
+
+def _keeping(recipe: Recipe, source: Source, kept: Sequence[flat.Op]) -> Recipe:
+    tensors = source.model.subgraphs[0].tensors
+    names = (flat.tensor_name(tensors[op.outputs[0]]) for op in kept)
+    return msgspec.structs.replace(recipe, keep_float=(*recipe.keep_float, *names))
+
+
+def _grid(count: int) -> Array:
+    return np.linspace(0, count - 1, min(count, MAX_SAMPLES)).round()
+
+
+def _costs(model: flat.Model, layers: Sequence[flat.Op]) -> list[float]:
+    """What each layer takes of the allowed work or of the allowed weights, whichever is more."""
+    tensors = model.subgraphs[0].tensors
+    weights, work = [], []
+    for op in layers:
+        dims = flat.shape(tensors[op.inputs[1]])
+        kind, found = flat.op_name(model, op), flat.shape(tensors[op.outputs[0]])
+        weights.append(float(np.prod(dims)))
+        each = np.prod(dims[1:3]) if kind == "DEPTHWISE_CONV_2D" else np.prod(dims[1:])
+        work.append(0.0 if kind == "EMBEDDING_LOOKUP" else float(each * np.prod(found)))
+    return [
+        max(a / sum(weights) / MAX_WEIGHTS, b / (sum(work) or 1.0) / MAX_WORK)
+        for a, b in zip(weights, work, strict=True)
+    ]
+
+
+def _outputs(file: bytes, samples: Sequence[Feeds]) -> dict[str, Array]:
+    """What the file gives for all samples, as reals, by output name."""
+    runner = ranges.Runner(file)
+    found = [runner.run(feeds) for feeds in samples]
+    return {name: np.concatenate([f[name].ravel() for f in found]) for name in found[0]}
+
+
+def _decibels(wanted: dict[str, Array], found: dict[str, Array]) -> float:
+    """Signal to noise of the worst output, in dB."""
+    worst = MAX_DB
+    for name, reference in wanted.items():
+        signal = float(np.square(reference.astype(np.float64)).sum())
+        noise = float(np.square(reference.astype(np.float64) - found[name]).sum())
+        if not np.isfinite(noise):
+            return -MAX_DB
+        if noise > 0:
+            worst = min(worst, 10 * float(np.log10(max(signal, 1e-30) / noise)))
+    return worst
+
+
+def _interleaved(one: bytes, other: bytes, feeds: Feeds) -> tuple[float, float]:
+    """Milliseconds of both files, in turn, the least of ROUNDS."""
+    runners: list[Any] = [ranges.Runner(one), ranges.Runner(other)]
+    least = [float("inf"), float("inf")]
+    for _ in range(ROUNDS):
+        for k, runner in enumerate(runners):
+            start = time.perf_counter_ns()
+            runner.run(feeds)
+            least[k] = min(least[k], (time.perf_counter_ns() - start) / 1e6)
+    return least[0], least[1]
