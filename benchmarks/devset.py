@@ -1,4 +1,4 @@
-"""Every example model through `edge build` for two devices; writes the table in docs/devset.md.
+"""Every example model through `edge build` for several devices: the table in docs/devset.md.
 
     python -m benchmarks.devset [--write]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+import converters
 from edge_core.errors import EdgeError
 from edge_core.files import write_whole
 from edge_sdk import build
@@ -21,7 +22,11 @@ from edge_sdk.packaging import Built
 from edge_sdk.show import number
 from examples import models
 
-PROFILES = ("raspberry-pi-4b", "x86-gateway-n100")
+PROFILES = ("raspberry-pi-4b", "x86-gateway-n100", "raspberry-pi-3b-plus-32bit")
+TFLITE_PROFILE = "raspberry-pi-4b"  # once more, with TFLite candidates only
+TFLITE = tuple(n for n, c in sorted(converters.by_name().items()) if c.SPEC.target == "tflite")
+LSTM = Path(__file__).parent.parent / "examples" / "data" / "lstm" / "trained_lstm.tflite"
+FLOATS = ("onnx-fp32", "tflite-fp32", "tflite-given")
 PAGE = Path(__file__).parent.parent / "docs" / "devset.md"
 MARKS = "<!-- table: python -m benchmarks.devset --write -->\n", "<!-- end of table -->\n"
 
@@ -36,6 +41,7 @@ class Case(msgspec.Struct, frozen=True):
 CASES = (
     Case("lite0", "photo_crops"),
     Case("digits", "digits"),
+    Case("lstm", "lstm_digits"),
     Case("keywords", "keywords"),
     Case("minilm", "sentences", "cosine"),
     Case("magika", "magika", shapes={"bytes": (1, 2048)}),
@@ -63,30 +69,47 @@ def main(write: bool) -> int:
 
 
 def _case(case: Case, out: Path) -> list[str]:
-    try:
-        built = build(
-            getattr(models, case.model)(out / f"{case.model}.onnx"), PROFILES, out=out / "dist",
-            calibration=f"examples.data:{case.samples}_calibration",
-            evaluation=f"examples.data:{case.samples}_eval",
-            metric=case.metric, shapes=case.shapes,
-        )  # fmt: skip
-    except EdgeError as e:
-        return [f"| {case.model} | both | refused: {e.what} {e.hint} | | | | | | |"]
-    return [_row(case.model, b) for b in built]
+    model = LSTM if case.model == "lstm" else _made(case.model, out)
+    rows = []
+    for profiles, only in ((PROFILES, ()), ((TFLITE_PROFILE,), TFLITE)):
+        note = ", TFLite only" if only else ""
+        try:
+            built = build(
+                model, profiles, out=out / "dist", only=only,
+                calibration=f"examples.data:{case.samples}_calibration",
+                evaluation=f"examples.data:{case.samples}_eval",
+                metric=case.metric, shapes=case.shapes,
+            )  # fmt: skip
+        except EdgeError as e:
+            rows.append(f"| {case.model} | all{note} | refused: {e.what} {e.hint} | | | | | | |")
+            continue
+        rows += [_row(case.model, b, note) for b in built]
+    return rows
 
 
-def _row(model: str, b: Built) -> str:
+def _made(name: str, out: Path) -> Path:
+    path: Path = getattr(models, name)(out / f"{name}.onnx")
+    return path
+
+
+def _row(model: str, b: Built, note: str) -> str:
     if not b.package:
-        return f"| {model} | {b.profile} | {b.verdict.relaxation} | | | | | | |"
+        return f"| {model} | {b.profile}{note} | {_why(b)} | | | | | | |"
     by_name = {m.candidate: m.values for m in b.measurements}
-    won, floats = by_name[b.verdict.winner], by_name["onnx-fp32"]
+    won, floats = by_name[b.verdict.winner], next(by_name[f] for f in FLOATS if f in by_name)
     share = (won["package_mb"].value or 0) / (floats["package_mb"].value or 1)
     numbers = (number(won.get(n)) if n in won else "" for n in ("metric", "loss_points"))
     return (
-        f"| {model} | {b.profile} | {b.verdict.outcome} | {b.verdict.winner} "
+        f"| {model} | {b.profile}{note} | {b.verdict.outcome} | {b.verdict.winner} "
         f"| {number(won['package_mb'])} | {share:.2f} | {' | '.join(numbers)} "
         f"| {number(won['host_p50_ms'])} |"
     )
+
+
+def _why(b: Built) -> str:
+    """What stood in the way: an op and a way out where the converters said so."""
+    told = dict.fromkeys(m.error for m in b.measurements if m.error)
+    return "; ".join([b.verdict.relaxation, *told])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     takes_samples: bool = False  # goes without them, and is better with them
     min_opset: int = 0  # the written file needs at least this
     arch_bound: bool = False  # laid out for the device: its times elsewhere say nothing
-    rescues: str = ""  # made only where that candidate fails an accuracy gate
+    rescues: tuple[str, ...] = ()  # made only where one of these fails an accuracy gate
     toolchain: tuple[str, ...] = ("onnx", "onnxruntime", "numpy")  # versions go into the package
 
 

@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 
 import device_profiles
+from converters.base import Layout
 from edge_core import run as running
 from edge_core.preprocess import Recipe
 from edge_core.profile import Profile
@@ -58,6 +59,7 @@ def build(
     labels: AnyPath | None = None,
     out: AnyPath = "dist",
     metric: str = "auto",
+    layout: Layout = "NHWC",
     objective: Objective = "latency",
     shapes: Shapes | None = None,
     only: Sequence[str] = (),
@@ -84,6 +86,7 @@ def build(
         labels=Path(labels) if labels else None,
         preprocess=samples.recipe(preprocess) if isinstance(preprocess, str) else preprocess,
         metric=metric,
+        layout=layout,
         shapes=dict(shapes or {}),
         objective=objective,
         only=tuple(only),

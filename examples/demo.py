@@ -1,4 +1,4 @@
-"""The main job on real models: two models, five devices, a verdict each, one answer on a photo.
+"""The main job on real models: two models, six devices, a verdict each, an answer on a photo.
 
     python -m examples.demo [--out out/demo]
 
@@ -21,6 +21,7 @@ from examples import data, models
 HERE = Path(__file__).parent
 PHOTO = HERE / "data" / "photos" / "bird.jpg"
 PROFILES = (
+    "raspberry-pi-3b-plus-32bit",  # tflite-runtime 2.14
     "raspberry-pi-zero-2-w",
     "raspberry-pi-4b",
     "raspberry-pi-5",

@@ -95,8 +95,8 @@ MEASURED = (
 def artifact(name: str) -> Artifact:
     return Artifact(
         candidate=name, path=Path(f"{name}.onnx"), sha256="ab" * 32, bytes=4_900_000,
-        written_for={"opset": "17", "ir": "8"}, options={}, inputs=(), outputs=(), toolchain={"onnx": "1.23.2", "onnxruntime": "1.31.1"},
-        seconds=3.2,
+        written_for={"opset": "17", "ir": "8"}, options={}, inputs=(), outputs=(),
+        toolchain={"onnx": "1.23.2", "onnxruntime": "1.31.1"}, seconds=3.2,
     )  # fmt: skip
 
 

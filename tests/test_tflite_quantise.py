@@ -57,7 +57,7 @@ def samples():
     """Calibration and held-out samples of a model."""
     return {
         "digits": (
-            nhwc(list(data.digits_calibration())[::10]),
+            nhwc(list(data.digits_calibration())),
             nhwc([x for x, _ in list(data.digits_eval())[::100]]),
         ),
         "keywords": (
@@ -160,18 +160,22 @@ def test_float16_refuses_what_it_cannot_hold(floats, tmp_path):
 
 
 def test_tensors_that_share_a_buffer_share_its_float16_form(floats, samples, tmp_path):
+    source, out = tmp_path / "float.tflite", tmp_path / "half.tflite"
+
+    def halves(model):
+        flat.write(model, source)
+        fp16.write(source, out)
+        return sum(flat.type_name(t) == "FLOAT16" for t in flat.weights(flat.read(out)))
+
     model = flat.read(floats("keywords"))
+    alone = halves(model)
     by_shape = {}
     for tensor in flat.weights(model):
         if np.prod(tensor.shape) >= fp16.MIN_ELEMENTS:
             by_shape.setdefault(tuple(tensor.shape), []).append(tensor)
     one, other = next(group for group in by_shape.values() if len(group) > 1)[:2]
     other.buffer = one.buffer
-    source, out = tmp_path / "shared.tflite", tmp_path / "half.tflite"
-    flat.write(model, source)
-    fp16.write(source, out)
-    halves = [t for t in flat.weights(flat.read(out)) if flat.type_name(t) == "FLOAT16"]
-    assert len(halves) == sum(len(group) for group in by_shape.values()) - 1
+    assert halves(model) == alone - 1
     _, held_out = samples["keywords"]
     wanted, found = (answers(p.read_bytes(), held_out[:8]) for p in (source, out))
     assert decibels(wanted, found) > 50
@@ -226,15 +230,21 @@ def test_int8_inputs_and_outputs_keep_their_names_and_have_a_scale(floats, sampl
     assert all(flat.type_name(t) == "INT8" and flat.has_scale(t) for t in ends)
 
 
-def test_float_inputs_and_outputs_stay_as_they_are(floats, samples, tmp_path):
+@pytest.mark.parametrize("recipe_", [Q.DYNAMIC, Q.STATIC, Q.STATIC_PLAIN, Q.INT16X8])
+def test_float_inputs_and_outputs_stay_as_they_are(floats, samples, tmp_path, recipe_):
     out = tmp_path / "made.tflite"
-    Q.write(floats("digits"), out, Q.STATIC, samples["digits"][0])
+    Q.write(floats("digits"), out, recipe_, samples["digits"][0])
     graph = flat.read(out).subgraphs[0]
     ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     assert [(flat.tensor_name(t), flat.type_name(t)) for t in ends] == [
         ("input", "FLOAT32"),
         ("logits", "FLOAT32"),
     ]
+
+
+def test_the_slowness_of_16_bits_is_told(floats, samples, tmp_path):
+    result = Q.write(floats("digits"), tmp_path / "o.tflite", Q.INT16X8, samples["digits"][0])
+    assert "34 times as long" in result.notes[1]
 
 
 def test_four_bit_blocks_need_rows_that_divide_into_them(tmp_path):

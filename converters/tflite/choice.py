@@ -53,7 +53,8 @@ def choose(costs: Sequence[float], gain: float, measure: Measure) -> Choice:
         now = decibels(taken | added)
         if now is None:
             break
-        if sum(costs[i] for i in taken | added) > 1 or now < reached + LEAST_GAIN:
+        spent = sum(costs[i] for i in sorted(taken | added))
+        if spent > 1 or now < reached + LEAST_GAIN:
             continue
         taken, reached = taken | added, now
         if reached >= before + gain:
@@ -83,13 +84,16 @@ def _ranked(
 
 def _narrowed(run: Run, taken: frozenset[int], reached: float, decibels: Measure) -> frozenset[int]:
     """The run, or the smallest half of a half of it that keeps MOST_OF its gain at each step."""
-    kept = run
-    gain = (decibels(taken | set(kept)) or reached) - reached
-    while len(kept) > 1 and gain > 0:
+
+    def gain(layers: Run) -> float:
+        found = decibels(taken | set(layers))
+        return 0.0 if found is None else found - reached
+
+    kept, whole = run, gain(run)
+    while len(kept) > 1 and whole > 0:
         middle = len(kept) // 2
-        halves = [(decibels(taken | set(h)) or reached, h) for h in (kept[:middle], kept[middle:])]
-        best, half = max(halves, key=lambda pair: pair[0])
-        if best - reached < MOST_OF * gain:
+        half = max((kept[:middle], kept[middle:]), key=gain)
+        if gain(half) < MOST_OF * whole:
             break
-        kept, gain = half, best - reached
+        kept, whole = half, gain(half)
     return frozenset(kept)

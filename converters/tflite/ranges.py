@@ -57,12 +57,18 @@ def activations(
 
 
 def extremes(model: flat.Model, samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:
-    """The smallest and largest value of every float tensor of the first subgraph, by its name."""
-    tensors = model.subgraphs[0].tensors
+    """The smallest and largest value of every float tensor of the first subgraph, by its name.
+
+    Not of results that nothing reads: XNNPACK does not keep them.
+    """
+    graph = model.subgraphs[0]
+    read = {*graph.outputs, *(i for op in graph.operators for i in op.inputs)}
     names = {
         index: flat.tensor_name(tensor)
-        for index, tensor in enumerate(tensors)
-        if flat.type_name(tensor) == "FLOAT32" and flat.constant(model, tensor) is None
+        for index, tensor in enumerate(graph.tensors)
+        if index in read
+        and flat.type_name(tensor) == "FLOAT32"
+        and flat.constant(model, tensor) is None
     }
     found: dict[str, tuple[float, float]] = {}
     for values in activations(model, list(names), samples):

@@ -13,13 +13,14 @@ from typing import Literal
 import msgspec
 
 from converters.base import Converted, Job, Spec
-from converters.tflite import flat, fp16, quantise, verify, versions
+from converters.tflite import flat, fp16, quantise, sensitivity, verify, versions
 from converters.tflite.border import border
 from converters.tflite.result import Result
 from edge_core.layouts import Specs, inward
 from edge_core.tensors import Feeds, TensorSpec
 
 Write = Callable[[Path, Path, Sequence[Feeds]], Result]
+SEARCH_S = 90.0  # of a search for the layers that stay float
 TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "onnx", "onnxruntime", "numpy")
 
 
@@ -34,7 +35,11 @@ class Tflite(msgspec.Struct, frozen=True):
         out = job.out_dir / "model.tflite"
         with tempfile.TemporaryDirectory() as folder:
             source, inputs, outputs = _float_file(job, Path(folder))
-            samples = [inward(s, _without_layout(inputs), inputs) for s in job.samples]
+            names = _tensor_names(source, inputs)
+            samples = [
+                {names[n]: a for n, a in inward(s, _without_layout(inputs), inputs).items()}
+                for s in job.samples
+            ]
             done = self.write(source, out, samples)
         own_in, own_out = border(flat.read(out))
         return Converted(
@@ -52,6 +57,13 @@ def _float_file(job: Job, folder: Path) -> tuple[Path, Specs, Specs]:
     path = folder / "float.tflite"
     lowered = verify.checked(job.model, path, layout=job.layout, samples=job.samples)
     return path, lowered.inputs, lowered.outputs
+
+
+def _tensor_names(source: Path, inputs: Specs) -> dict[str, str]:
+    """By the names of the signature, which samples have: those that the graph itself uses."""
+    graph = flat.read(source).subgraphs[0]
+    own = [flat.tensor_name(graph.tensors[i]) for i in graph.inputs]
+    return dict(zip((s.name for s in inputs), own, strict=True))
 
 
 def _without_layout(inputs: Specs) -> Specs:
@@ -76,6 +88,10 @@ def _by(recipe: quantise.Recipe) -> Write:
     return lambda source, out, samples: quantise.write(source, out, recipe, samples)
 
 
+def _searched(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:
+    return sensitivity.search(source, out, quantise.STATIC_PLAIN, samples, budget_s=SEARCH_S).result
+
+
 def _spec(
     name: str,
     title: str,
@@ -84,11 +100,12 @@ def _spec(
     *,
     needs_samples: bool = False,
     takes_samples: bool = False,
+    rescues: tuple[str, ...] = (),
 ) -> Spec:
     return Spec(
         name=f"tflite-{name}", title=title, target="tflite", precision=precision, scheme=scheme,
         runtimes=("litert", "tflite-runtime"), suffix=".tflite", extra="tflite",
-        needs_samples=needs_samples, takes_samples=takes_samples, toolchain=TOOLS,
+        needs_samples=needs_samples, takes_samples=takes_samples, rescues=rescues, toolchain=TOOLS,
     )  # fmt: skip
 
 
@@ -120,6 +137,14 @@ OURS: tuple[Tflite, ...] = (
     _static(
         "int8-static-plain", "the same for runtimes without hybrid scales per channel",
         quantise.STATIC_PLAIN,
+    ),
+    Tflite(
+        _spec(
+            "int8-static-mixed", "full-integer INT8 with the few worst layers left float", "int8",
+            "static", needs_samples=True,
+            rescues=("tflite-int8-static", "tflite-int8-static-plain"),
+        ),
+        _searched,
     ),
     _static("int8-static-io", "full-integer INT8, int8 in and out", quantise.STATIC_INTEGER_IO),
     _static("int16x8", "INT16 activations, INT8 weights", quantise.INT16X8),

@@ -43,7 +43,8 @@ class Delegation(msgspec.Struct, frozen=True):
             return f"all {self.ops} operators in XNNPACK"
         listed = ", ".join(f"{count} {name}" for name, count in sorted(self.outside.items()))
         slower = f"; predicted slow-down {self.slowdown:.2f}" if self.slowdown else ""
-        return f"{self.partitions} XNNPACK partitions of {self.ops} operators, outside: {listed}{slower}"
+        pieces = f"{self.partitions} XNNPACK partitions of {self.ops} operators"
+        return f"{pieces}, outside: {listed}{slower}"
 
 
 def measured(with_xnnpack: Any, without: Any) -> Delegation:
