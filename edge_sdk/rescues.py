@@ -17,6 +17,7 @@ from edge_sdk.stages import Decision, Plan, Verdict
 from edge_sdk.trials import Trial
 
 Plans = Mapping[str, Plan]  # by profile
+FLOAT_FORMS = ("fp32", "given")  # of a .tflite file there is only the latter
 
 
 def without(plans: Plans, request: Request) -> dict[str, Plan]:
@@ -40,7 +41,7 @@ def needed(plans: Plans, verdicts: Mapping[str, Verdict], request: Request) -> d
             c for c in plan.chosen if _waits(c, request) and failed.intersection(_rescued(c))
         ]
         beside = {r for c in waiting for r in _rescued(c)} | {
-            f"{converters.get(c).SPEC.target}-fp32" for c in waiting
+            f"{converters.get(c).SPEC.target}-{form}" for c in waiting for form in FLOAT_FORMS
         }
         found[name] = _only(plan, [*waiting, *(c for c in plan.chosen if c in beside)])
     return found

@@ -126,6 +126,7 @@ class Source:
                 qsv |= eight_bit_ranges(self.model, static, self._extremes)
         quantised = flat.from_bytes(_quantise(self.model, recipe, plan, qsv))
         _name_ends(self.model, quantised)
+        _type_unread(quantised)
         if recipe.scheme == "dynamic":
             lstm.quantise(quantised)
         return quantised, self._refiner.refine(quantised)
@@ -278,3 +279,15 @@ def _name_ends(model: flat.Model, quantised: flat.Model) -> None:
         end, name = new.tensors[now], flat.tensor_name(old.tensors[before])
         if flat.tensor_name(end) != name:
             names[name].name, end.name = end.name, name.encode()
+
+
+def _type_unread(model: flat.Model) -> None:
+    """Give results that nothing reads the type of those beside them: the quantiser leaves them
+    float, and XNNPACK refuses such a SPLIT."""
+    graph = model.subgraphs[0]
+    read = {*graph.outputs, *(i for op in graph.operators for i in op.inputs)}
+    for op in graph.operators:
+        beside = next((t for i in op.outputs if flat.has_scale(t := graph.tensors[i])), None)
+        for tensor in (graph.tensors[i] for i in op.outputs if i not in read):
+            if beside and flat.type_name(tensor) == "FLOAT32":
+                tensor.type, tensor.quantization = beside.type, beside.quantization
