@@ -41,9 +41,9 @@ class InputError(EdgeError):
 class MissingExtra(EdgeError):
     """An optional package is needed and is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, *, hint: str = "") -> None:
         super().__init__(
-            f"'{package}' is not installed", hint=f"pip install 'edge-deploy[{extra}]'"
+            f"'{package}' is not installed", hint=hint or f"pip install 'edge-deploy[{extra}]'"
         )
 
 

@@ -142,7 +142,9 @@ def relaxation(judged: Sequence[Judged]) -> str:
         text = ", ".join(f"{GATES[g.gate].setting}={n:g}" for g, n in needs)
         options.append((len(needs), change, j.candidate, text))
     if not options:
-        return "no budget would help: no candidate ran"
+        errors = {j.lost for j in judged}
+        one = f": {errors.pop()}" if len(errors) == 1 and not any(j.gates for j in judged) else ""
+        return f"no budget would help: no candidate ran{one}"
     _, _, candidate, text = min(options)
     return f"{text} would let {candidate} in"
 

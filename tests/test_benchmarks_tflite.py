@@ -11,6 +11,7 @@ from benchmarks.tflite_vs_peers import (
     DYNAMIC,
     FLOAT,
     ONNX2TF,
+    SEARCHED,
     STATIC,
     Figures,
     fitted,
@@ -29,6 +30,7 @@ def figures(kind, *, size=100, speed=1.0, agreement=1.0):
 FOUND = {
     FLOAT: figures("float"),
     STATIC: figures("static", size=28, speed=1.9, agreement=0.95),
+    SEARCHED: figures("static", size=29, speed=1.8, agreement=0.96),
     DYNAMIC: figures("dynamic", size=29, agreement=0.97),
     ONNX2TF: figures("float", speed=1.0),
     "peer, static": figures("static", size=28, agreement=0.90),

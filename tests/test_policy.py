@@ -239,7 +239,7 @@ def test_static_tflite_needs_samples(lite0):
     assert {made[n].rule for n in STATIC} == {"static-needs-samples"}
 
 
-def test_the_newer_of_two_tflite_runtimes_is_planned_for(lite0):
+def test_litert_is_planned_for_where_a_device_has_both(lite0):
     made = decisions(lite0, PI, runtimes=(TFR_214, L230))
     assert chosen(made) == ANY | WEIGHTS | STATIC | DYNAMIC
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,25 @@ def from_bytes(data: bytes, name: str = "the model") -> Model:
     if bytes(data[4:8]) != IDENTIFIER:
         raise InputError(f"{name} is not a TFLite file", hint="it starts without 'TFL3'")
     with foreign(f"{name} is damaged"):
-        return _tools().read_model_from_bytearray(data)
+        model = _tools().read_model_from_bytearray(data)
+        _follow(model)
+        return model
+
+
+def _follow(model: Model) -> None:
+    """Look at what every index and name refers to: in a damaged file one of them is wrong."""
+    for graph in model.subgraphs:
+        operators = graph.operators or ()
+        for tensor in graph.tensors:
+            _ = model.buffers[tensor.buffer], tensor_name(tensor), type_name(tensor)
+        for op in operators:
+            op_name(model, op)
+        uses = [x for each in (graph, *operators) for x in (each.inputs, each.outputs)]
+        for index in chain.from_iterable(x for x in uses if x is not None):
+            _ = graph.tensors[index]
+    for signature in model.signatureDefs or ():
+        for entry in chain(signature.inputs, signature.outputs):
+            entry.name.decode()
 
 
 def write(model: Model, path: Path) -> None:

@@ -82,8 +82,8 @@ class TfliteSession:
 class TfliteAdapter:
     """One of the two packages."""
 
-    def __init__(self, name: str, distribution: str, package: str) -> None:
-        self._package = package
+    def __init__(self, name: str, distribution: str, package: str, way_out: str = "") -> None:
+        self._package, self._way_out = package, way_out
         self.SPEC = Spec(
             name=name,
             distribution=distribution,
@@ -129,7 +129,7 @@ class TfliteAdapter:
 
     def _module(self) -> Any:
         if find_spec(self._package) is None:
-            raise MissingExtra(self.SPEC.distribution, self.SPEC.extra)
+            raise MissingExtra(self.SPEC.distribution, self.SPEC.extra, hint=self._way_out)
         return need(self.SPEC.module, self.SPEC.extra)
 
     def _interpreter(self, path: Path, threads: int, resolver: str) -> Any:
@@ -152,7 +152,11 @@ class TfliteAdapter:
 
 
 LITERT = TfliteAdapter("litert", "ai-edge-litert", "ai_edge_litert")
-TFLITE_RUNTIME = TfliteAdapter("tflite-runtime", "tflite-runtime", "tflite_runtime")
+TFLITE_RUNTIME = TfliteAdapter(
+    "tflite-runtime", "tflite-runtime", "tflite_runtime",
+    # The extra installs LiteRT wherever that has a wheel.
+    "on Python up to 3.11: pip install tflite-runtime 'numpy<2'",
+)  # fmt: skip
 
 _Named = dict[int, tuple[str, dict[str, Any]]]  # tensor index -> name, details
 

@@ -159,7 +159,8 @@ def picked(n: Node, x: Tensor, spans: Sequence[range]) -> Tensor:
     if all(s.step == 1 or len(s) <= 1 for s in spans):
         return sliced(n, x, [s.start if len(s) else 0 for s in spans], size)
     end = [s[-1] + 1 if len(s) else 0 for s in spans]
-    inputs = [x, n.ints(s.start for s in spans), n.ints(end), n.ints(s.step for s in spans)]
+    steps = [s.step if len(s) > 1 else 1 for s in spans]
+    inputs = [x, n.ints(s.start if len(s) else 0 for s in spans), n.ints(end), n.ints(steps)]
     return n.emit("STRIDED_SLICE", inputs, size)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from converters.tflite.graph import Tensor
+from converters.tflite.graph import Shape, Tensor
 from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import emit
 from converters.tflite.ops.elementwise import Math
@@ -26,6 +26,7 @@ NEVER_NEGATIVE = ("RELU", "RELU6", "LOGISTIC", "SOFTMAX", "ABS", "EXP", "SQRT")
 def _pool(n: Node) -> None:
     v = n.value(0)
     w = window(n, n.attr("kernel_shape"), v.shape[2:])
+    n.shapes = [_begun(shape, w, v.shape) for shape in n.shapes]
     if n.op == "MaxPool" and (n.wants(1) or v.dtype != np.float32):
         max_pool(n, list(w.around))
         return
@@ -52,6 +53,15 @@ def _pool(n: Node) -> None:
         p = float(n.attr("p", 2))
         y = _windows(n, _power(n, x, p), whole, out, "ADD", 0.0)
         n.give(_root(n, Math(n)("MUL", y, float(math.prod(w.kernel))), p), last)
+
+
+def _begun(out: Shape, w: Window, size: Shape) -> Shape:
+    """The output's shape without the windows of ceil_mode that start in the padding behind.
+
+    Opset 22 says so and runtimes always did; ONNX's shape inference counts them up to opset 21.
+    """
+    spatial = zip(out[2:], w.strides, w.around, size[2:], strict=True)
+    return (*out[:2], *(o - ((o - 1) * s >= a + d) for o, s, (a, _), d in spatial))
 
 
 def _power(n: Node, x: Tensor, p: float) -> Tensor:

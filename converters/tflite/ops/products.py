@@ -11,7 +11,7 @@ from converters.tflite.node import Node, op
 from converters.tflite.ops.broadcast import emit
 from converters.tflite.ops.elementwise import Math
 from converters.tflite.ops.movement import transposed
-from converters.tflite.values import Value, identity
+from converters.tflite.values import Axes, Value, identity
 from edge_core.tensors import Array
 
 MAX_BATCH_RANK = 4  # of BATCH_MATMUL, that XNNPACK takes
@@ -59,6 +59,8 @@ def batched(n: Node, a: Value, b: Value) -> Tensor:
     """Products of matrices in the last two axes; a swap of the two in memory costs nothing."""
     left, adj_x = _maybe_swapped(n, a)
     right, adj_y = _maybe_swapped(n, b)
+    if left is right:  # XNNPACK computes t @ t.T of t @ t when a TRANSPOSE made t (LiteRT 2.3.0)
+        right, adj_y = n.place(b, None if adj_y else _swapped(b)), not adj_y
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, a.shape[-2], b.shape[-1])
     if len(shape) <= MAX_BATCH_RANK:
@@ -77,11 +79,15 @@ def batched(n: Node, a: Value, b: Value) -> Tensor:
 
 
 def _maybe_swapped(n: Node, v: Value) -> tuple[Tensor, bool]:
-    rank = len(v.shape)
-    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    swapped = _swapped(v)
     if v.array is None and v.axes[-2:] == swapped[-2:]:
         return n.place(v, swapped), True
     return n.place(v), False
+
+
+def _swapped(v: Value) -> Axes:
+    rank = len(v.shape)
+    return (*range(rank - 2), rank - 1, rank - 2)
 
 
 @op("Gemm")
@@ -90,15 +96,14 @@ def _gemm(n: Node) -> None:
     a, b = n.value(0), n.value(1)
     if a.dtype != np.float32:
         raise n.refusal(f"{a.dtype} products are not in TFLite")
-    x = n.place(transposed(a, (1, 0)) if n.attr("transA", 0) else a)
-    adjoint = bool(n.attr("transB", 0))
+    a = transposed(a, (1, 0)) if n.attr("transA", 0) else a
+    b = transposed(b, (1, 0)) if n.attr("transB", 0) else b
     if b.array is None:
-        y = n.emit("BATCH_MATMUL", [x, n.place(b)], n.shape, adj_x=False, adj_y=adjoint)
+        y = batched(n, a, b)
         y = Math(n)("MUL", y, alpha) if alpha != 1.0 else y
         n.give(_plus(n, y, beta))
         return
-    weights = (b.array if adjoint else b.array.T) * np.float32(alpha)
-    c = n.array(2)
+    x, weights, c = n.place(a), b.array.T * np.float32(alpha), n.array(2)
     if c is not None and c.shape in ((), (1,), (n.shape[1],), (1, 1), (1, n.shape[1])):
         n.give(fully_connected(n, x, weights, c * np.float32(beta)))
     else:
