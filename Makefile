@@ -85,11 +85,12 @@ debian:
 	@echo "installing $(NEEDED)"; export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends $(NEEDED)
 
-# PyTorch is pinned: the tests and the demo were run with this version.
+# PyTorch is pinned: the tests and the demo were run with this version. backports.strenum 1.3 is for
+# Python 3.10 only, and ai-edge-litert wants it on all.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.8
-	echo 'torch==2.13.0' > .venv-lock/pins.txt
+	printf 'torch==2.13.0\nbackports.strenum==1.2.8\n' > .venv-lock/pins.txt
 	.venv-lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
 	  --constraint .venv-lock/pins.txt --unsafe-package pip --no-annotate --quiet $(LOCK) \
 	  --custom-compile-command 'make lock' --output-file constraints.txt

@@ -30,7 +30,7 @@ SPEC = Spec(
     extra="onnx",
 )
 DOMAIN = "com.microsoft"
-MATMUL_SINCE = (1, 17)  # ONNX Runtime with MatMulNBits
+MATMUL_SINCE = (1, 17)  # ONNX Runtime whose MatMulNBits has an accuracy_level
 TABLE_SINCE, TABLE_OPSET = (1, 20), 21  # with GatherBlockQuantized, and the type it takes
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level; cosine differs by 0.0002, ARM gains most
 

@@ -23,7 +23,7 @@ def inward(sample: Feeds, model: Specs, file: Specs) -> Feeds:
 
 
 def outward(outputs: Mapping[str, Array], model: Specs, file: Specs) -> Feeds:
-    """One answer of the file as the model would have given it."""
+    """One answer of the file as the model would have given it, in reals."""
     mine = {s.name: s for s in file}
     return {
         s.name: _moved(dequantise(outputs[s.name], mine[s.name]), mine[s.name], s) for s in model
@@ -31,7 +31,7 @@ def outward(outputs: Mapping[str, Array], model: Specs, file: Specs) -> Feeds:
 
 
 def same(model: Specs, file: Specs) -> bool:
-    """Does the file take, or give, exactly what the model does?"""
+    """Does the file take, or give, exactly what the model does, and is it not quantised?"""
     mine = {s.name: s for s in file}
     return all(not _order(s, mine[s.name]) and not mine[s.name].scale for s in model)
 

@@ -29,7 +29,7 @@ def fitted(workspace: Workspace, feeds: Path, model: Specs, file: Specs) -> Path
 
 
 def answered(outputs: Path, model: Specs, file: Specs) -> dict[str, Array]:
-    """What the file answered, stacked over the samples, as the model would have answered."""
+    """What the file answered, stacked over the samples, as the model would have, in reals."""
     source = feeds_file.read(outputs)
     if same(model, file):
         return source.stacked

@@ -19,14 +19,13 @@ from pathlib import Path
 import msgspec
 
 from converters.base import Spec
-from edge_core import feeds as feeds_file
 from edge_core import runtimes
 from edge_core.child import Child
 from edge_core.errors import EdgeError, MeasureError
 from edge_core.files import write_whole
 from edge_core.profile import Profile
 from edge_core.runtimes.xnnpack import Delegation
-from edge_core.tensors import Array, TensorSpec
+from edge_core.tensors import TensorSpec
 from edge_sdk import border, convert, predict, runtime_env
 from edge_sdk.runtime_env import RuntimeEnv
 from edge_sdk.stages import Artifact, Measurement, Model, Value
@@ -290,8 +289,3 @@ def _host_values(t: Timing, where: str) -> dict[str, Value]:
 
 def _one_thread(t: Timing, percentile: str, where: str) -> Value:
     return Value("measured", getattr(t.latency[0], percentile), "ms", where)
-
-
-def stacked(folder: Path) -> dict[str, Array]:
-    """The outputs of answers(), stacked over the samples."""
-    return feeds_file.read(folder).stacked

@@ -17,6 +17,7 @@ from converters import onnx_file
 from edge_core import detect
 from edge_core import feeds as feeds_file
 from edge_core.errors import GateFailed, InputError
+from edge_core.tensors import TensorSpec
 from edge_sdk import (
     convert,
     judge,
@@ -161,7 +162,7 @@ def _metric(wanted: str, evaluation: Samples, model: Model) -> str:
         )
     if wanted in ("top1", "top5") and not evaluation.labels:
         raise InputError(f"metric {wanted} needs labels, and {evaluation.source} has none")
-    compared = metrics.compared(model.outputs, lambda t: t.dtype)
+    compared = metrics.compared(model.outputs, _kind)
     if wanted in ("top1", "top5", "agreement") and all(d == 1 for d in compared.shape):
         raise InputError(
             f"metric {wanted} looks for the highest of several scores, and '{compared.name}' is "
@@ -179,9 +180,14 @@ def _metric(wanted: str, evaluation: Samples, model: Model) -> str:
     return wanted
 
 
+def _kind(output: TensorSpec) -> str:
+    """Of what metrics see: reals for integers that stand for them."""
+    return "float32" if output.scale else output.dtype
+
+
 def _check_names(names: tuple[str, ...], model: Model) -> None:
     """Class names must be as many as the scores, or every label after a gap is wrong."""
-    compared = metrics.compared(model.outputs, lambda t: t.dtype)
+    compared = metrics.compared(model.outputs, _kind)
     classes = compared.shape[-1] if compared.shape else 1
     if names and isinstance(classes, int) and len(names) != classes:
         raise InputError(f"{len(names)} class names for the {classes} scores of '{compared.name}'")

@@ -232,9 +232,10 @@ def _said(e: EdgeError) -> str:
 def _accuracy(
     materials: Materials, artifact: Artifact, original: Path, outputs: Path, env: RuntimeEnv
 ) -> dict[str, Value]:
-    own = border.answered(outputs, materials.model.outputs, artifact.outputs)
+    model = materials.model.outputs
     return metrics.compare(
-        measure.stacked(original), own, materials.evaluation.labels,
+        border.answered(original, model, model), border.answered(outputs, model, artifact.outputs),
+        materials.evaluation.labels,
         materials.metric, env.where, materials.user_metric,
     )  # fmt: skip
 

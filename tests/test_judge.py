@@ -193,8 +193,10 @@ def test_a_relaxation_from_below_is_enough_on_either_side_of_zero(value):
 
 
 def test_no_budget_helps_when_nothing_ran():
-    v = verdict(candidate("a", error="boom"))
-    assert v.relaxation == "no budget would help: no candidate ran"
+    different = verdict(candidate("a", error="boom"), candidate("b", error="bang"))
+    assert different.relaxation == "no budget would help: no candidate ran"
+    same = verdict(candidate("a", error="boom"), candidate("b", error="boom"))
+    assert same.relaxation == "no budget would help: no candidate ran: boom"
 
 
 def test_only_the_accuracy_gate_of_the_metric_is_held():

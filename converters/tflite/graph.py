@@ -73,6 +73,7 @@ class Graph:
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
+        self.keys: dict[Tensor, str] = {}  # of outputs whose tensor cannot have the name
         self.ops: list[Op] = []
         self._constants: dict[str, Tensor] = {}
 
@@ -169,7 +170,10 @@ class Graph:
         for t in self.inputs:
             taken.add(t.name)
         for t in dict.fromkeys([*self.outputs, *(t for op in self.ops for t in op.outputs)]):
-            t.name = _unique(t.name or "t", taken)
+            name = _unique(t.name or "t", taken)
+            if t in self.outputs and t.name not in ("", name):
+                self.keys[t] = t.name  # ONNX lets an output have an input's name
+            t.name = name
         for op in self.ops:
             for i, c in enumerate(op.inputs):
                 if c is not None and c.data is not None and c.name in ("", "constant"):
@@ -222,7 +226,8 @@ class _Writer:
 
     def _map(self, sub: Any, t: Tensor) -> Any:
         entry = self._schema.TensorMapT()
-        entry.name, entry.tensorIndex = t.name.encode(), self._tensor(sub, t)
+        key = self._graph.keys.get(t, t.name)
+        entry.name, entry.tensorIndex = key.encode(), self._tensor(sub, t)
         return entry
 
     def _tensor(self, sub: Any, t: Tensor) -> int:

@@ -21,6 +21,7 @@ from converters.tflite.ops.arithmetic import (
 )
 from converters.tflite.ops.broadcast import aligned, apply, emit, widened
 from converters.tflite.values import Value
+from edge_core.tensors import Array
 
 UNARY = {
     "Abs": "ABS", "Neg": "NEG", "Exp": "EXP", "Log": "LOG", "Sqrt": "SQRT", "Sin": "SIN",
@@ -152,9 +153,24 @@ def _pow(n: Node) -> None:
             return n.give(emit(n, "SQRT", [x]), v.axes)
         return n.give(Math(n)("POW", x, e), v.axes)
     (a, b), order = aligned(n, [n.value(0), n.value(1)])
-    common = np.dtype(np.float32)
-    out = emit(n, "POW", [cast(n, a, common), cast(n, b, common)])
-    return n.give(cast(n, out, n.value(0).dtype), order)
+    if a.dtype.kind == "f":
+        return n.give(emit(n, "POW", [a, cast(n, b, a.dtype)]), order)
+    exponents = b.data
+    if exponents is None or (exponents < 0).any() or (exponents % 1).any():
+        raise n.refusal("a power of integers needs constant whole exponents that are not negative")
+    (x,), back = computed(n, [a])
+    return n.give(back(_whole_power(n, x, exponents.astype(np.int64))), order)
+
+
+def _whole_power(n: Node, x: Tensor, exponents: Array) -> Tensor:
+    """Integers to constant powers by squaring: float32, which POW computes in, has 24 bits."""
+    shape = np.broadcast_shapes(x.shape, exponents.shape)
+    one, y = n.const(np.ones((1,) * len(shape)), x.dtype), n.const(np.ones(shape), x.dtype)
+    for bit in range(int(exponents.max(initial=0)).bit_length()):
+        x = emit(n, "MUL", [x, x]) if bit else x
+        taken = n.const(exponents >> bit & 1, np.bool_)
+        y = emit(n, "MUL", [y, emit(n, "SELECT_V2", [taken, x, one], x.dtype)])
+    return y
 
 
 @op("Mod")
