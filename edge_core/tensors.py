@@ -84,7 +84,10 @@ def _fit(a: Array, spec: TensorSpec, where: str) -> Array:
     if not shape_ok:
         want = "x".join(map(str, spec.shape))
         have = "x".join(map(str, a.shape)) or "a scalar"
-        raise InputError(f"{where}: input '{spec.name}' has shape {have}; the model takes {want}")
+        raise InputError(
+            f"{where}: input '{spec.name}' has shape {have}; the model takes {want}",
+            hint=_turned(a.shape, spec.shape),
+        )
     if a.dtype.kind == "f" and not np.isfinite(a).all():
         bad = "NaN" if np.isnan(a).any() else "infinity"
         raise InputError(f"{where}: input '{spec.name}' contains {bad}")
@@ -104,3 +107,14 @@ def _fit(a: Array, spec: TensorSpec, where: str) -> Array:
     raise InputError(
         f"{where}: input '{spec.name}' has dtype {a.dtype}; the model takes {spec.dtype}"
     )
+
+
+def _turned(have: tuple[int, ...], want: tuple[int | str, ...]) -> str:
+    """A way out for an image whose channels are at the other end."""
+    if len(have) != 4:
+        return ""
+    n, a, b, c = have
+    layout = "NHWC" if want == (n, b, c, a) else "NCHW" if want == (n, c, a, b) else ""
+    if not layout:
+        return ""
+    return f"the model takes images as {layout}: transpose it, or set 'layout' in the image recipe"

@@ -26,7 +26,7 @@ app = console.new_app("One model and a device profile in, a measured and verifie
 profiles = typer.Typer(no_args_is_help=True, help="Device profiles: ours and your own.")
 app.add_typer(profiles, name="profiles")
 
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .pt2 or .tflite file.")]
 PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
 ImageLayout = Literal["nhwc", "nchw"]
 Layout = Annotated[Path, typer.Argument(metavar="DIR", help="OCI layout, as registries give it.")]

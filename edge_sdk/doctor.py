@@ -16,7 +16,6 @@ from edge_core import runtimes
 from edge_core.errors import MissingExtra
 from edge_sdk.workspace import default_cache, default_jobs
 
-
 EXTRAS = (("onnx", "onnx"), ("torch", "torch"), ("tflite", "ai_edge_quantizer"))
 
 

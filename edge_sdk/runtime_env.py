@@ -103,7 +103,10 @@ def _nearest_on_disk(adapter: Adapter, version: str, installed: str, cache: Path
     folders = {p.name.removeprefix(f"{name}-").removesuffix(f"-{_HERE}"): p for p in ours}
     nearest = _nearest(version, [*folders, *([installed] if installed else [])])
     if nearest is None:
-        raise MissingExtra(adapter.SPEC.distribution, adapter.SPEC.extra)
+        raise MeasureError(
+            f"{name} {version} is not at hand and --offline was given",
+            hint="build once without --offline, with the same --cache",
+        )
     note = f"the profile names {version}, not at hand and --offline was given"
     site = None if nearest == installed else folders[nearest]
     return RuntimeEnv(name, nearest, site, exact=False, note=note)

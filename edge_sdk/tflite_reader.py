@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from converters.foreign import foreign
 from converters.tflite import flat
-from converters.tflite.border import border
+from converters.tflite.border import Specs, border
 from edge_core.errors import InputError
 from edge_core.files import sha256_file
 from edge_sdk.stages import Model
@@ -31,6 +32,11 @@ def read(path: Path) -> Model:
             f"{path.name}: the shape of input '{free[0].name}' is not fixed",
             hint="convert it with fixed shapes; an ONNX file can be given --shape",
         )
+    with foreign(f"{path.name} is damaged"):  # such as weights without dimensions
+        return _described(path, model, inputs, outputs)
+
+
+def _described(path: Path, model: flat.Model, inputs: Specs, outputs: Specs) -> Model:
     graph = model.subgraphs[0]
     kinds = Counter(flat.op_name(model, op) for op in graph.operators)
     macs = Counter[str]()

@@ -146,6 +146,23 @@ def test_what_does_not_fit_an_integer_input_is_refused(array, message):
     assert e.value.what == message
 
 
+@pytest.mark.parametrize(
+    ("fed", "takes", "layout"),
+    [
+        ((1, 3, 4, 5), (1, 4, 5, 3), "NHWC"),
+        ((1, 4, 5, 3), (1, 3, 4, 5), "NCHW"),
+        ((1, 3, 5, 4), (1, 4, 5, 3), ""),
+        ((3, 4, 5), (4, 5, 3), ""),
+    ],
+)
+def test_an_image_with_its_channels_at_the_other_end_is_told_so(fed, takes, layout):
+    spec = TensorSpec("x", "float32", takes)
+    with pytest.raises(InputError, match="; the model takes") as e:
+        check_feeds({"x": np.zeros(fed, np.float32)}, (spec,), "x.npy")
+    assert e.value.hint.startswith(f"the model takes images as {layout}:") == bool(layout)
+    assert bool(e.value.hint) == bool(layout)
+
+
 @given(reals=npst.arrays(np.float32, 4, elements=st.floats(-1e6, 1e6, width=32)))
 def test_feeds_that_were_checked_pass_again_unchanged(reals):
     once = check_feeds({"x": reals}, (INT8,), "x.npy")

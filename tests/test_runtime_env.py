@@ -99,6 +99,12 @@ def test_offline_takes_what_is_at_hand_and_says_so(cache, tmp_path):
     assert "--offline was given" in env.where
 
 
+def test_offline_with_no_version_at_hand_says_what_to_do(tmp_path):
+    with pytest.raises(MeasureError, match=r"tflite-runtime 2\.14\.0 is not at hand") as e:
+        runtime_env.provide("tflite-runtime", "2.14.0", tmp_path, offline=True)
+    assert "without --offline" in e.value.hint
+
+
 def test_a_version_that_is_none_cannot_be_had(cache):
     with pytest.raises(MeasureError, match="onnxruntime no-version cannot be installed"):
         runtime_env.provide("onnxruntime", "no-version", cache)

@@ -1,6 +1,7 @@
 """`edge` with TFLite: devices that have nothing else, integer borders, .tflite files as models.
 
-The runtimes are real ones in the version that the profile names, tflite-runtime 2.14.0 included.
+The runtimes are real ones in the version that the profile names, tflite-runtime 2.14.0 included
+where this Python has a wheel of it.
 """
 
 import json
@@ -10,17 +11,29 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 from onnx import helper
 from packaging.version import Version
 from PIL import Image
 
+from converters.tflite import flat
 from edge_core import package
+from edge_core.errors import EdgeError
+from edge_sdk import reader
 from examples import data
 from tests import graphs
 from tests.cases import DIGITS, ROOT
 from tests.graphs import value
 
-PI32 = "raspberry-pi-3b-plus-32bit"  # tflite-runtime 2.14.0 and nothing else
+PI32 = "raspberry-pi-3b-plus-32bit"  # tflite-runtime and nothing else
+ON_PI32 = ["-p", PI32]
+RUNTIME = "tflite-runtime 2.14.0"
+STATIC, DYNAMIC = "tflite-int8-static-plain", "tflite-int8-dynamic-per-tensor"
+if sys.version_info >= (3, 12):
+    ON_PI32 += ["--set", 'runtimes=[{name="litert",version="2.3.0"}]']
+    RUNTIME, STATIC, DYNAMIC = "litert 2.3.0", "tflite-int8-static", "tflite-int8-dynamic"
 GATEWAY = "x86-gateway-n100"  # LiteRT beside ONNX Runtime
 LSTM = ROOT / "examples" / "data" / "lstm" / "trained_lstm.tflite"
 ROWS = (
@@ -59,7 +72,7 @@ def error(done):
 @pytest.fixture(scope="module")
 def pi32(edge, digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("pi32")
-    edge("build", digits, "-p", PI32, *DIGITS, "--preprocess", "mnist", "--set",
+    edge("build", digits, *ON_PI32, *DIGITS, "--preprocess", "mnist", "--set",
          "budgets.accuracy_drop_points=0.5", "--out", out)  # fmt: skip
     return out
 
@@ -90,19 +103,16 @@ def seven(tmp_path_factory):
 
 def test_a_32_bit_pi_gets_a_package_measured_on_its_own_runtime(pi32):
     told = report(pi32, PI32)
-    assert told["plan"]["runtime"] == "tflite-runtime 2.14.0"
+    assert told["plan"]["runtime"] == RUNTIME
     measured = by_candidate(told["measurements"])
-    assert set(measured) == {
-        "tflite-fp32", "tflite-fp16", "tflite-int8-static-plain", "tflite-int8-dynamic-per-tensor",
-        "tflite-int8-weights",
-    }  # fmt: skip
+    assert set(measured) == {"tflite-fp32", "tflite-fp16", STATIC, DYNAMIC, "tflite-int8-weights"}
     for name, m in measured.items():
         assert not m["error"], name
-        assert m["values"]["host_p50_ms"]["where"].startswith("tflite-runtime 2.14.0 on this")
+        assert m["values"]["host_p50_ms"]["where"].startswith(f"{RUNTIME} on this")
         assert m["values"]["accuracy_drop_points"]["value"] <= 0.5, name
     path, manifest = opened(pi32, PI32)
-    assert (manifest.runtime.name, manifest.runtime.version) == ("tflite-runtime", "2.14.0")
-    assert manifest.runtime.measured_on == "2.14.0"
+    assert f"{manifest.runtime.name} {manifest.runtime.version}" == RUNTIME
+    assert manifest.runtime.measured_on == manifest.runtime.version
     assert manifest.candidate == told["verdict"]["winner"]
     assert manifest.file == "model.tflite"
     assert path.stat().st_size < 2_000_000
@@ -112,17 +122,28 @@ def test_the_report_has_delegation_and_the_quantised_share(pi32):
     told = report(pi32, PI32)
     shares = {a["candidate"]: a["quantised_share"] for a in told["artifacts"]}
     assert shares["tflite-fp32"] is None
-    assert shares["tflite-int8-static-plain"] > 0.9
+    assert shares[STATIC] > 0.9
+    (page,) = pi32.glob("*.report.html")
+    assert f"{shares[STATIC]:.1%} of the weight bytes quantised" in page.read_text()
+    assert "operators in XNNPACK" in page.read_text()
     delegation = {m["candidate"]: m["delegation"] for m in told["measurements"]}
     assert delegation["tflite-fp32"]["partitions"] == 1
     assert delegation["tflite-fp32"]["outside"] == {}
-    assert delegation["tflite-int8-dynamic-per-tensor"]["outside"]["CONV_2D"] == 3
-    needed = {a["written_for"]["min_runtime"] for a in told["artifacts"]}
-    assert max(map(Version, needed)) <= Version("2.14.0")
+    assert delegation[DYNAMIC]["ops"] >= 9
+    if RUNTIME == "tflite-runtime 2.14.0":  # its XNNPACK has no hybrid kernels
+        assert delegation[DYNAMIC]["outside"] == {"CONV_2D": 3, "FULLY_CONNECTED": 2}
+        needed = {a["written_for"]["min_runtime"] for a in told["artifacts"]}
+        assert max(map(Version, needed)) <= Version("2.14.0")
 
 
-def test_a_package_for_a_runtime_that_is_not_here_is_not_verified_by_another(edge, pi32, seven):
-    path, _ = opened(pi32, PI32)
+def test_a_package_for_a_runtime_that_is_not_here_is_not_verified_by_another(
+    edge, static, seven, tmp_path
+):
+    source = package.open(opened(static, GATEWAY)[0])
+    files = {t: source.read(t) for t in source.titles if t != "manifest.json"}
+    runtime = replace(source.manifest.runtime, name="tflite-runtime", version="2.14.0")
+    path = tmp_path / "pi.edgepkg"
+    package.write(path, replace(source.manifest, runtime=runtime), files)
     for command in (("verify", path), ("run", path, seven[0]), ("bench", path)):
         told = error(edge(*command, ok=1))
         assert "'tflite-runtime' is not installed" in told
@@ -140,7 +161,7 @@ def test_an_exported_program_becomes_tflite(edge, tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.normal(size=(16, 3, 8, 6)).astype(np.float32))
-    edge("build", tmp_path / "net.pt2", "-p", PI32, "--eval", tmp_path / "x.npy", "--metric",
+    edge("build", tmp_path / "net.pt2", *ON_PI32, "--eval", tmp_path / "x.npy", "--metric",
          "cosine", *only("tflite-fp32"), "--out", tmp_path / "out")  # fmt: skip
     (m,) = report(tmp_path / "out", PI32)["measurements"]
     assert m["values"]["cosine"]["value"] > 0.99999
@@ -181,13 +202,32 @@ def test_an_op_that_tflite_lacks_is_named_with_a_way_out(edge, tmp_path, op, mod
         for i in model().graph.input
     }
     np.savez(tmp_path / "x.npz", **arrays)
-    done = edge("build", path, "-p", PI32, "--eval", tmp_path / "x.npz", "--metric", "cosine",
+    done = edge("build", path, *ON_PI32, "--eval", tmp_path / "x.npz", "--metric", "cosine",
                 "--out", tmp_path / "out", ok=2)  # fmt: skip
     told = error(done)
     assert f"error: {PI32}: nothing fits" in told
     assert f"op {op}" in told
     assert "an ONNX package (onnx-*) runs it; or replace the op" in told
     assert not list((tmp_path / "out").glob("*.edgepkg"))
+
+
+def test_layers_that_should_stay_float_are_searched_only_when_int8_lost_too_much(
+    edge, keywords, pi32, tmp_path
+):
+    mixed = "tflite-int8-static-mixed"
+    decision = by_candidate(report(pi32, PI32)["plan"]["decisions"])[mixed]
+    assert (decision["verdict"], decision["reason"].split(":")[0]) == ("out", "not needed")
+    edge("build", keywords, "-p", GATEWAY, "--set", 'runtimes=[{name="litert",version="2.3.0"}]',
+         "--eval", "examples.data:keywords_eval", "--metric", "agreement", "--set",
+         "budgets.agreement_min=1", "--calibration", "examples.data:keywords_calibration", "--out",
+         tmp_path)  # fmt: skip
+    told = report(tmp_path, GATEWAY)
+    assert by_candidate(told["plan"]["decisions"])[mixed]["verdict"] == "in"
+    judged = by_candidate(told["verdict"]["judged"])
+    assert judged["tflite-int8-static"]["lost"].startswith("agreement_min:")
+    assert not by_candidate(told["measurements"])[mixed]["error"]
+    notes = by_candidate(told["artifacts"])[mixed]["notes"]
+    assert re.match(r"\d+ layers left float: ", notes[0])
 
 
 # Images: layout, integers
@@ -200,6 +240,8 @@ def test_images_are_nhwc_and_the_package_answers_like_the_model(edge, static, se
     assert (spec.shape, spec.layout, spec.dtype) == ((1, 28, 28, 1), "NHWC", "float32")
     assert manifest.preprocess.layout == "NHWC"
     assert "golden vectors replayed" in edge("verify", path).stdout
+    (timed,) = json.loads(edge("bench", path, "--threads", "1", "--runs", "10", "--json").stdout)
+    assert timed["p50_ms"] > 0
     answer = json.loads(edge("run", path, seven[0], "--json").stdout)
     assert answer["top"][0]["index"] == 7
     assert len(answer["outputs"]["logits"][0]) == 10
@@ -210,6 +252,7 @@ def test_an_input_of_the_wrong_layout_is_refused(edge, static, seven, tmp_path):
     np.save(tmp_path / "x.npy", seven[1])
     told = error(edge("run", path, tmp_path / "x.npy", ok=1))
     assert "shape 1x1x28x28; the model takes 1x28x28x1" in told
+    assert "hint: the model takes images as NHWC: transpose it" in told
 
 
 def test_layout_nchw_keeps_images_as_onnx_has_them(edge, digits, seven, tmp_path):
@@ -253,7 +296,7 @@ def test_the_same_tflite_build_in_two_folders_gives_the_same_bytes(edge, digits,
     for i in (1, 2):
         cache = edge.fresh_cache(tmp_path / f"cache{i}")
         out = tmp_path / f"somewhere{i}" / "out"
-        edge("build", digits, "-p", GATEWAY, "-p", PI32, *DIGITS, "--preprocess", "mnist",
+        edge("build", digits, "-p", GATEWAY, *ON_PI32, *DIGITS, "--preprocess", "mnist",
              *only("tflite-int8-static-mixed"), "--out", out, cache=cache,
              PYTHONHASHSEED=str(i))  # fmt: skip
         packages.append({p.name: p.read_bytes() for p in sorted(out.glob("*.edgepkg"))})
@@ -271,7 +314,7 @@ def test_inspect_and_plan_read_a_tflite_file(edge):
     assert model["ops"]["UNIDIRECTIONAL_SEQUENCE_LSTM"] == 1
     assert (model["inputs"][0]["name"], model["inputs"][0]["shape"]) == ("fixed_input", [1, 28, 28])
     assert model["parameters"] == 9530
-    assert told["support"][0]["runtime"] == "tflite-runtime 2.14.0"
+    assert [s["runtime"] for s in told["support"]] == ["tflite-runtime 2.14.0"]
     (plan,) = json.loads(edge("plan", LSTM, "-p", PI32, "--json").stdout)
     verdicts = {d["candidate"]: d["verdict"] for d in plan["decisions"]}
     assert verdicts["tflite-given"] == "in"
@@ -279,11 +322,10 @@ def test_inspect_and_plan_read_a_tflite_file(edge):
 
 
 def test_a_tflite_file_is_built_on_two_runtimes(edge, tmp_path):
-    dynamic, per_tensor = "tflite-int8-dynamic", "tflite-int8-dynamic-per-tensor"
-    edge("build", LSTM, "-p", GATEWAY, "-p", PI32, *ROWS,
-         *only("tflite-given", dynamic, per_tensor), "--objective", "bytes", "--out",
-         tmp_path)  # fmt: skip
-    for profile, small in ((GATEWAY, dynamic), (PI32, per_tensor)):
+    dynamic = "tflite-int8-dynamic"
+    edge("build", LSTM, "-p", GATEWAY, *ON_PI32, *ROWS, *only("tflite-given", dynamic, DYNAMIC),
+         "--objective", "bytes", "--out", tmp_path)  # fmt: skip
+    for profile, small in ((GATEWAY, dynamic), (PI32, DYNAMIC)):
         found = by_candidate(report(tmp_path, profile)["measurements"])
         given, values = found["tflite-given"]["values"], found[small]["values"]
         assert given["metric_original"]["value"] == pytest.approx(99.26, abs=0.005)
@@ -298,6 +340,22 @@ def test_a_tflite_file_is_built_on_two_runtimes(edge, tmp_path):
     np.savez(tmp_path / "one.npz", fixed_input=rows)
     answer = json.loads(edge("run", path, tmp_path / "one.npz", "--json").stdout)
     assert answer["top"][0]["index"] == label == 7
+
+
+@pytest.mark.parametrize("key", ["serving_default", "predict", ""])
+def test_a_tflite_file_is_read_by_the_names_that_the_runtime_uses(edge, tmp_path, key):
+    """Those of the signature serving_default; of tensors where there is another one, or none."""
+    model = flat.read(LSTM)
+    if key:
+        model.signatureDefs[0].signatureKey = key.encode()
+    else:
+        model.signatureDefs = []
+    path = tmp_path / "rows.tflite"
+    flat.write(model, path)
+    edge("build", path, "-p", GATEWAY, *ROWS, *only("tflite-int8-static"), "--out", tmp_path)
+    own = {"serving_default": "fixed_input"}.get(key, "serving_default_fixed_input:0")
+    assert opened(tmp_path, GATEWAY)[1].inputs[0].name == own
+    assert report(tmp_path, GATEWAY)["measurements"][0]["values"]["agreement"]["value"] > 0.99
 
 
 def test_a_tflite_file_without_a_runtime_for_it_is_refused(edge, tmp_path):
@@ -319,3 +377,22 @@ def test_a_truncated_tflite_file_is_named(edge, tmp_path, keep):
     for command in (("inspect", path), ("build", path, "-p", PI32, *ROWS, "--out", tmp_path / "o")):
         assert error(edge(*command, ok=1)).startswith("error: cut.tflite is ")
     assert not list(tmp_path.glob("o/*"))
+
+
+# The structure lies at both ends of the file, weights in between.
+PLACES = st.integers(0, 2000) | st.integers(LSTM.stat().st_size - 2000, LSTM.stat().st_size - 1)
+
+
+@given(changed=st.dictionaries(PLACES, st.integers(0, 255), min_size=1, max_size=4))
+def test_a_damaged_tflite_file_is_a_model_or_an_error_that_names_it(tmp_path_factory, changed):
+    raw = bytearray(LSTM.read_bytes())
+    for place, byte in changed.items():
+        raw[place] = byte
+    path = tmp_path_factory.mktemp("damaged") / "rows.tflite"
+    path.write_bytes(raw)
+    told = path.name
+    try:
+        reader.read(path)
+    except EdgeError as e:
+        told = e.what
+    assert path.name in told

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from converters.tflite import flat
+from edge_core.runtimes.tflite import SIGNATURE
 from edge_core.tensors import TensorSpec
 
 Specs = tuple[TensorSpec, ...]
 
 
 def border(model: flat.Model) -> tuple[Specs, Specs]:
-    """Inputs and outputs, by the names of the signature where there is one.
+    """Inputs and outputs, by the names of the signature that the runtime adapter uses, else by
+    their tensors'.
 
     A free dimension is named after its input. Layouts are not known: the format has none.
     """
     graph = model.subgraphs[0]
-    maps = [m for s in (model.signatureDefs or [])[:1] for m in (*s.inputs, *s.outputs)]
+    signatures = [s for s in model.signatureDefs or () if s.signatureKey == SIGNATURE.encode()]
+    maps = [m for s in signatures for m in (*s.inputs, *s.outputs)]
     names = {m.tensorIndex: m.name.decode() for m in maps}
 
     def specs(indices: Iterable[int]) -> Specs:

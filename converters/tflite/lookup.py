@@ -1,9 +1,14 @@
-"""GATHER of rows of a constant table -> EMBEDDING_LOOKUP, whose table can be int8 or int4."""
+"""Tables made ready for the quantiser.
+
+use_lookups(model)     GATHER of rows of a constant -> EMBEDDING_LOOKUP, whose table can be int8 or
+                       int4
+own_tables(model, ..)  a table of its own for every op that takes a shared one in another form
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +43,22 @@ def use_lookups(model: flat.Model) -> int:
         replaced += 1
     graph.operators = operators
     return replaced
+
+
+def own_tables(model: flat.Model, forms: Iterable[tuple[flat.Op, str]]) -> None:
+    """Change the first subgraph in place: ops that share weights, as a language model's first and
+    last layer do, and take them in different forms get copies. The quantiser stores one form."""
+    graph = model.subgraphs[0]
+    places: dict[int, dict[str, int]] = {}
+    for op, form in forms:
+        shared = int(op.inputs[1])
+        place = places.setdefault(shared, {form: shared})
+        if form not in place:
+            values = flat.constant(model, graph.tensors[shared])
+            assert values is not None  # weights are constant
+            place[form] = _tensor(graph, graph.tensors[shared], form, values.shape)
+            flat.set_constant(model, graph.tensors[place[form]], values)
+        op.inputs = [place[form] if i == shared else i for i in op.inputs]
 
 
 def _rows_of_a_table(model: flat.Model, graph: Any, op: flat.Op) -> bool:

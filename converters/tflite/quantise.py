@@ -118,6 +118,7 @@ class Source:
             kinds = ", ".join(recipe.weights)
             raise ConvertError(f"no-op: {self.name} has no weights in ops of the recipe: {kinds}")
         ops = [(self.model.subgraphs[0].operators[s.position], s) for s in plan if s.form]
+        lookup.own_tables(self.model, [(op, step.form) for op, step in ops])
         qsv = four_bit_ranges(self.model, [(op, step.form) for op, step in ops])
         if recipe.scheme == "static":
             qsv |= _as_statistics(self._extremes, HEADROOM[recipe.activations])
