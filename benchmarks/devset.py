@@ -1,6 +1,6 @@
 """Every example model through `edge build` for several devices: the table in docs/devset.md.
 
-    python -m benchmarks.devset [--write]
+    python -m benchmarks.devset [--write] [--model NAME]
 
 A model that cannot be built is in the table with the message, which names the op and a way out.
 """
@@ -50,13 +50,13 @@ CASES = (
 )
 
 
-def main(write: bool) -> int:
+def main(write: bool, model: str) -> int:
     lines = [
         "| model | profile | verdict | winner | MB | of float | metric | lost points | ms here |",
         "|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
-        for case in CASES:
+        for case in (c for c in CASES if model in ("", c.model)):
             lines += _case(case, Path(folder))
     text = "\n".join(lines) + "\n"
     print(text, end="")
@@ -115,4 +115,6 @@ def _why(b: Built) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the table into the docs page")
-    sys.exit(main(parser.parse_args().write))
+    parser.add_argument("--model", default="", help="print the rows of this model only")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.write and not arguments.model, arguments.model))

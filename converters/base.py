@@ -66,7 +66,9 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
     inputs: tuple[TensorSpec, ...] = ()  # where they are not the model's own
     outputs: tuple[TensorSpec, ...] = ()
-    notes: tuple[str, ...] = ()  # shown in the report
+    notes: tuple[str, ...] = ()  # in the report and in the package
+    times: tuple[str, ...] = ()  # in the report only: they vary from run to run
+    precision: str = ""  # where it is not the recipe's: a file that is taken as it is
     quantised_share: float | None = None  # of the weight bytes; None for float files
 
 

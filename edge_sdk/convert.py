@@ -183,6 +183,8 @@ def _convert(job: ConvertJob) -> None:
         outputs=done.outputs or outputs,
         toolchain={},
         notes=done.notes,
+        times=done.times,
+        precision=done.precision,
         quantised_share=done.quantised_share,
         seconds=time.perf_counter() - start,
     )

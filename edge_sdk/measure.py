@@ -242,7 +242,7 @@ def measurement(
 ) -> Measurement:
     """Put one candidate's numbers together: measured here, predicted for the device. Pure."""
     where = env.where
-    integer = spec.scheme in ("static", "dynamic")
+    integer = spec.scheme in ("static", "dynamic") or artifact.precision.startswith("int")
     comparable = not spec.arch_bound or host.platform.arch == device.platform.arch
     values = {
         "package_mb": Value("measured", artifact.bytes / 1e6, "MB", "the file"),

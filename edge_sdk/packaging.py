@@ -135,7 +135,7 @@ def _manifest(
         version=version,
         model_sha256=materials.model.sha256,
         candidate=artifact.candidate,
-        precision=spec.precision,
+        precision=artifact.precision or spec.precision,
         file=f"model{spec.suffix}",
         selector=Selector((profile.name,), profile.platform.arch, profile.platform.os),
         runtime=RuntimeNeed(

@@ -78,6 +78,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     toolchain: dict[str, str]
     notes: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()
+    precision: str = ""  # where it is not the recipe's
     quantised_share: float | None = None
     seconds: float = 0.0  # of conversion
 

@@ -53,7 +53,7 @@ REFUSED_BY = {
     "tflite-int8-static-io": dict.fromkeys(CNNS, NOBODY),
     "tflite-int16x8": {**dict.fromkeys(CNNS, NOBODY), "encoder": OLDEST},
     "tflite-int8-dynamic": dict.fromkeys(ALL, OLDEST),
-    "tflite-int8-dynamic-per-tensor": {**dict.fromkeys(CNNS, NOBODY), "encoder": OLDEST},
+    "tflite-int8-dynamic-per-tensor": dict.fromkeys(ALL, NOBODY),
     "tflite-int8-weights": dict.fromkeys(ALL, NOBODY),
     "tflite-int4": {**dict.fromkeys(CNNS, NOBODY), "encoder": OLDEST},
     "tflite-int4-block32": dict.fromkeys(ALL, BEFORE_212),

@@ -57,9 +57,11 @@ _ALL: dict[str, Form] = {**_CONV, "DEPTHWISE_CONV_2D": "int8", "TRANSPOSE_CONV":
 _DENSE: dict[str, Form] = {"FULLY_CONNECTED": "int8", "EMBEDDING_LOOKUP": "int8"}
 
 DYNAMIC = Recipe(scheme="dynamic", weights={**_CONV, **_DENSE})
-# tflite-runtime 2.14 computes garbage from a hybrid FULLY_CONNECTED with a scale per channel.
+# tflite-runtime 2.14 computes garbage from a hybrid FULLY_CONNECTED with a scale per channel, and
+# knows tables with one scale only.
 DYNAMIC_PER_TENSOR = Recipe(
-    scheme="dynamic", weights={**DYNAMIC.weights, "FULLY_CONNECTED": "int8-tensor"}
+    scheme="dynamic",
+    weights={**_CONV, "FULLY_CONNECTED": "int8-tensor", "EMBEDDING_LOOKUP": "int8-tensor"},
 )
 WEIGHT_ONLY = Recipe(scheme="weight-only", weights={**_ALL, **_DENSE})
 # A hybrid last layer needs a runtime that knows scales per channel; STATIC_PLAIN runs everywhere.

@@ -20,6 +20,7 @@ from edge_core.layouts import Specs, inward
 from edge_core.tensors import Feeds, TensorSpec
 
 Write = Callable[[Path, Path, Sequence[Feeds]], Result]
+HALF = 0.5  # of the weight bytes in integers: a given file is an integer one
 SEARCH_S = 90.0  # of a search for the layers that stay float
 TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "onnx", "onnxruntime", "numpy")
 
@@ -47,6 +48,8 @@ class Tflite(msgspec.Struct, frozen=True):
             inputs=_with_layouts(own_in, inputs),
             outputs=_with_layouts(own_out, outputs),
             notes=done.notes,
+            times=done.times,
+            precision="int8" if self.SPEC.scheme == "float" and done.share > HALF else "",
             quantised_share=done.share or None,
         )
 

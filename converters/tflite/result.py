@@ -16,6 +16,7 @@ class Result(msgspec.Struct, frozen=True):
 
     share: float  # 0 to 1, of the bytes as stored
     notes: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()  # notes that vary from run to run
 
 
 def write_smaller(

@@ -97,11 +97,13 @@ def _write(
         f"{len(names)} layers left float: {', '.join(names)}",
         f"signal to noise {choice.before:.1f} -> {choice.after:.1f} dB on calibration samples, "
         f"{len(made) - len(whole):+d} bytes ({len(made) / len(whole) - 1:+.1%}), "
-        f"{choice.tried} files tried",  # no times: notes are in the package, the same every build
+        f"{choice.tried} files tried",
     )
     result = write_smaller(
         flat.from_bytes(made), flat.read(float_path), float_path, out, notes=notes
     )
+    cost = f"the float layers cost {ms[1] - ms[0]:+.2f} ms here: {ms[0]:.2f} -> {ms[1]:.2f} ms"
+    result = msgspec.structs.replace(result, times=(cost,))
     return Search(
         result=result,
         kept=names,
