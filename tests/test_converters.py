@@ -266,7 +266,8 @@ def test_outputs_stay_close_to_the_originals(twice, subject, case):
 def test_the_same_job_gives_the_same_bytes_in_another_process(twice, case):
     first, second = (run.done[case] for run in twice)
     assert first.path.read_bytes() == second.path.read_bytes()
-    assert msgspec.structs.replace(first, path=second.path) == second
+    # Only where it lies and what it took may differ; the latter is in the report alone.
+    assert msgspec.structs.replace(first, path=second.path, times=second.times) == second
 
 
 def test_converters_say_nothing(twice):
