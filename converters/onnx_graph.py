@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import onnx_fix, onnx_verify, ort_file
+from converters import no_op, onnx_fix, onnx_verify, ort_file
 from converters.base import Ceiling, Converted, Job
 from converters.foreign import foreign, reason
 from converters.onnx_file import load, nodes, opset, save, tensor_bytes, weights
@@ -29,7 +29,6 @@ GROWTH = 1.02
 GROWTH_FLOOR = 65536  # bytes
 # MatMul + Add as Gemm wraps every transformer layer in Reshapes and hides it from the quantisers.
 KEEP_PATTERNS = ("FusionGemm",)
-NO_OP = 0.05  # share of the weight bytes that a recipe takes; less is not worth a candidate
 STAYING = ("If", "Loop", "Scan")
 _NO_ADAPTER = re.compile(r"No Adapter \w+ Version \$?(\d+) for (\w+)")
 
@@ -150,14 +149,7 @@ def write_smaller(model: ModelProto, job: Job, original: ModelProto, **fields: A
 
     Raises ConvertError if it took hardly any of them.
     """
-    (small, large), (_, left) = _weight_bytes(original), _weight_bytes(model)
-    taken = (large - left) / (small + large) if large else 0.0
-    if taken < NO_OP:
-        raise ConvertError(
-            f"no-op: the recipe takes {max(taken, 0.0):.1%} of the weight bytes of "
-            f"{job.model.name}, less than {NO_OP:.0%}",
-            hint="its weights are in ops that the recipe leaves alone, or are quantised already",
-        )
+    no_op.refuse(_weight_bytes(original), _weight_bytes(model), job.model.name)
     return write(model, job, **fields)
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from converters.onnx_graph import NO_OP
+from converters import no_op
 from converters.tflite import flat, versions
-from edge_core.errors import ConvertError
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -26,14 +25,7 @@ def write_smaller(
 
     Raises ConvertError if it took hardly any of them.
     """
-    (small, large), (_, left) = flat.weight_bytes(original), flat.weight_bytes(model)
-    taken = (large - left) / (small + large) if large else 0.0
-    if taken < NO_OP:
-        raise ConvertError(
-            f"no-op: the recipe takes {max(taken, 0.0):.1%} of the weight bytes of "
-            f"{source.name}, less than {NO_OP:.0%}",
-            hint="its weights are in ops that the recipe leaves alone, or are quantised already",
-        )
+    no_op.refuse(flat.weight_bytes(original), flat.weight_bytes(model), source.name)
     versions.stamp(model)
     flat.write(model, out)
     return Result(share=flat.quantised_share(model), notes=notes)
