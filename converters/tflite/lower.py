@@ -113,10 +113,15 @@ def _is_image(graph: GraphProto, name: str) -> bool:
 
 def to_tflite(model: Path, out: Path, *, layout: str = "NHWC") -> Lowered:
     """Write the float TFLite file of a static ONNX model; raises ConvertError."""
-    need("converters.tflite.ops", "tflite")
-    lowerer = Lowerer(onnx_file.load(model), layout)
+    return write(onnx_file.load(model), out, layout=layout)
+
+
+def write(model: ModelProto, out: Path, *, layout: str) -> Lowered:
+    """to_tflite() for a model in memory."""
+    need("converters.tflite.ops", "tflite")  # registers them; they import this package's node.py
+    lowerer = Lowerer(model, layout)
     lowered = lowerer.lower()
-    model = lowerer.graph.to_model()
-    versions.stamp(model)
-    flat.write(model, out)
+    built = lowerer.graph.to_model()
+    versions.stamp(built)
+    flat.write(built, out)
     return lowered

@@ -1,0 +1,45 @@
+"""A wrong lowering is refused, and the op is named: one is put in its place on purpose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from converters.tflite import node, verify
+from converters.tflite.ops.elementwise import unary
+from edge_core.errors import ConvertError
+from tests import graphs
+
+
+@pytest.fixture
+def source(tmp_path):
+    x, y, z = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8]) for n in ("x", "y", "z"))
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["a"], name="first"),
+        helper.make_node("Tanh", ["a"], ["b"], name="second"),
+        helper.make_node("Neg", ["b"], ["y"], name="third"),
+        helper.make_node("Exp", ["a"], ["z"], name="fourth"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y, z]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    return graphs.saved(model, tmp_path / "model.onnx")
+
+
+def test_a_right_file_passes(source, tmp_path):
+    sample = {"x": np.linspace(-3, 3, 8, dtype=np.float32)[None]}
+    lowered = verify.checked(source, tmp_path / "out.tflite", layout="NHWC", samples=[sample])
+    assert [s.name for s in lowered.outputs] == ["y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"), [("Sigmoid", "SIN"), ("Tanh", "SIN"), ("Neg", "ABS"), ("Exp", "SQRT")]
+)
+def test_the_op_that_differs_is_named(source, tmp_path, monkeypatch, wrong, code):
+    monkeypatch.setitem(node.REGISTRY, wrong, lambda n: unary(n, lambda m, x: m(code, x)))
+    with pytest.raises(ConvertError, match=rf"op {wrong} \('\w+'\): output '\w' changed by") as e:
+        verify.checked(source, tmp_path / "out.tflite", layout="NHWC", samples=[])
+    assert "onnx-*" in e.value.hint
