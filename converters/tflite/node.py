@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Node:
     def __init__(self, scope: Scope, proto: NodeProto, shapes: Sequence[Shape], dtypes: Any):
         self.scope, self.proto, self.op = scope, proto, proto.op_type
         self.graph, self._values = scope.graph, scope.placed
+        self.emit, self.ints = self.graph.emit, self.graph.ints
         self.shapes, self.dtypes = shapes, dtypes  # of the outputs
         helper = need("onnx.helper", "onnx")
         self.attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
@@ -85,10 +86,6 @@ class Node:
         found = self.attr(name, default)
         return None if found is None else [int(v) for v in found]
 
-    def ints(self, values: Iterable[int]) -> Tensor:
-        """A constant list of int32."""
-        return self.graph.ints(values)
-
     def stored(self, index: int, axes: Axes | None = None) -> Tensor:
         """An input in the order ``axes``, or in that of ONNX."""
         return self._values.stored(self.value(index), axes)
@@ -96,17 +93,6 @@ class Node:
     def place(self, value: Value, axes: Axes | None = None) -> Tensor:
         """Any value in the order ``axes``, or in that of ONNX."""
         return self._values.stored(value, axes)
-
-    def emit(
-        self,
-        code: str,
-        inputs: Sequence[Tensor | None],
-        shape: Sequence[int],
-        dtype: Any = None,
-        **options: Any,
-    ) -> Tensor:
-        """Graph.emit()."""
-        return self.graph.emit(code, inputs, shape, dtype, **options)
 
     def const(self, value: Any, dtype: Any = np.float32) -> Tensor:
         """A constant tensor."""
