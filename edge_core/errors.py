@@ -2,11 +2,15 @@
 
 EdgeError               exit 1
 ├── InputError          the caller gave something wrong: a file, a field, an option
+│   └── UnknownModel    no such model is installed
 ├── MissingExtra        an optional package is not installed
 ├── ConvertError        a converter refused or broke
 ├── MeasureError        a runtime refused, crashed or ran out of time
 ├── PackageError        the package is damaged or unsupported
 ├── StorageError        the disk is full or not writable
+├── Overloaded          the model's queue is full
+├── Unavailable         the model or the agent cannot take a request now
+├── DeadlineExceeded    the request waited longer than its deadline allows
 └── GateFailed          exit 2: converted and measured, but not fit for the device
 
 Exit codes: 0 pass, 1 error, 2 a gate failed, 130 interrupted (128 + SIGINT).
@@ -38,6 +42,10 @@ class InputError(EdgeError):
     """The caller gave something wrong; the message names it and the valid choices."""
 
 
+class UnknownModel(InputError):
+    """No model of that name is installed; the hint lists those that are."""
+
+
 class MissingExtra(EdgeError):
     """An optional package is needed and is not installed."""
 
@@ -61,6 +69,24 @@ class PackageError(EdgeError):
 
 class StorageError(EdgeError):
     """The disk is full, read-only or failing."""
+
+    retry = True
+
+
+class Overloaded(EdgeError):
+    """The model's queue is full: the request was refused at once and nothing was computed."""
+
+    retry = True
+
+
+class Unavailable(EdgeError):
+    """The model is not loaded, failed to load, or the agent is stopping."""
+
+    retry = True
+
+
+class DeadlineExceeded(EdgeError):
+    """The answer would have come, or came, after the request's deadline."""
 
     retry = True
 
