@@ -1,0 +1,318 @@
+"""The agent in process: installed models, served, swapped without a dropped request.
+
+    agent = Agent(config)
+    answer = agent.infer("lite0", {"input": array})        # or Image(jpeg_bytes)
+    agent.submit("lite0", inputs, done)                     # for servers: returns at once
+    agent.reload()                                          # serve what was installed meanwhile
+    agent.close()
+
+cache -> prepare -> wait -> infer -> finish. The network is nowhere in it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+
+from agent.caching import Caches
+from agent.config import Config
+from agent.journal import Journal
+from agent.live import Inputs, Live, allowed_threads, load
+from agent.requests import Answer, Request
+from agent.scheduler import Ran
+from agent.slots import Slot, Slots
+from agent.timing import Stage
+from edge_core.errors import EdgeError, MeasureError, Unavailable, UnknownModel
+from edge_core.manifest import Manifest
+
+log = logging.getLogger(__name__)
+Done = Callable[[Answer | EdgeError], None]
+DRAIN_S = 60.0  # how long a replaced model may take to answer its last requests
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One installed model."""
+
+    name: str
+    state: Literal["ready", "failed"]
+    why: str = ""  # it failed
+    version: str = ""
+    digest: str = ""
+    previous: str = ""  # the digest that a rollback would serve
+    slot: Slot | None = None
+    manifest: Manifest | None = None
+    requests: int = 0  # inside now
+    batches: int = 0
+    stages: dict[str, Stage] = {}
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent as a whole."""
+
+    ready: bool
+    uptime_s: float
+    models: tuple[ModelStatus, ...]
+    caches: dict[str, object]
+    swaps: int
+    refused: int  # requests that were turned away, whatever the reason
+
+
+class Agent:
+    """All installed models of one data directory."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._slots = Slots(config.root)
+        self._journal = Journal.open(config.root / "journal")
+        self._caches = Caches(config)
+        # Decoding pictures and looking into caches happens beside the caller of submit().
+        self._beside = ThreadPoolExecutor(
+            allowed_threads(config.install.cpu_share) + 1, thread_name_prefix="prepare"
+        )
+        self._live: dict[str, Live] = {}
+        self._failed: dict[str, str] = {}
+        self._switching = threading.Lock()
+        self._started = time.monotonic()
+        self._swaps = self._refused = 0
+        self._closed = False
+        self._drains: list[threading.Thread] = []
+        self.reload()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        deadline_ms: float | None = None,
+        top: int = 0,
+        cache: bool = True,
+    ) -> Answer:
+        """Answer one request on this thread.
+
+        Raises UnknownModel, InputError for unfit inputs, Overloaded, Unavailable,
+        DeadlineExceeded, and MeasureError when the runtime fails.
+        """
+        start = time.perf_counter_ns()
+        live = self._enter(model)
+        try:
+            request = Request(self._caches, live, inputs, top, cache, start)
+            found = request.look()
+            if found:
+                return found
+            ran = live.call(request.feeds, self._deadline(live, start, deadline_ms))
+            return request.answer(ran)
+        finally:
+            live.leave()
+
+    def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        done: Done,
+        *,
+        deadline_ms: float | None = None,
+        top: int = 0,
+        cache: bool = True,
+    ) -> None:
+        """Answer one request elsewhere: ``done`` is called once, on another thread.
+
+        Raises at once what refuses the request: UnknownModel, InputError, Overloaded, Unavailable.
+        """
+        start = time.perf_counter_ns()
+        live = self._enter(model)
+        try:
+            request = Request(self._caches, live, inputs, top, cache, start)
+            deadline = self._deadline(live, start, deadline_ms)
+            if request.slow:
+                self._beside.submit(self._prepare_and_post, live, request, deadline, done)
+            else:
+                request.look()
+                self._post(live, request, deadline, done)
+        except BaseException:
+            live.leave()
+            raise
+
+    def _prepare_and_post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
+        try:
+            found = request.look()
+            if not found:
+                self._post(live, request, deadline, done)
+                return
+        except EdgeError as e:
+            found = e
+        except Exception as e:  # a thread's root: the caller must hear of it
+            log.exception("event=request_failed model=%s", live.manifest.name)
+            found = MeasureError(f"the request could not be prepared: {e!r}")
+        live.leave()
+        done(found)
+
+    def _post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
+        def ended(ran: Ran) -> None:
+            try:
+                answer = ran.error or request.answer(ran)
+            except EdgeError as e:
+                answer = e
+            finally:
+                live.leave()
+            done(answer)
+
+        live.post(request.feeds, deadline, ended)
+
+    def _enter(self, model: str) -> Live:
+        try:
+            while True:
+                live = self._live.get(model)
+                if live is None:
+                    raise self._missing(model)
+                if live.enter():
+                    return live
+        except EdgeError:
+            self._refused += 1
+            raise
+
+    def _missing(self, model: str) -> EdgeError:
+        if self._closed:
+            return Unavailable("the agent is stopping")
+        if model in self._failed:
+            return Unavailable(f"'{model}' cannot be served: {self._failed[model]}")
+        known = tuple(self._live)
+        close = difflib.get_close_matches(model, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"installed: {', '.join(known) or '-'}"
+        return UnknownModel(f"no model '{model}'", hint=hint)
+
+    def _deadline(self, live: Live, start: int, deadline_ms: float | None) -> int:
+        return start + int((deadline_ms or live.limits.deadline_ms) * 1e6)
+
+    def ready(self) -> bool:
+        """Does every installed model answer?"""
+        serving = self._live  # a failed update of a model that still answers does not matter
+        return (
+            not self._closed
+            and not (self._failed.keys() - serving.keys())
+            and all(m.alive for m in serving.values())
+        )
+
+    def reload(self) -> tuple[str, ...]:
+        """Serve what active.json names now; the names of the models that changed.
+
+        The new model is loaded beside the old one, then takes its place in one step. One that
+        cannot be loaded leaves the old one serving, and is told by status().
+        """
+        with self._switching:
+            changed = [name for name in self._slots.names() if self._renew(name)]
+            for name in set(self._live) - set(self._slots.names()):
+                changed.append(name)
+                self._retire(self._live.pop(name))
+            if changed:
+                self._caches.keep({name: m.slot.digest for name, m in self._live.items()})
+            return tuple(changed)
+
+    def _renew(self, name: str) -> bool:
+        try:
+            slot = self._slots.active(name).current
+            old = self._live.get(name)
+            if slot is None:
+                self._failed[name] = "no installed version of it is left that works"
+            elif old is None or old.slot != slot:
+                self._live[name] = self._load(slot)
+                self._failed.pop(name, None)
+                log.info("event=serving model=%s digest=%s", name, slot.digest)
+            else:
+                self._failed.pop(name, None)
+                return False
+        except EdgeError as e:
+            log.error("event=load_failed model=%s why=%r", name, e.what)
+            self._failed[name] = e.what
+            return False
+        if old:
+            if slot is None:
+                del self._live[name]
+            self._swaps += 1
+            self._retire(old)
+        return True
+
+    def _load(self, slot: Slot) -> Live:
+        folder = self._slots.folder(slot.name, slot.digest)
+        manifest = self._slots.manifest(slot.name, slot.digest)
+        limits = self._config.of(slot.name)
+        guard = self._journal.guard(slot.name, slot.digest)
+        return load(folder, slot, manifest, limits, self._config.install.cpu_share, guard)
+
+    def _retire(self, old: Live) -> None:
+        """Close a replaced model when its last request has been answered."""
+
+        def drain() -> None:
+            if not old.close(DRAIN_S):
+                log.warning("event=drain_timed_out model=%s", old.manifest.name)
+
+        self._drains = [t for t in self._drains if t.is_alive()]
+        thread = threading.Thread(target=drain, name="drain", daemon=True)
+        self._drains.append(thread)
+        thread.start()
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Every installed model."""
+        return tuple(self.model(name) for name in sorted({*self._live, *self._failed}))
+
+    def model(self, name: str) -> ModelStatus:
+        """One installed model; raises UnknownModel."""
+        live, why = self._live.get(name), self._failed.get(name, "")
+        if live is None:
+            if why:
+                return ModelStatus(name=name, state="failed", why=why)
+            raise self._missing(name)
+        previous = self._slots.active(name).previous
+        return ModelStatus(
+            name=name,
+            state="ready",
+            why=why,  # a newer version that could not be loaded
+            version=live.manifest.version,
+            digest=live.slot.digest,
+            previous=previous.digest if previous else "",
+            slot=live.slot,
+            manifest=live.manifest,
+            requests=live.inside,
+            batches=live.batches,
+            stages=live.stages.read(),
+        )
+
+    def status(self) -> Status:
+        """Everything that the agent knows of itself."""
+        return Status(
+            ready=self.ready(),
+            uptime_s=time.monotonic() - self._started,
+            models=self.models(),
+            caches=self._caches.status(),
+            swaps=self._swaps,
+            refused=self._refused,
+        )
+
+    def close(self) -> None:
+        """Answer what is inside, then unload everything; new requests are refused."""
+        with self._switching:
+            self._closed = True
+            left = list(self._live.values())
+            self._live.clear()
+        for live in left:
+            self._retire(live)
+        for thread in self._drains:
+            thread.join()
+        self._beside.shutdown()
+        self._caches.close()
+        self._journal.close()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
