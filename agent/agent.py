@@ -21,16 +21,18 @@ from types import TracebackType
 from typing import Literal
 
 import msgspec
+from msgspec.structs import astuple
 
+from agent import crashes
 from agent.caching import Caches
 from agent.config import Config
-from agent.journal import Journal
-from agent.live import Inputs, Live, allowed_threads, load
+from agent.journal import Inside, Journal
+from agent.live import Guard, Inputs, Live, allowed_threads, load
 from agent.requests import Answer, Request
 from agent.scheduler import Ran
 from agent.slots import Slot, Slots
 from agent.timing import Stage
-from edge_core.errors import EdgeError, MeasureError, Unavailable, UnknownModel
+from edge_core.errors import EdgeError, MeasureError, StorageError, Unavailable, UnknownModel
 from edge_core.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,8 @@ class Agent:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._slots = Slots(config.root)
-        self._journal = Journal.open(config.root / "journal")
+        self._journal, inside = Journal.open(config.root / "journal")
+        self._take_back(inside)
         self._caches = Caches(config)
         # Decoding pictures and looking into caches happens beside the caller of submit().
         self._beside = ThreadPoolExecutor(
@@ -85,6 +88,16 @@ class Agent:
         self._closed = False
         self._drains: list[threading.Thread] = []
         self.reload()
+
+    def _take_back(self, inside: tuple[Inside, ...]) -> None:
+        """If the last process died inside a model once too often, serve its previous version."""
+        try:
+            done = crashes.take_back(self._slots, inside, self._config.crash, time.time())
+        except StorageError as e:  # a disk that refuses is no reason not to serve
+            log.error("event=crash_not_recorded why=%r", e.what)
+            return
+        if done:
+            log.error("event=taken_back model=%s digest=%s why=%r serves=%s", *astuple(done))
 
     def infer(
         self,
@@ -141,18 +154,19 @@ class Agent:
             raise
 
     def _prepare_and_post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
+        found: Answer | EdgeError | None
         try:
             found = request.look()
             if not found:
                 self._post(live, request, deadline, done)
-                return
         except EdgeError as e:
             found = e
         except Exception as e:  # a thread's root: the caller must hear of it
             log.exception("event=request_failed model=%s", live.manifest.name)
             found = MeasureError(f"the request could not be prepared: {e!r}")
-        live.leave()
-        done(found)
+        if found:
+            live.leave()
+            done(found)
 
     def _post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
         def ended(ran: Ran) -> None:
@@ -217,10 +231,11 @@ class Agent:
 
     def _renew(self, name: str) -> bool:
         try:
-            slot = self._slots.active(name).current
+            active = self._slots.active(name)
+            slot = None if active.disabled else active.current
             old = self._live.get(name)
             if slot is None:
-                self._failed[name] = "no installed version of it is left that works"
+                self._failed[name] = active.disabled or "no version of it is installed"
             elif old is None or old.slot != slot:
                 self._live[name] = self._load(slot)
                 self._failed.pop(name, None)
@@ -240,10 +255,11 @@ class Agent:
         return True
 
     def _load(self, slot: Slot) -> Live:
+        self._slots.check(slot.name, slot.digest)
         folder = self._slots.folder(slot.name, slot.digest)
         manifest = self._slots.manifest(slot.name, slot.digest)
         limits = self._config.of(slot.name)
-        guard = self._journal.guard(slot.name, slot.digest)
+        guard = Guard(self._journal, slot.name, slot.digest)
         return load(folder, slot, manifest, limits, self._config.install.cpu_share, guard)
 
     def _retire(self, old: Live) -> None:
@@ -261,6 +277,13 @@ class Agent:
     def models(self) -> tuple[ModelStatus, ...]:
         """Every installed model."""
         return tuple(self.model(name) for name in sorted({*self._live, *self._failed}))
+
+    def manifest(self, model: str) -> Manifest:
+        """The manifest of the package that serves now; raises UnknownModel, Unavailable."""
+        live = self._live.get(model)
+        if live is None:
+            raise self._missing(model)
+        return live.manifest
 
     def model(self, name: str) -> ModelStatus:
         """One installed model; raises UnknownModel."""

@@ -5,7 +5,6 @@ They never fail a request: a cache that cannot be read or written is empty, and 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.config import Config

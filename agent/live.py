@@ -16,11 +16,12 @@ import msgspec
 
 from agent.batches import Policy
 from agent.config import Serve
+from agent.journal import Journal
 from agent.scheduler import Ran, Run, Scheduler
 from agent.slots import Slot
 from agent.timing import Stages
 from edge_core import runtimes
-from edge_core.errors import InputError, Overloaded, PackageError
+from edge_core.errors import EdgeError, InputError, Overloaded, PackageError
 from edge_core.manifest import Manifest
 from edge_core.preprocess import to_tensor
 from edge_core.run import Scored, top_scores
@@ -37,19 +38,42 @@ Inputs = Feeds | Image
 
 
 class Guard:
-    """Called around every inference, so that a crash can be told to be this model's."""
+    """Told of every load and inference, so that a crash can be laid at this model's door."""
 
-    def enter(self) -> None:
-        """An inference begins."""
+    def __init__(self, journal: Journal, name: str, digest: str) -> None:
+        self._journal, self._i = journal, journal.add(name, digest)
 
-    def leave(self) -> None:
-        """It has ended."""
+    def __enter__(self) -> None:
+        self._journal.enter(self._i)
+
+    def __exit__(self, *raised: object) -> None:
+        self._journal.leave(self._i)
+
+    def watch(self, run: Run) -> Run:
+        """The same run, watched."""
+        enter, leave, i = self._journal.enter, self._journal.leave, self._i
+
+        def watched(feeds: Feeds) -> Feeds:
+            enter(i)
+            try:
+                return run(feeds)
+            finally:
+                leave(i)
+
+        return watched
+
+    def close(self) -> None:
+        """The model was unloaded."""
+        self._journal.remove(self._i)
 
 
 class Live:
     """A model that can answer. Made by load()."""
 
-    def __init__(self, slot: Slot, manifest: Manifest, limits: Serve, runs: list[Run]) -> None:
+    def __init__(
+        self, slot: Slot, manifest: Manifest, limits: Serve, runs: list[Run], guard: Guard
+    ) -> None:
+        self._guard = guard
         self.slot, self.manifest, self.limits = slot, manifest, limits
         self.policy = policy(limits, slot)
         self.stages = Stages()
@@ -140,6 +164,7 @@ class Live:
             self._closing = True
             clean = self._lock.wait_for(lambda: not self._inside, timeout_s)
         self._scheduler.close()
+        self._guard.close()
         return clean
 
 
@@ -154,20 +179,22 @@ def load(
     adapter = runtimes.get(manifest.runtime.name)
     share = max(1, allowed_threads(cpu_share) // limits.instances)
     threads = min(limits.threads or slot.tuning.threads, share)
+    path, options = folder / manifest.file, manifest.runtime.options
     runs: list[Run] = []
-    guard.enter()
     try:
-        for _ in range(limits.instances):
-            session = adapter.open(
-                folder / manifest.file, threads=threads, options=manifest.runtime.options
-            )
-            found = [s.name for s in session.inputs]
-            if found != [s.name for s in manifest.inputs]:
-                raise PackageError(f"the model's inputs are {found}; the manifest says otherwise")
-            runs.append(_guarded(session.run, guard))
-    finally:
-        guard.leave()
-    return Live(slot, manifest, limits, runs)
+        with guard:
+            for _ in range(limits.instances):
+                session = adapter.open(path, threads=threads, options=options)
+                found = [s.name for s in session.inputs]
+                if found != [s.name for s in manifest.inputs]:
+                    raise PackageError(
+                        f"the model's inputs are {found}; the manifest says otherwise"
+                    )
+                runs.append(guard.watch(session.run))
+    except EdgeError:
+        guard.close()
+        raise
+    return Live(slot, manifest, limits, runs, guard)
 
 
 def allowed_threads(cpu_share: float) -> int:
@@ -185,14 +212,3 @@ def policy(limits: Serve, slot: Slot) -> Policy:
         min_size=min(limits.min_batch_size, limits.max_batch_size),
         max_wait_ns=int(limits.max_wait_ms * 1e6),
     )
-
-
-def _guarded(run: Run, guard: Guard) -> Run:
-    def guarded(feeds: Feeds) -> Feeds:
-        guard.enter()
-        try:
-            return run(feeds)
-        finally:
-            guard.leave()
-
-    return guarded

@@ -61,8 +61,8 @@ class Histogram:
     def stage(self) -> Stage:
         """What is shown to people."""
         mean = self._sum / self._n if self._n else 0.0
-        cuts = [self.quantile(q) for q in (0.5, 0.9, 0.99)]
-        return Stage(self._n, mean / 1e6, *(c / 1e6 for c in cuts), self._max / 1e6)
+        p50, p90, p99 = (self.quantile(q) / 1e6 for q in (0.5, 0.9, 0.99))
+        return Stage(self._n, mean / 1e6, p50, p90, p99, self._max / 1e6)
 
 
 class Stages:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -47,7 +47,7 @@ def fsync_dir(path: Path) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def whole(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """Write ``path`` whole or leave what was there; raise StorageError if the disk refuses."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        temp.chmod(0o644)
+        temp.chmod(mode)
         temp.replace(path)
         fsync_dir(path.parent)
     except OSError as e:
@@ -69,14 +69,14 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         temp.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write ``data`` as ``path``, whole or not at all."""
-    with whole(path) as f:
+    with whole(path, mode) as f:
         f.write(data)
 
 
 @contextmanager
-def whole_dir(path: Path) -> Iterator[Path]:
+def whole_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """Fill a directory that appears as ``path`` only when the block ends without an error.
 
     An existing ``path`` is kept as it is (the first writer wins): content-addressed folders hold
@@ -89,7 +89,7 @@ def whole_dir(path: Path) -> Iterator[Path]:
         raise storage_error(e, path) from e
     try:
         yield temp
-        temp.chmod(0o755)
+        temp.chmod(mode)
         _fsync_tree(temp)
         try:
             temp.rename(path)
@@ -100,7 +100,15 @@ def whole_dir(path: Path) -> Iterator[Path]:
     except OSError as e:
         raise storage_error(e, path) from e
     finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        remove_tree(temp)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder as far as the disk lets, read-only folders inside it as well."""
+    for folder, _, _ in os.walk(path):
+        with suppress(OSError):
+            Path(folder).chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _fsync_tree(folder: Path) -> None:
