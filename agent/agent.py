@@ -15,6 +15,7 @@ import difflib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -52,6 +53,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     slot: Slot | None = None
     manifest: Manifest | None = None
     requests: int = 0  # inside now
+    inferences: int = 0  # since it was loaded, of one request or of a batch
     batches: int = 0
     stages: dict[str, Stage] = {}
 
@@ -64,7 +66,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelStatus, ...]
     caches: dict[str, object]
     swaps: int
-    refused: int  # requests that were turned away, whatever the reason
+    errors: dict[str, int]  # requests that got an error, by its name
 
 
 class Agent:
@@ -84,7 +86,9 @@ class Agent:
         self._failed: dict[str, str] = {}
         self._switching = threading.Lock()
         self._started = time.monotonic()
-        self._swaps = self._refused = 0
+        self._swaps = 0
+        self._errors: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._closed = False
         self._drains: list[threading.Thread] = []
         self.reload()
@@ -114,16 +118,20 @@ class Agent:
         DeadlineExceeded, and MeasureError when the runtime fails.
         """
         start = time.perf_counter_ns()
-        live = self._enter(model)
         try:
-            request = Request(self._caches, live, inputs, top, cache, start)
-            found = request.look()
-            if found:
-                return found
-            ran = live.call(request.feeds, self._deadline(live, start, deadline_ms))
-            return request.answer(ran)
-        finally:
-            live.leave()
+            live = self._enter(model)
+            try:
+                request = Request(self._caches, live, inputs, top, cache, start)
+                found = request.look()
+                if found:
+                    return found
+                ran = live.call(request.feeds, self._deadline(live, start, deadline_ms))
+                return request.answer(ran)
+            finally:
+                live.leave()
+        except EdgeError as e:
+            self._count(e)
+            raise
 
     def submit(
         self,
@@ -140,17 +148,21 @@ class Agent:
         Raises at once what refuses the request: UnknownModel, InputError, Overloaded, Unavailable.
         """
         start = time.perf_counter_ns()
-        live = self._enter(model)
         try:
-            request = Request(self._caches, live, inputs, top, cache, start)
-            deadline = self._deadline(live, start, deadline_ms)
-            if request.slow:
-                self._beside.submit(self._prepare_and_post, live, request, deadline, done)
-            else:
-                request.look()
-                self._post(live, request, deadline, done)
-        except BaseException:
-            live.leave()
+            live = self._enter(model)
+            try:
+                request = Request(self._caches, live, inputs, top, cache, start)
+                deadline = self._deadline(live, start, deadline_ms)
+                if request.slow:
+                    self._beside.submit(self._prepare_and_post, live, request, deadline, done)
+                else:
+                    request.look()
+                    self._post(live, request, deadline, done)
+            except BaseException:
+                live.leave()
+                raise
+        except EdgeError as e:
+            self._count(e)
             raise
 
     def _prepare_and_post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
@@ -166,31 +178,37 @@ class Agent:
             found = MeasureError(f"the request could not be prepared: {e!r}")
         if found:
             live.leave()
+            self._count(found)
             done(found)
 
     def _post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
         def ended(ran: Ran) -> None:
+            answer: Answer | EdgeError
             try:
                 answer = ran.error or request.answer(ran)
             except EdgeError as e:
                 answer = e
-            finally:
-                live.leave()
+            except Exception as e:  # a lane's root: the caller must hear of it
+                log.exception("event=request_failed model=%s", live.manifest.name)
+                answer = MeasureError(f"the answer could not be made: {e!r}")
+            live.leave()
+            self._count(answer)
             done(answer)
 
         live.post(request.feeds, deadline, ended)
 
     def _enter(self, model: str) -> Live:
-        try:
-            while True:
-                live = self._live.get(model)
-                if live is None:
-                    raise self._missing(model)
-                if live.enter():
-                    return live
-        except EdgeError:
-            self._refused += 1
-            raise
+        while True:
+            live = self._live.get(model)
+            if live is None:
+                raise self._missing(model)
+            if live.enter():
+                return live
+
+    def _count(self, answer: Answer | EdgeError) -> None:
+        if isinstance(answer, EdgeError):
+            with self._counting:
+                self._errors[type(answer).__name__] += 1
 
     def _missing(self, model: str) -> EdgeError:
         if self._closed:
@@ -303,6 +321,7 @@ class Agent:
             slot=live.slot,
             manifest=live.manifest,
             requests=live.inside,
+            inferences=live.inferences,
             batches=live.batches,
             stages=live.stages.read(),
         )
@@ -315,7 +334,7 @@ class Agent:
             models=self.models(),
             caches=self._caches.status(),
             swaps=self._swaps,
-            refused=self._refused,
+            errors=dict(self._errors),
         )
 
     def close(self) -> None:

@@ -1,16 +1,30 @@
 """The agent's settings: one TOML file -> one frozen Config. Defaults stand here and nowhere else.
 
-    load(path) -> Config          unknown keys are refused with the nearest known one
-    write_default(path, data_dir) the file that `edge-agent init` makes, every key explained
+find(given) -> Path           --config, EDGE_AGENT_CONFIG, the system's file, the user's
+load(path) -> Config          unknown keys are refused with the nearest known one
+write_default(path, data_dir) the file that `edge-agent init` makes, every key explained
 """
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
+import tomli_w
 from msgspec import Meta
+from msgspec import inspect as mi
+
+from edge_core import tables
+from edge_core.errors import InputError
+from edge_core.files import storage_error, write_whole
+
+ENVIRONMENT = "EDGE_AGENT_CONFIG"
+SYSTEM = Path("/etc/edge-agent/config.toml")
+MAX_BYTES = 256 * 1024
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -24,7 +38,7 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Http(_Part, frozen=True, kw_only=True):
     """Where the Open Inference Protocol is served."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="false: only programs that import the agent")] = True
     host: Annotated[str, Meta(description="other machines reach it only if this is changed")] = (
         "127.0.0.1"
     )
@@ -38,22 +52,24 @@ class Serve(_Part, frozen=True, kw_only=True):
     """Limits of one model's requests; [models.NAME] overrides them."""
 
     queue: Annotated[Count, Meta(description="waiting requests; more are refused with 429")] = 64
-    deadline_ms: Annotated[Positive, Meta(description="of a request that names none")] = 10_000.0
+    deadline_ms: Annotated[Positive, Meta(description="a request's deadline if it names none")] = (
+        10_000.0
+    )
     instances: Annotated[Count, Meta(le=64, description="copies that run side by side")] = 1
     threads: Annotated[
-        int, Meta(ge=0, le=256, description="of one inference; 0: what the installation measured")
+        int, Meta(ge=0, le=256, description="in one inference; 0: what the installation measured")
     ] = 0
     cache: Annotated[bool, Meta(description="remember answers")] = False
     batching: Annotated[bool, Meta(description="where the installation saw that it pays")] = True
-    max_batch_size: Annotated[Count, Meta(le=1024)] = 8
+    max_batch_size: Annotated[Count, Meta(le=1024, description="requests computed at once")] = 8
     min_batch_size: Annotated[Count, Meta(description="a smaller batch waits max_wait_ms")] = 1
-    max_wait_ms: Annotated[float, Meta(ge=0)] = 2.0
+    max_wait_ms: Annotated[float, Meta(ge=0, description="how long a batch waits for more")] = 2.0
 
 
 class Cache(_Part, frozen=True, kw_only=True):
     """Bounds of each cache."""
 
-    max_mb: Annotated[Positive, Meta(description="of each cache's file, 10^6 bytes")] = 64.0
+    max_mb: Annotated[Positive, Meta(description="size of each cache's file, 10^6 bytes")] = 64.0
     ttl_hours: Annotated[Positive, Meta(description="older answers are stale")] = 168.0
     audit_share: Annotated[
         float, Meta(ge=0, le=1, description="of near-duplicate hits that are computed after all")
@@ -75,15 +91,20 @@ class Install(_Part, frozen=True, kw_only=True):
 class Crash(_Part, frozen=True, kw_only=True):
     """When a model that brings the agent down is taken back."""
 
-    max_crashes: Count = 3
-    window_s: Positive = 600.0
+    max_crashes: Annotated[Count, Meta(description="within window_s, then the previous one")] = 3
+    window_s: Annotated[Positive, Meta(description="older crashes are forgotten")] = 600.0
 
 
 class Config(_Part, frozen=True, kw_only=True):
     """All settings."""
 
-    data_dir: str = "/var/lib/edge-agent"
-    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    data_dir: Annotated[str, Meta(description="packages, caches, journal; its owner's alone")] = (
+        "/var/lib/edge-agent"
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="lighter events are not written"),
+    ] = "info"
     http: Http = Http()
     serve: Serve = Serve()
     cache: Cache = Cache()
@@ -99,3 +120,101 @@ class Config(_Part, frozen=True, kw_only=True):
     def of(self, model: str) -> Serve:
         """The limits of one model."""
         return self.models.get(model, self.serve)
+
+
+def find(given: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The settings file that counts; raises InputError if there is none."""
+    named = given or (Path(environ[ENVIRONMENT]) if environ.get(ENVIRONMENT) else None)
+    if named:
+        if not named.is_file():
+            raise InputError(f"no settings at {named}", hint=f"edge-agent init --config {named}")
+        return named
+    for path in (SYSTEM, users_own()):
+        if path.is_file():
+            return path
+    raise InputError(f"no settings at {SYSTEM} or {users_own()}", hint="edge-agent init")
+
+
+def users_own() -> Path:
+    """The settings file of a user who does not administer the machine."""
+    return Path.home() / ".config" / "edge-agent" / "config.toml"
+
+
+def load(path: Path) -> Config:
+    """The settings in ``path``; raises InputError with the file, the key and what is allowed."""
+    where = str(path)
+    doc = tables.read(path, MAX_BYTES)
+    tables.check(doc, Config, where)
+    serve = doc.get("serve", {})
+    own = {name: {**serve, **table} for name, table in doc.get("models", {}).items()}
+    config = tables.build({**doc, "models": own}, Config, where)
+    if not config.root.is_absolute():
+        raise InputError(f"{where}: data_dir: expected an absolute path, got {config.data_dir!r}")
+    return config
+
+
+def write_default(path: Path, data_dir: Path) -> None:
+    """Write every setting with its default, and make ``data_dir``, its owner's alone.
+
+    Raises InputError for a file that exists or a data_dir that others may read, and StorageError.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists", hint="edit it, or remove it first")
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if stat.S_IMODE(data_dir.stat().st_mode) & 0o077:
+            raise InputError(f"{data_dir} is open to others", hint=f"chmod 700 {data_dir}")
+    except OSError as e:
+        raise storage_error(e, data_dir) from e
+    text = default_text(Config(data_dir=str(data_dir.absolute())))
+    write_whole(path, text.encode())
+
+
+def default_text(config: Config) -> str:
+    """``config`` as TOML, every key explained by its description and limits."""
+    lines = [
+        "# Settings of edge-agent. A key that is left out has the value that is shown here.",
+        "",
+        *_explained(config),
+    ]
+    for name, part in msgspec.structs.asdict(config).items():
+        if isinstance(part, msgspec.Struct):
+            lines += [f"# {part.__doc__}", f"[{name}]", *_explained(part)]
+    lines += [
+        "# Limits of one model: any key of [serve]; what is left out is as there.",
+        "# [models.NAME]",
+        f"# queue = {config.serve.queue}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _explained(part: msgspec.Struct) -> Iterator[str]:
+    kinds = {f.name: f.type for f in mi.type_info(type(part)).fields}  # type: ignore[attr-defined]
+    for key, value in msgspec.structs.asdict(part).items():
+        if isinstance(value, (msgspec.Struct, dict)):  # a table of its own
+            continue
+        limits = _range(kinds[key])
+        yield f"# {_description(kinds[key])}{f' ({limits})' if limits else ''}"
+        yield tomli_w.dumps({key: value}).rstrip()
+        yield ""
+
+
+def _description(kind: mi.Type) -> str:
+    """What the field's Meta says; Meta of Meta is nested, the outermost one counts."""
+    if not isinstance(kind, mi.Metadata):
+        return ""
+    return str((kind.extra_json_schema or {}).get("description", "")) or _description(kind.type)
+
+
+def _range(kind: mi.Type) -> str:
+    """The values that a field takes, where only some are allowed."""
+    kind = kind.type if isinstance(kind, mi.Metadata) else kind
+    if isinstance(kind, mi.LiteralType):
+        return ", ".join(map(str, kind.values))
+    if not isinstance(kind, (mi.IntType, mi.FloatType)):
+        return ""
+    if kind.ge is not None and kind.le is not None:
+        return f"{kind.ge:g} to {kind.le:g}"
+    words = (("more than", kind.gt), ("at least", kind.ge), ("at most", kind.le))
+    return ", ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)

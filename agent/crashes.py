@@ -85,7 +85,7 @@ def take_back(
     if not suspects:
         return None
     history, guilty = step(_load(slots), Crash(now, suspects), limits, now)
-    done = guilty and _act(slots, guilty, limits)
+    done = _act(slots, guilty, limits) if guilty else None
     write_whole(slots.root / FILE, msgspec.json.encode(history), mode=0o600)
     return done
 

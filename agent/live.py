@@ -87,6 +87,11 @@ class Live:
         self._lock = threading.Condition()
 
     @property
+    def inferences(self) -> int:
+        """Inferences so far, of one request or of a batch."""
+        return self._scheduler.inferences
+
+    @property
     def batches(self) -> int:
         """Inferences so far that held more than one request."""
         return self._scheduler.batches

@@ -65,6 +65,7 @@ class Scheduler:
         self._change = threading.Condition()
         self._closed = False
         self._expected_ns = 0.0  # one inference, smoothed
+        self.inferences = 0  # of one request or of a batch
         self.batches = 0  # inferences that held more than one request
         self._lanes = [
             threading.Thread(target=self._lane, name=f"{name}-lane-{i}", daemon=True)
@@ -135,6 +136,7 @@ class Scheduler:
         with self._change:
             self._free.append(run)
             if took_ns is not None:
+                self.inferences += 1
                 was = self._expected_ns or took_ns
                 self._expected_ns = was + SMOOTHING * (took_ns - was)
             if self._waiting:

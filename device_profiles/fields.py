@@ -5,28 +5,12 @@ Messages name the file (or the override), the dotted field, and the nearest or t
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
-import sys
-from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any
 
-import msgspec
-from msgspec import inspect as mi
-
+from edge_core import tables
 from edge_core.errors import InputError
 from edge_core.profile import SCHEMA, Profile
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the agent's oldest Python
-    import tomli as tomllib
-
-NONE = "none"  # written where an optional value is to be taken away; TOML has no null
-BIGGEST = 2**53  # numbers beyond it are not exact as floats
-Table = type[msgspec.Struct]
 
 
 def check(doc: Mapping[str, Any], where: str) -> None:
@@ -37,7 +21,7 @@ def check(doc: Mapping[str, Any], where: str) -> None:
             f"{where}: schema {newer}; this version reads up to {SCHEMA}",
             hint="update edge-deploy on this machine",
         )
-    _check(doc, Profile, where, "")
+    tables.check(doc, Profile, where)
 
 
 def override(doc: dict[str, Any], text: str) -> None:
@@ -52,7 +36,7 @@ def override(doc: dict[str, Any], text: str) -> None:
         raise InputError(
             f"{where} has no field or no value", hint="write field.name=value, like cpu.cores=2"
         )
-    _place(doc, Profile, path, value.strip(), where, "")
+    tables.place(doc, Profile, path, value.strip(), where)
     dotted = ".".join(path)
     if path[0] != "sources":
         sources = {k: v for k, v in doc.get("sources", {}).items() if not _below(k, dotted)}
@@ -61,181 +45,7 @@ def override(doc: dict[str, Any], text: str) -> None:
 
 def to_profile(doc: Mapping[str, Any], where: str) -> Profile:
     """Build the profile from a table whose parts were checked; InputError if one is missing."""
-    try:
-        return msgspec.convert(_without_none(doc, Profile), Profile)
-    except msgspec.ValidationError as e:
-        raise _unfit(e, where, "", Profile) from e
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'did you mean ...? ' or the list of what is known."""
-    known = tuple(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'? " if close else f"known: {', '.join(known)}; "
-
-
-def _check(doc: Mapping[str, Any], table: Table, where: str, at: str) -> None:
-    hints = _hints(table)
-    for key, value in doc.items():
-        if key not in hints:
-            raise _unknown(key, hints, where, at)
-        inner = _table(hints[key])
-        if value == NONE and _optional(hints[key]):
-            continue
-        if inner and isinstance(value, dict):
-            _check(value, inner, where, f"{at}{key}.")
-        else:
-            _leaf(value, hints[key], where, f"{at}{key}")
-
-
-def _leaf(value: Any, hint: Any, where: str, at: str) -> None:
-    """Refuse a value that its field cannot hold."""
-    _numbers(value, where, at)
-    try:
-        msgspec.convert(value, hint)
-    except msgspec.ValidationError as e:
-        raise _unfit(e, where, at, hint) from e
-
-
-def _numbers(value: Any, where: str, at: str) -> None:
-    """TOML has nan, inf and integers of any size; a profile has none of them."""
-    if isinstance(value, (list, dict)):
-        for v in value.values() if isinstance(value, dict) else value:
-            _numbers(v, where, at)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{where}: {at}: expected a finite number, got {value}")
-    elif isinstance(value, int) and abs(value) > BIGGEST:
-        raise InputError(f"{where}: {at}: expected a number below 2^53")
-
-
-def _place(
-    doc: dict[str, Any], table: Table, path: tuple[str, ...], text: str, where: str, at: str
-) -> None:
-    key, *rest = path
-    hints = _hints(table)
-    if key not in hints:
-        raise _unknown(key, hints, where, at)
-    inner, item = _table(hints[key]), _item(hints[key])
-    if not rest:
-        doc[key] = _parse(text, hints[key], where, f"{at}{key}")
-    elif inner:
-        doc[key] = dict(doc[key]) if isinstance(doc.get(key), dict) else {}
-        _place(doc[key], inner, tuple(rest), text, where, f"{at}{key}.")
-    elif item and len(rest) > 1:
-        doc[key] = [dict(x) for x in doc.get(key, ())]
-        named = {x["name"]: x for x in reversed(doc[key]) if "name" in x}  # the first one wins
-        if rest[0] not in named:
-            raise _unknown(rest[0], named, where, f"{at}{key}.")
-        _place(named[rest[0]], item, tuple(rest[1:]), text, where, f"{at}{key}.{rest[0]}.")
-    elif get_origin(hints[key]) is dict:
-        doc[key] = {**doc.get(key, {}), ".".join(rest): text}
-    else:
-        raise InputError(f"{where}: {at}{key} has no field '{rest[0]}'")
-
-
-def _parse(text: str, hint: Any, where: str, at: str) -> Any:
-    """The value of an override: as TOML, or the text itself where a string is wanted."""
-    if text == NONE and _optional(hint):
-        return NONE
-    try:
-        doc = tomllib.loads(f"v = {text}")
-        value = doc["v"] if len(doc) == 1 else text
-    except (ValueError, RecursionError):
-        value = text
-    wants_text = isinstance(_kind(mi.type_info(hint)), (mi.StrType, mi.LiteralType))
-    if wants_text and not isinstance(value, str):
-        value = text  # platform.glibc=2.36 looks like a number
-    inner = _table(hint)
-    if inner and isinstance(value, dict):
-        _check(value, inner, where, f"{at}.")
-    else:
-        _leaf(value, hint, where, at)
-    return value
-
-
-def _without_none(doc: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    hints, out = _hints(table), {}
-    for key, value in doc.items():
-        inner = _table(hints[key])
-        if value == NONE and _optional(hints[key]):
-            continue
-        out[key] = _without_none(value, inner) if inner else value
-    return out
-
-
-@cache
-def _hints(table: Table) -> dict[str, Any]:
-    return get_type_hints(table, include_extras=True)
-
-
-def _bare(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a type hint, without Annotated and without None."""
-    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
-    return tuple(o for o in options if o is not type(None))
-
-
-def _optional(hint: Any) -> bool:
-    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return type(None) in get_args(hint)
-
-
-def _table(hint: Any) -> Table | None:
-    """The struct that a field holds, if it holds one."""
-    return next(
-        (o for o in _bare(hint) if isinstance(o, type) and issubclass(o, msgspec.Struct)), None
-    )
-
-
-def _item(hint: Any) -> Table | None:
-    """The struct that a list field holds, if it holds a list of them."""
-    return _table(get_args(hint)[0]) if get_origin(hint) is tuple else None
-
-
-def _unknown(key: str, known: Iterable[str], where: str, at: str) -> InputError:
-    hint = nearest(key, known).rstrip("; ")
-    return InputError(f"{where}: no field '{at}{key}'", hint=hint)
-
-
-def _unfit(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> InputError:
-    """msgspec's "Expected `int`, got `str` - at `$.cores`", in our words."""
-    what, _, path = str(e).partition(" - at `$")
-    inside = path.rstrip("`")
-    field = f"{at}{inside}".lstrip(".")
-    missing = re.search(r"missing required field `(\w+)`", what)
-    extra = re.search(r"contains unknown field `(.*)`", what)
-    if missing:
-        return InputError(f"{where}: the field '{_dot(field)}{missing[1]}' is missing")
-    if extra:
-        item = _item(hint)
-        return _unknown(extra[1], _hints(item) if item else (), where, _dot(field))
-    allowed = _choices(mi.type_info(hint), inside)
-    for theirs, ours in (("`", ""), ("object", "table"), ("array", "list")):
-        what = what.replace(theirs, ours)
-    return InputError(
-        f"{where}: {field}: {what[0].lower()}{what[1:]}",
-        hint=f"one of: {', '.join(allowed)}" if allowed else "",
-    )
-
-
-def _dot(field: str) -> str:
-    return f"{field}." if field else ""
-
-
-def _choices(kind: mi.Type, path: str) -> tuple[str, ...]:
-    """The words that a field takes, if it takes only some: along ``[...].name`` of an error."""
-    steps = re.findall(r"\[[^]]*\]|\w+", path)
-    kind = _kind(kind)
-    for step in steps:
-        if isinstance(kind, mi.VarTupleType):
-            kind = _kind(kind.item_type)
-        elif isinstance(kind, mi.StructType):
-            kind = _kind(next(f.type for f in kind.fields if f.name == step))
-    return tuple(map(str, kind.values)) if isinstance(kind, mi.LiteralType) else ()
-
-
-def _kind(kind: mi.Type) -> mi.Type:
-    return _kind(kind.type) if isinstance(kind, mi.Metadata) else kind
+    return tables.build(doc, Profile, where)
 
 
 def _below(key: str, dotted: str) -> bool:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from device_profiles import fields
+from edge_core import tables
 from edge_core.errors import InputError
-from edge_core.files import read_limited
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the agent's oldest Python
-    import tomli as tomllib
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 8  # files in one chain of extends
@@ -54,13 +48,13 @@ def _find(text: str, folder: Path, where: str) -> Path:
     if text not in shipped():
         raise InputError(
             f"{where}no profile '{text}'",
-            hint=fields.nearest(text, shipped()) + "or a path that ends in .toml",
+            hint=tables.nearest(text, shipped()) + "or a path that ends in .toml",
         )
     return FOLDER / f"{text}.toml"
 
 
 def _resolve(path: Path, seen: tuple[Path, ...]) -> Doc:
-    doc = _read(path)
+    doc = tables.read(path, MAX_BYTES)
     where = _label(path)
     base = doc.pop("extends", None)
     fields.check(doc, where)
@@ -77,15 +71,6 @@ def _resolve(path: Path, seen: tuple[Path, ...]) -> Doc:
         why = "a circle" if parent.resolve() in chain else f"more than {MAX_DEPTH} files"
         raise InputError(f"{where}: extends: {why}: {names}")
     return merge(_resolve(parent, chain), doc)
-
-
-def _read(path: Path) -> Doc:
-    try:
-        return tomllib.loads(read_limited(path, MAX_BYTES).decode("utf-8"))
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path} is not UTF-8 text: byte {e.start}") from e
-    except (ValueError, RecursionError) as e:  # TOMLDecodeError; a NUL in a path; a huge number
-        raise InputError(f"{path} is not readable TOML: {e}") from e
 
 
 def _label(path: Path) -> str:

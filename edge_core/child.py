@@ -63,7 +63,7 @@ class Child:
                 self._process.stdin.flush()
                 reply: dict[str, Any] = json.loads(self._line(time.monotonic() + timeout_s, do))
             except BrokenPipeError as e:
-                raise MeasureError(f"the model's process {self._death()} before '{do}'") from e
+                raise self._died(f"before '{do}'") from e
         if "error" in reply:
             kind = StorageError if reply.get("storage") else MeasureError
             raise kind(reply["error"], hint=reply.get("hint", ""))
@@ -79,7 +79,7 @@ class Child:
                 raise MeasureError(f"the model's process did not finish '{do}' in time")
             chunk = os.read(fd, 65536)
             if not chunk:
-                raise MeasureError(f"the model's process {self._death()} during '{do}'")
+                raise self._died(f"during '{do}'")
             self._buffer += chunk
             if len(self._buffer) > MAX_REPLY:
                 self.close()
@@ -87,15 +87,19 @@ class Child:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _death(self) -> str:
+    def _died(self, when: str) -> MeasureError:
         try:
             code = self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:  # its pipe is closed, and yet it hangs
             self.kill()
             code = self._process.wait()
-        if code < 0:
-            return f"crashed with {signal.Signals(-code).name}"
-        return f"ended with exit status {code}"
+        how = (
+            f"crashed with {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit status {code}"
+        )
+        hint = "the kernel does that when memory runs out" if code == -signal.SIGKILL else ""
+        return MeasureError(f"the model's process {how} {when}", hint=hint)
 
     def kill(self) -> None:
         """End the process at once; may be called from another thread than ask()."""

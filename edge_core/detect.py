@@ -67,7 +67,7 @@ def detect(packages: Path | None = None, root: Path = Path("/")) -> Profile:
     return Profile(
         name="this-machine",
         title=f"Detected: {linux_facts.device_name(root) or cpu.model}",
-        platform=_platform(),
+        platform=here(),
         cpu=cpu,
         memory=darwin_facts.memory() if mac else linux_facts.memory(root),
         storage=Storage(available_mb=_free_mb(packages or Path.home())),
@@ -105,7 +105,8 @@ def _arch() -> Arch:
     return known[machine]
 
 
-def _platform() -> Platform:
+def here() -> Platform:
+    """Architecture and system of this interpreter; raises InputError if no profile can name it."""
     system: dict[str, Os] = {"linux": "linux", "android": "android", "darwin": "macos"}
     if sys.platform not in system:
         raise InputError(f"no profile can name the system '{sys.platform}'", hint=", ".join(system))

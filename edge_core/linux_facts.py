@@ -5,6 +5,7 @@ Every function takes the folder that stands for /, so a copied tree can be read 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -53,6 +54,13 @@ def cpu(root: Path, arch: Arch) -> Cpu:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota(root: Path) -> float:
+    """Processors that the control groups of this process let it use at a time; else infinity."""
+    quotas = (_read(g / "cpu.max").split() for g in _cgroups(root))
+    found = (int(q[0]) / int(q[1]) for q in quotas if len(q) == 2 and q[0].isdecimal())
+    return min(found, default=math.inf)
 
 
 def memory(root: Path) -> Memory:
@@ -118,15 +126,19 @@ def _clock_mhz(info: dict[str, list[str]], root: Path) -> float | None:
 
 def _cgroup_limits(root: Path) -> list[tuple[float, float]]:
     """(limit, used) in MB of every control group above this process that has a limit."""
-    own = re.search(r"^0::(/\S*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
-    base = root / "sys/fs/cgroup"
-    group = base / own[1].lstrip("/") if own else base
-    folders = [g for g in (group, *group.parents) if g == base or base in g.parents]
-    pairs = [(g / "memory.max", g / "memory.current") for g in folders]
-    v1 = base / "memory"
+    pairs = [(g / "memory.max", g / "memory.current") for g in _cgroups(root)]
+    v1 = root / "sys/fs/cgroup/memory"
     pairs.append((v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes"))
     texts = [(_read(a).strip(), _read(b).strip()) for a, b in pairs]
     return [(int(a) / 1e6, int(b or 0) / 1e6) for a, b in texts if a.isdecimal() and int(a) > 0]
+
+
+def _cgroups(root: Path) -> list[Path]:
+    """The control group of this process and those above it."""
+    own = re.search(r"^0::(/\S*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    base = root / "sys/fs/cgroup"
+    group = base / own[1].lstrip("/") if own else base
+    return [g for g in (group, *group.parents) if g == base or base in g.parents]
 
 
 def _read(path: Path) -> str:

@@ -79,18 +79,7 @@ def verify(path: Path) -> Verified:
     vectors = golden.from_bytes(opened.read("golden.npz"))
     with tempfile.TemporaryDirectory(prefix="edge-verify-") as folder, Child() as child:
         model = opened.extract(Path(folder) / "package")
-        version = _open(child, manifest, model, threads=1)["version"]
-        feeds, out = Path(folder) / "in", Path(folder) / "out"
-        feeds_file.write(feeds, vectors.inputs)
-        child.ask("run", feeds=str(feeds), out=str(out))
-        answers = iter(feeds_file.read(out))
-        result = golden.check(vectors, lambda _: next(answers))
-    if not result.ok:
-        raise GateFailed(
-            f"{path}: the golden vectors do not replay here: {result.text}",
-            hint=f"built and measured on {manifest.runtime.name} {manifest.runtime.measured_on}; "
-            f"this machine has {version}",
-        )
+        version, result = replay(child, manifest, model, vectors, Path(folder))
     return Verified(
         package=str(path),
         digest=opened.digest,
@@ -99,8 +88,38 @@ def verify(path: Path) -> Verified:
         candidate=manifest.candidate,
         runtime=f"{manifest.runtime.name} {version}",
         golden=result,
-        notes=_version_notes(manifest, str(version)),
+        notes=_version_notes(manifest, version),
     )
+
+
+def replay(
+    child: Child,
+    manifest: Manifest,
+    model: Path,
+    vectors: golden.Golden,
+    folder: Path,  # for the inputs and the outputs
+    timeout_s: float = 600,
+) -> tuple[str, golden.GoldenResult]:
+    """Run the golden vectors in ``child``; returns the runtime's version and the result.
+
+    Raises GateFailed when the answers on this machine are not those of the build, MeasureError
+    when the runtime refuses, crashes or takes too long.
+    """
+    end = time.monotonic() + timeout_s
+    version = str(open_model(child, manifest, model, 1, timeout_s)["version"])
+    feeds, out = folder / "in", folder / "out"
+    feeds_file.write(feeds, vectors.inputs)
+    child.ask("run", feeds=str(feeds), out=str(out), timeout_s=max(0.0, end - time.monotonic()))
+    answers = iter(feeds_file.read(out))
+    result = golden.check(vectors, lambda _: next(answers))
+    if not result.ok:
+        raise GateFailed(
+            f"{manifest.name} {manifest.version}: the golden vectors do not replay here: "
+            f"{result.text}",
+            hint=f"built and measured on {manifest.runtime.name} {manifest.runtime.measured_on}; "
+            f"this machine has {version}",
+        )
+    return version, result
 
 
 def run(path: Path, source: Path, *, top: int = 5, threads: int = 1) -> Answer:
@@ -124,6 +143,24 @@ def run(path: Path, source: Path, *, top: int = 5, threads: int = 1) -> Answer:
     )
 
 
+def open_model(
+    child: Child, manifest: Manifest, model: Path, threads: int, timeout_s: float = 600
+) -> dict[str, Any]:
+    """Load the model in ``child``; raises PackageError if it is not what the manifest says."""
+    reply = child.ask(
+        "open",
+        timeout_s=timeout_s,
+        path=str(model),
+        runtime=manifest.runtime.name,
+        threads=threads,
+        options=manifest.runtime.options,
+    )
+    names = [i["name"] for i in reply["inputs"]]
+    if names != [i.name for i in manifest.inputs]:
+        raise PackageError(f"the model's inputs are {names}; the manifest says otherwise")
+    return reply
+
+
 def bench(path: Path, *, threads: tuple[int, ...], runs: int) -> tuple[Timed, ...]:
     """Time the package on its own golden inputs, each thread count in a fresh process."""
     if runs < 2:
@@ -137,7 +174,7 @@ def bench(path: Path, *, threads: tuple[int, ...], runs: int) -> tuple[Timed, ..
         feeds_file.write(feeds, vectors.inputs)
         for count in threads:
             with Child() as child:
-                load_ms = float(_open(child, opened.manifest, model, count)["load_ms"])
+                load_ms = float(open_model(child, opened.manifest, model, count)["load_ms"])
                 child.ask("time", feeds=str(feeds), runs=min(10, runs))  # warm up
                 peak = float(child.ask("memory")["peak_mb"])
                 ms = child.ask("time", feeds=str(feeds), runs=runs)["ms"]
@@ -195,20 +232,6 @@ def _arrays(source: Path, manifest: Manifest) -> Feeds:
 def _model(opened: package.Package) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="edge-run-") as folder:
         yield opened.extract(Path(folder) / "package")
-
-
-def _open(child: Child, manifest: Manifest, model: Path, threads: int) -> dict[str, Any]:
-    reply = child.ask(
-        "open",
-        path=str(model),
-        runtime=manifest.runtime.name,
-        threads=threads,
-        options=manifest.runtime.options,
-    )
-    names = [i["name"] for i in reply["inputs"]]
-    if names != [i.name for i in manifest.inputs]:
-        raise PackageError(f"the model's inputs are {names}; the manifest says otherwise")
-    return reply
 
 
 def _version_notes(manifest: Manifest, version: str) -> tuple[str, ...]:

@@ -4,33 +4,39 @@ One JSON object a line comes in on stdin, one goes out on the original stdout; w
 prints goes to stderr. The parent's side is edge_core.child. Commands:
 
     open   path runtime threads options     -> version load_ms base_mb inputs outputs
-    run    feeds out                        -> n          (every sample once, outputs as .npz)
-    time   feeds runs                       -> ms         (a list, one entry an inference)
+    run    feeds out rows                   -> n          (every sample once, outputs as .npz)
+    time   feeds runs rows limit_s          -> ms         (a list, one entry an inference)
     memory                                  -> peak_mb
     delegation path runtime threads         -> ops partitions outside slowdown  (xnnpack.Delegation)
+    background                              -> nothing
 
-``feeds`` is a folder as feeds.write() makes it. End of input ends the process, also in the middle
-of a command, so no child outlives its parent.
+``feeds`` is a folder as feeds.write() makes it; ``rows`` samples are one inference. End of input
+ends the process, also in the middle of a command, so no child outlives its parent.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import resource
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edge_core import feeds as feeds_file
 from edge_core import runtimes
 from edge_core.errors import EdgeError, MeasureError, StorageError
 from edge_core.runtimes.base import Session
+from edge_core.tensors import Feeds
 
 
 def main() -> None:
@@ -82,20 +88,34 @@ class Worker:
             "outputs": msgspec.to_builtins(self._session.outputs),
         }
 
-    def do_run(self, feeds: str, out: str) -> dict[str, Any]:
-        results = [self._open.run(f) for f in feeds_file.read(Path(feeds))]
+    def do_run(self, feeds: str, out: str, rows: int = 1) -> dict[str, Any]:
+        source = feeds_file.read(Path(feeds))
+        batches = (_batch(source, i, rows) for i in range(-(-len(source) // rows)))
+        results = [self._open.run(b) for b in batches]
         feeds_file.write(Path(out), results)
         return {"n": len(results)}
 
-    def do_time(self, feeds: str, runs: int) -> dict[str, Any]:
+    def do_time(
+        self, feeds: str, runs: int, rows: int = 1, limit_s: float = math.inf
+    ) -> dict[str, Any]:
         session, source = self._open, feeds_file.read(Path(feeds))
         ms: list[float] = []
+        end = time.perf_counter() + limit_s
         for i in range(runs):
-            feed = source[i % len(source)]
+            feed = _batch(source, i, rows)
             start = time.perf_counter_ns()
             session.run(feed)
             ms.append((time.perf_counter_ns() - start) / 1e6)
+            if time.perf_counter() >= end:
+                break
         return {"ms": ms}
+
+    def do_background(self) -> dict[str, Any]:
+        """Give way to what this machine is for: processors now, memory if it runs out."""
+        os.nice(10)
+        with suppress(OSError):  # not Linux
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        return {}
 
     def do_memory(self) -> dict[str, Any]:
         return {"peak_mb": peak_rss_mb()}
@@ -112,6 +132,12 @@ class Worker:
         if self._session is None:
             raise MeasureError("no model is open")
         return self._session
+
+
+def _batch(source: Sequence[Feeds], i: int, rows: int) -> Feeds:
+    """Samples ``i * rows`` and the following, one after the other along the first dimension."""
+    taken = [source[(i * rows + k) % len(source)] for k in range(rows)]
+    return {n: np.concatenate([t[n] for t in taken]) for n in taken[0]} if rows > 1 else taken[0]
 
 
 def peak_rss_mb() -> float:

@@ -184,7 +184,7 @@ def test_one_models_load_does_not_take_anothers_place(config, make_package):
                 refused += 1
         assert agent.infer("b", X).outputs
         told.wait(200 - refused)
-        assert agent.status().refused == refused
+        assert agent.status().errors == {"Overloaded": refused}
     assert refused
 
 

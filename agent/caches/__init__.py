@@ -1,0 +1,1 @@
+"""Answers that need not be computed again, in SQLite files that are bounded in bytes."""

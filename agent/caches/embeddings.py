@@ -1,0 +1,216 @@
+"""Embeddings of texts (or of any input) by model, and the nearest of them to a vector.
+
+    put(model, "how warm is it?", vector, result=b"21 C")       get(model, "how  warm is it?")
+    nearest(model, vector, k=3) -> what the application stored with the most similar vectors
+
+A text's key is its normal form: NFKC, white space collapsed, case kept. A value is a sentence
+vector (1-D) or a token matrix (2-D); nearest() looks at sentence vectors. It says how similar they
+are and leaves the decision to the application: opposite sentences have similar vectors.
+
+The first nearest() of a model reads its vectors into memory (4 bytes a number); until then, and in
+an application that never asks, they stay on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from agent.caches.results import input_key
+from agent.caches.store import Counters, Store
+from edge_core.errors import InputError
+from edge_core.tensors import Array, Feeds
+
+
+class Match(msgspec.Struct, frozen=True):
+    """One stored embedding near a query."""
+
+    text: str  # normalised; "" if the input was no text
+    result: bytes  # what the application stored with it
+    similarity: float  # cosine, 1.0 = same direction
+
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True):
+    text: str
+    result: bytes
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @property
+    def vector(self) -> Array:
+        return np.ndarray(self.shape, self.dtype, self.data).copy()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Entry).decode
+
+
+def normal(text: str) -> str:
+    """The form under which a text is remembered: NFKC, white space collapsed, case kept."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+class EmbeddingCache:
+    """Vectors by input. Raises InputError for a wrong argument, never because of the disk."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        ttl_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
+        self._lock = threading.Lock()
+        self._indexes: dict[str, _Index] = {}
+
+    def key(self, model: str, inputs: str | Feeds) -> bytes:
+        """16 bytes that stand for this input to this model."""
+        if isinstance(inputs, str):
+            return input_key(self._store.secret, model, normal(inputs).encode(), b"text")
+        return input_key(self._store.secret, model, inputs)
+
+    def get(self, model: str, inputs: str | Feeds) -> Array | None:
+        """The vector or token matrix of this input, or None."""
+        found = self._store.get(model, self.key(model, inputs))
+        return None if found is None else _decode(found).vector
+
+    def put(
+        self, model: str, inputs: str | Feeds, embedding: Array, *, result: bytes = b""
+    ) -> None:
+        """Remember a vector or a token matrix, and with it the application's own ``result``."""
+        if embedding.ndim not in (1, 2) or embedding.dtype.kind != "f":
+            raise InputError(
+                f"an embedding of {embedding.dtype} with {embedding.ndim} dimensions",
+                hint="a sentence vector has one dimension of floats, a token matrix two",
+            )
+        entry = _Entry(
+            normal(inputs) if isinstance(inputs, str) else "",
+            result,
+            embedding.dtype.str,
+            embedding.shape,
+            embedding.tobytes(),
+        )
+        self._store.put(model, self.key(model, inputs), _encode(entry))
+
+    def nearest(self, model: str, query: Array, k: int = 1) -> tuple[Match, ...]:
+        """At most ``k`` stored sentence vectors by cosine similarity, the most similar first.
+
+        Raises InputError for a query whose length is not that of the model's vectors.
+        """
+        if query.ndim != 1 or query.dtype.kind != "f" or k < 1:
+            raise InputError("nearest() takes a one-dimensional vector of floats and k >= 1")
+        if self._store.database.pending:
+            self._store.flush()
+        with self._lock:
+            index = self._index(model)
+            if index.keys and index.width != query.size:
+                raise InputError(
+                    f"the query has {query.size} numbers; this model's vectors {index.width}"
+                )
+            return self._matches(model, index, query, k)
+
+    def keep(self, models: Collection[str]) -> int:
+        """Remove every other model's entries, now and in future; how many were removed."""
+        with self._lock:
+            self._indexes = {m: i for m, i in self._indexes.items() if m in models}
+        return self._store.keep(models)
+
+    def counters(self) -> Counters:
+        """Totals over all runs, and the present size; nearest() is not counted."""
+        return self._store.counters()
+
+    def health(self) -> str:
+        """What is wrong, "" if nothing."""
+        return self._store.health()
+
+    def flush(self) -> bool:
+        """Wait until all that was put is on disk; False if it is not."""
+        return self._store.flush()
+
+    def close(self) -> None:
+        """Write what waits; close the file."""
+        self._store.close()
+
+    def _index(self, model: str) -> _Index:
+        """The model's vectors in memory, brought up to date."""
+        lost = self._store.lost()
+        index = self._indexes.get(model)
+        if index is None or lost - index.lost > len(index.keys) // 8:
+            index = self._indexes[model] = _Index(lost)
+        for place, key, value in self._store.walk(model, index.place):
+            entry = _decode(value)
+            if len(entry.shape) == 1:
+                index.add(key, entry.vector)
+            index.place = place
+        return index
+
+    def _matches(self, model: str, index: _Index, query: Array, k: int) -> tuple[Match, ...]:
+        found: list[Match] = []
+        gone: list[bytes] = []
+        for key, similarity in index.ranked(query):
+            value = self._store.peek(model, key)  # it may be stale or evicted by now
+            if value is None:
+                gone.append(key)
+                continue
+            entry = _decode(value)
+            found.append(Match(entry.text, entry.result, similarity))
+            if len(found) == k:
+                break
+        for key in gone:
+            index.remove(key)
+        return tuple(found)
+
+
+class _Index:
+    """One model's unit vectors as the rows of a matrix."""
+
+    def __init__(self, lost: int) -> None:
+        self.lost = lost  # Store.lost() when it was built
+        self.place = 0  # the last entry that it has seen
+        self.width = 0
+        self.keys: list[bytes] = []
+        self._row: dict[bytes, int] = {}
+        self._matrix = np.empty((0, 0), np.float32)
+
+    def add(self, key: bytes, vector: Array) -> None:
+        if not self.keys:
+            self.width = vector.size
+            self._matrix = np.empty((16, vector.size), np.float32)
+        if vector.size != self.width:
+            return
+        row = self._row.setdefault(key, len(self.keys))
+        if row == len(self.keys):
+            self.keys.append(key)
+            if row == len(self._matrix):
+                self._matrix = np.concatenate([self._matrix, np.empty_like(self._matrix)])
+        self._matrix[row] = _unit(vector)
+
+    def remove(self, key: bytes) -> None:
+        """The last row takes its place."""
+        row = self._row.pop(key)
+        last = self.keys.pop()
+        if last != key:
+            self.keys[row] = last
+            self._row[last] = row
+            self._matrix[row] = self._matrix[len(self.keys)]
+
+    def ranked(self, query: Array) -> list[tuple[bytes, float]]:
+        if not self.keys:
+            return []
+        similarity = self._matrix[: len(self.keys)] @ _unit(query)
+        return [(self.keys[i], float(similarity[i])) for i in np.argsort(-similarity)]
+
+
+def _unit(vector: Array) -> Array:
+    v = vector.astype(np.float32)
+    length = float(np.linalg.norm(v))
+    return v / np.float32(length) if length else v

@@ -1,0 +1,153 @@
+"""A cache's SQLite file: opened, brought to the newest schema, checked, judged, shown.
+
+Schema steps are plain functions on a plain sqlite3 connection, each recorded in the transaction
+that runs it. A new file needs only CREATE statements, so a running agent does without sqlite-utils
+(25 MB of memory). A step that has to rebuild a table wraps its connection in sqlite_utils.Database
+for that one time, and inspect() uses it for people and tools.
+
+WAL and NORMAL: after a crash of the process nothing that was committed is lost; after a power cut
+the last moments may be missing, the file is whole. Damage inside a stored value is not seen by
+SQLite: whoever stores values adds a checksum of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+Migration = Callable[[sqlite3.Connection], None]
+
+PAGE = 4096  # bytes
+
+# What a disk does, in SQLite's words (sqlite3 in Python 3.10 gives no error codes).
+_DISK = (
+    "database or disk is full", "attempt to write a readonly", "unable to open", "disk i/o error",
+    "is locked", "access permission denied", "interrupted",
+)  # fmt: skip
+
+
+class Table(msgspec.Struct, frozen=True):
+    """One table of a cache file, for people."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: int
+    schema: str
+
+
+@contextmanager
+def atomic(db: sqlite3.Connection) -> Iterator[None]:
+    """All of the block's writes, or none."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
+            db.execute("ROLLBACK")
+        raise
+
+
+def damaged(e: Exception) -> bool:
+    """Is the file at fault, and not the disk or a bug of ours?
+
+    The statements are constant, so even "no such column" tells of a damaged schema.
+    """
+    if type(e) is sqlite3.OperationalError:
+        return not any(words in str(e).lower() for words in _DISK)
+    return type(e) is sqlite3.DatabaseError
+
+
+def open_for_writing(path: Path, migrations: tuple[Migration, ...]) -> sqlite3.Connection:
+    """The one writing connection to a file of the newest schema; sqlite3.Error or OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # SQLite would make it readable for all; -wal and -shm take over the mode of the file.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
+    db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect in a new file only
+        db.execute("PRAGMA journal_mode=WAL").fetchone()
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint=0").fetchone()  # the writer does it
+        db.execute("PRAGMA cache_size=-1000")  # KiB
+        db.execute("PRAGMA cell_size_check=1")  # sees more kinds of damage
+        _migrate(db, migrations)
+    except BaseException as e:
+        db.close()
+        if "readonly" in str(e):  # the disk is not: the file was opened for writing above
+            raise sqlite3.DatabaseError("its header says that it is read-only") from e
+        raise
+    return db
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """One more connection, which creates and changes nothing; raises sqlite3.Error."""
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",  # WAL needs to write its index
+        uri=True,
+        timeout=0.05,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    db.execute("PRAGMA query_only=1")
+    db.execute("PRAGMA cache_size=-250")  # KiB
+    db.execute("PRAGMA cell_size_check=1")
+    return db
+
+
+def check(db: sqlite3.Connection) -> None:
+    """Read the whole file; raises sqlite3.DatabaseError if its structure is broken."""
+    found = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != ("ok",):
+        raise sqlite3.DatabaseError(str(found[0] if found else "quick_check says nothing"))
+
+
+def erase(path: Path) -> None:
+    """Delete the file and what SQLite keeps beside it; raises OSError."""
+    for end in ("", "-wal", "-shm", "-journal"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+
+
+def size(path: Path, end: str = "") -> int:
+    """Bytes of the file, of its log ("-wal") or index ("-shm"); 0 if there is none."""
+    try:
+        return Path(f"{path}{end}").stat().st_size
+    except OSError:
+        return 0
+
+
+def pragma(db: sqlite3.Connection, name: str) -> int:
+    """The value of a numeric PRAGMA."""
+    (value,) = db.execute(f"PRAGMA {name}").fetchone()
+    return int(value)
+
+
+def inspect(path: Path) -> tuple[Table, ...]:
+    """The tables of a cache file; for commands, not for the running agent (loads sqlite-utils)."""
+    import sqlite_utils
+
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        tables = sqlite_utils.Database(db).tables
+        return tuple(Table(t.name, tuple(t.columns_dict), t.count, t.schema) for t in tables)
+    finally:
+        db.close()
+
+
+def _migrate(db: sqlite3.Connection, migrations: tuple[Migration, ...]) -> None:
+    have = pragma(db, "user_version")
+    if not 0 <= have <= len(migrations):
+        raise sqlite3.DatabaseError(f"schema {have} is unknown to this version")
+    for number, step in enumerate(migrations[have:], have + 1):
+        with atomic(db):
+            step(db)
+            db.execute(f"PRAGMA user_version={number}")

@@ -1,0 +1,124 @@
+"""The exact cache: outputs of the very same input to the very same package.
+
+    key(model, inputs) -> 16 bytes        get(model, key) -> outputs | None       put(...)
+
+The key is XXH3-128 over the package's digest (so also its preprocessing), names, types, shapes and
+bytes, seeded with 64 secret bits of this file: 10 us for 602 KB, where SHA-256 takes 319 us. It is
+no cryptographic hash: chance never makes two inputs collide, and an enemy who may already send
+requests to this device and knows the seed would at most mislead himself and its other users.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+
+from agent.caches.store import Counters, Store
+from edge_core.tensors import Array, Feeds
+
+_STRINGS = "O"  # dtype of an array whose data is a list of strings or bytes
+_Packed = list[tuple[str, str, tuple[int, ...], memoryview]]  # name, dtype, shape, data
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Packed).decode
+_decode_strings = msgspec.msgpack.Decoder(list[Any]).decode  # str or bytes
+
+
+class ResultCache:
+    """Answers by input. Never raises once it exists; health() tells what is wrong."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        ttl_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
+
+    def key(self, model: str, inputs: Feeds | bytes, salt: bytes = b"") -> bytes:
+        """16 bytes that stand for this input to this model; ``salt`` for what else matters."""
+        return input_key(self._store.secret, model, inputs, salt)
+
+    def get(self, model: str, key: bytes) -> Feeds | None:
+        """Outputs that were put under ``key``, as arrays of their own; None if there are none."""
+        found = self._store.get(model, key)
+        return None if found is None else unpack(found)
+
+    def put(self, model: str, key: bytes, outputs: Feeds) -> None:
+        """Remember ``outputs``; returns at once and may drop them."""
+        try:
+            packed = pack(outputs)
+        except TypeError:
+            self._store.refuse()
+        else:
+            self._store.put(model, key, packed)
+
+    def keep(self, models: Collection[str]) -> int:
+        """Remove every other model's entries, now and in future; how many were removed."""
+        return self._store.keep(models)
+
+    def counters(self) -> Counters:
+        """Totals over all runs, and the present size."""
+        return self._store.counters()
+
+    def health(self) -> str:
+        """What is wrong, "" if nothing."""
+        return self._store.health()
+
+    def flush(self) -> bool:
+        """Wait until all that was put is on disk; False if it is not."""
+        return self._store.flush()
+
+    def close(self) -> None:
+        """Write what waits; close the file."""
+        self._store.close()
+
+
+def input_key(seed: int, model: str, inputs: Feeds | bytes, salt: bytes = b"") -> bytes:
+    """XXH3-128 over everything that makes two inputs different, in an unambiguous order."""
+    if isinstance(inputs, bytes):
+        h = xxhash.xxh3_128(_encode((model, salt, len(inputs))), seed)
+        h.update(inputs)
+        return h.digest()
+    arrays = sorted(inputs.items())
+    head = [(name, a.dtype.str, a.shape) for name, a in arrays]
+    h = xxhash.xxh3_128(_encode((model, salt, head)), seed)
+    for _, a in arrays:
+        h.update(a.data if a.dtype.kind in "iufb" and a.flags.c_contiguous else _data(a))
+    return h.digest()
+
+
+def pack(arrays: Feeds) -> bytes:
+    """Named arrays as compact bytes; TypeError if one holds objects other than strings."""
+    return _encode([(name, a.dtype.str, a.shape, _data(a)) for name, a in arrays.items()])
+
+
+def unpack(packed: bytes | memoryview) -> Feeds:
+    """What pack() was given, in memory of its own."""
+    found: Feeds = {}
+    for name, dtype, shape, data in _decode(packed):
+        if dtype[1:] == _STRINGS:
+            a: Array = np.empty(shape, object)
+            a.flat[:] = _decode_strings(data)
+        else:  # copied, because the view is not aligned and may not be written
+            a = np.ndarray(shape, dtype, data).copy()
+        found[name] = a
+    return found
+
+
+def _data(a: Array) -> bytes:
+    if a.dtype.kind == _STRINGS:
+        items = a.ravel().tolist()
+        if not all(isinstance(s, str | bytes) for s in items):
+            raise TypeError("an array of objects that are no strings")
+        return _encode(items)
+    if a.dtype.kind == "V":  # records and foreign types, whose names say too little
+        raise TypeError(f"an array of {a.dtype}")
+    return a.tobytes()

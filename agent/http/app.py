@@ -1,0 +1,311 @@
+"""The protocol's paths as an ASGI application: a request in, the agent asked, a response out.
+
+The event loop reads, parses and writes; it never waits for an inference or for a disk. Every
+refusal is {"error": "..."} with the status that ``STATUS`` gives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+
+from agent.agent import Agent
+from agent.config import Http
+from agent.http import describe, oip
+from agent.http.body import Body, Gone, Held, Receive, TooSlow
+from agent.http.oip import Headers, Part, TooLarge
+from agent.requests import Answer
+from edge_core.errors import (
+    DeadlineExceeded,
+    EdgeError,
+    InputError,
+    MissingExtra,
+    Overloaded,
+    StorageError,
+    Unavailable,
+    UnknownModel,
+)
+from edge_core.manifest import Manifest
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Reply = tuple[int, Headers, list[Part]]
+
+MAX_HEAD = 32 * 1024  # bytes of request line and headers
+MAX_HEADERS = 100
+MAX_NOTE = 64 * 1024  # bytes of a body that is no inference request
+MIN_HELD = 128_000_000  # bytes of all bodies together, if no single one may be larger
+ASIDE = 256 * 1024  # bytes of JSON, or a sixteenth of it in values, that take more than some ms
+ASIDE_BINARY = 16 * 1024 * 1024
+JOIN = 64 * 1024  # bytes; a smaller response is one write
+
+
+class Refused(InputError):
+    """A request that is no part of the protocol, with its status."""
+
+    def __init__(self, status: int, what: str, *, hint: str = "", headers: Headers = []) -> None:  # noqa: B006
+        super().__init__(what, hint=hint)
+        self.status, self.headers = status, headers
+
+
+# The first that fits; anything else is a failure of ours, 500.
+STATUS: tuple[tuple[type[EdgeError], int], ...] = (
+    (UnknownModel, 404),
+    (TooLarge, 413),
+    (TooSlow, 408),
+    (InputError, 400),
+    (Overloaded, 429),
+    (Unavailable, 503),
+    (MissingExtra, 503),
+    (StorageError, 503),
+    (DeadlineExceeded, 504),
+)
+
+
+class App:
+    """One per server."""
+
+    def __init__(self, agent: Agent, http: Http) -> None:
+        self._agent = agent
+        self._limit = int(http.max_body_mb * 1e6)
+        self._held = Held(max(MIN_HELD, 2 * self._limit))
+        self._tallies: dict[str, describe.Tally] = {}
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request, whatever it is."""
+        headers: Headers = scope["headers"]
+        body = Body(headers, receive, self._limit, self._held)
+        try:
+            try:
+                reply = await self._reply(scope, headers, body)
+            except EdgeError as e:
+                reply = refusal(e)
+            except Exception:  # a request's root: the client must hear of it
+                log.exception("event=http_failed path=%r", scope["path"])
+                reply = refusal(EdgeError("the server failed; its log says why"))
+            if not await body.drop():
+                reply[1].append((b"connection", b"close"))
+            await _send(reply, send)
+        finally:
+            body.free()
+
+    async def _reply(self, scope: dict[str, Any], headers: Headers, body: Body) -> Reply:
+        _check_head(scope, headers)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        path = _path(scope["raw_path"])
+        if path[:2] == ["v2", "models"] and path[2:] not in ([], ["stats"]):
+            return await self._model(method, path[2:], headers, body)
+        return await self._server(method, path, body)
+
+    async def _server(self, method: str, path: list[str], body: Body) -> Reply:
+        """What concerns no single model."""
+        agent = self._agent
+        match path:
+            case ["v2"]:
+                _only("GET", method)
+                return _json(200, describe.server())
+            case ["v2", "health", "live"]:
+                _only("GET", method)
+                return _json(200, {"live": True})
+            case ["v2", "health", "ready"]:
+                _only("GET", method)
+                ready = agent.ready()
+                return _json(200 if ready else 503, {"ready": ready})
+            case ["v2", "edge", "status"]:
+                _only("GET", method)
+                return _json(200, await asyncio.to_thread(agent.status))
+            case ["v2", "models", "stats"]:
+                _only("GET", method)
+                return _json(
+                    200, describe.stats(await asyncio.to_thread(agent.models), self._tallies)
+                )
+            case ["v2", "repository", "index"]:
+                asked = _Index() if method == "GET" else await _note(body, _Index)
+                _only("POST", "POST" if method == "GET" else method)
+                models = await asyncio.to_thread(agent.models)
+                return _json(200, describe.index(models, ready=asked.ready))
+            case ["v2", "repository", "models", name, "load" | "unload" as verb]:
+                _only("POST", method)
+                return await self._load(name, verb, await _note(body, _Load))
+        raise Refused(404, f"there is no path {'/'.join(('', *path))!r}"[:200], hint=PATHS)
+
+    async def _model(self, method: str, path: list[str], headers: Headers, body: Body) -> Reply:
+        name, version, rest = path[0], "", path[1:]
+        if len(rest) >= 2 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        verb = "/".join(rest)
+        if verb not in ("", "ready", "stats", "infer"):
+            raise Refused(404, f"a model has no path {verb!r}"[:200], hint=PATHS)
+        _only("POST" if verb == "infer" else "GET", method)
+        manifest = self._agent.manifest(name)
+        if version and version != manifest.version:
+            raise UnknownModel(
+                f"'{name}' has no version '{version}'", hint=f"it serves {manifest.version}"
+            )
+        if verb == "infer":
+            return await self._tallied(manifest, headers, body)
+        if verb == "stats":
+            found = await asyncio.to_thread(self._agent.model, name)
+            return _json(200, describe.stats((found,), self._tallies))
+        if verb == "ready":
+            return _json(200, {"name": name, "ready": True})
+        return _json(200, describe.model(manifest))
+
+    async def _load(self, name: str, verb: str, note: _Load) -> Reply:
+        """Serve what is installed now."""
+        if verb == "unload" or note.parameters:
+            raise InputError(
+                f"{verb} with these parameters is not offered: what is installed is served",
+                hint="edge-agent install, edge-agent rollback",
+            )
+        await asyncio.to_thread(self._agent.reload)
+        found = await asyncio.to_thread(self._agent.model, name)
+        if found.why:
+            raise Unavailable(f"'{name}' cannot be served: {found.why}")
+        return _json(200, {})
+
+    async def _tallied(self, manifest: Manifest, headers: Headers, body: Body) -> Reply:
+        tally = self._tallies.setdefault(manifest.name, describe.Tally())
+        start = time.perf_counter_ns()
+        cached = ""
+        try:
+            reply, cached = await self._infer(manifest, headers, body)
+        except BaseException:
+            tally.fail += 1
+            tally.fail_ns += time.perf_counter_ns() - start
+            raise
+        took = time.perf_counter_ns() - start
+        tally.success += 1
+        tally.success_ns += took
+        if cached:
+            tally.cached += 1
+            tally.cached_ns += took
+        else:
+            tally.last_ms = time.time_ns() // 1_000_000
+        return reply
+
+    async def _infer(self, manifest: Manifest, headers: Headers, body: Body) -> tuple[Reply, str]:
+        for name, value in headers:
+            if name == b"content-encoding" and value.lower() not in (b"", b"identity"):
+                raise Refused(415, "Content-Encoding is not supported", hint="send it as it is")
+        length = oip.json_length(headers)
+        data = await body.read(length or 0)
+        text = len(data) if length is None else length
+        request = await _aside(text > ASIDE, oip.parse, data, length, manifest)
+        answer = await self._answer(manifest.name, request, len(data) > ASIDE_BINARY)
+        values = sum(answer.outputs[w.name].size for w in request.wanted if not w.binary)
+        reply, parts = await _aside(values > ASIDE // 16, oip.encode, answer, request)
+        return (200, reply, parts), answer.cached
+
+    async def _answer(self, model: str, request: oip.Request, slow: bool) -> Answer:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer | EdgeError] = loop.create_future()
+
+        def settle(found: Answer | EdgeError) -> None:
+            if not future.done():
+                future.set_result(found)
+
+        def done(found: Answer | EdgeError) -> None:
+            if not loop.is_closed():  # it is when the server was stopped meanwhile
+                loop.call_soon_threadsafe(settle, found)
+
+        def submit() -> None:
+            self._agent.submit(
+                model, request.inputs, done,
+                deadline_ms=request.deadline_ms, top=request.top, cache=request.cache,
+            )  # fmt: skip
+
+        await _aside(slow, submit)
+        found = await future
+        if isinstance(found, EdgeError):
+            raise found
+        return found
+
+
+class _Index(msgspec.Struct, frozen=True):
+    ready: bool = False
+
+
+class _Load(msgspec.Struct, frozen=True):
+    parameters: dict[str, msgspec.Raw] = {}
+
+
+PATHS = (
+    "/v2, /v2/health/live, /v2/health/ready, /v2/models/NAME[/versions/VERSION][/ready, /stats or "
+    "/infer], /v2/models/stats, /v2/repository/index, /v2/repository/models/NAME/load, "
+    "/v2/edge/status"
+)
+
+
+def refusal(e: EdgeError) -> Reply:
+    """The response that tells an error."""
+    status = next((s for kind, s in STATUS if isinstance(e, kind)), 500)
+    reply = _json(
+        e.status if isinstance(e, Refused) else status,
+        {"error": f"{e.what}; {e.hint}" if e.hint else e.what},
+    )
+    if isinstance(e, Refused):
+        reply[1].extend(e.headers)
+    elif status in (429, 503):
+        reply[1].append((b"retry-after", b"1"))
+    return reply
+
+
+def _check_head(scope: dict[str, Any], headers: Headers) -> None:
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in headers)
+    if size > MAX_HEAD or len(headers) > MAX_HEADERS:
+        raise Refused(431, f"the head has {size} bytes in {len(headers)} headers, too many")
+
+
+def _path(raw: bytes) -> list[str]:
+    """The decoded segments of a path; a slash within one does not part it."""
+    try:
+        segments = [unquote(s, errors="strict") for s in raw.decode("ascii").split("/")[1:]]
+    except UnicodeDecodeError as e:
+        raise Refused(404, "the path is not UTF-8") from e
+    return segments[:-1] if segments[-1:] == [""] else segments
+
+
+def _only(allowed: str, method: str) -> None:
+    if method != allowed:
+        raise Refused(405, f"this path takes {allowed}", headers=[(b"allow", allowed.encode())])
+
+
+async def _note(body: Body, kind: type[T]) -> T:
+    """A small JSON document; an empty body is the default one."""
+    data = await body.read()
+    if len(data) > MAX_NOTE:
+        raise TooLarge(f"the body has {len(data)} bytes; limit {MAX_NOTE}")
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
+        raise InputError(f"the body is not understood: {e}") from e
+
+
+async def _aside(slow: bool, f: Callable[..., T], *arguments: Any) -> T:
+    """Call ``f``, on another thread if it would hold up the event loop."""
+    return await asyncio.to_thread(f, *arguments) if slow else f(*arguments)
+
+
+def _json(status: int, document: object) -> Reply:
+    raw = msgspec.json.encode(document)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
+    return status, headers, [raw]
+
+
+async def _send(reply: Reply, send: Send) -> None:
+    status, headers, parts = reply
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if sum(map(len, parts)) <= JOIN:
+        parts = [b"".join(parts)]
+    for part in parts[:-1]:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": parts[-1]})

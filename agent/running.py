@@ -1,0 +1,99 @@
+"""Is an agent running on this data directory, and where? One lock and one small file.
+
+    with alone(root):                   this process is the agent; InputError if another one is
+        announce(root, address)         writes agent.json, which goes away with the block
+    found(root) -> Running | None       asked by a command
+
+The lock is what counts: the kernel frees it however the process ended, so an agent.json that a
+crash left behind misleads nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from edge_core.errors import InputError
+from edge_core.files import storage_error, write_whole
+
+LOCK, FILE = "lock", "agent.json"
+PATIENCE_S = 1.0  # a command that asks holds the lock for a moment
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent that serves."""
+
+    pid: int
+    address: str  # "http://127.0.0.1:8000", "unix:/run/edge-agent.sock", "" without a server
+    since: float  # seconds since 1970
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Be the only agent of a data directory; raises InputError if another one runs."""
+    path = root / LOCK
+    if not root.is_dir():
+        raise InputError(f"there is no data directory {root}", hint="edge-agent init")
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as e:
+        raise storage_error(e, path) from e
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while not _locked(fd, fcntl.LOCK_EX):
+            if time.monotonic() > end:
+                other = _read(root)
+                raise InputError(
+                    f"another agent serves {root}" + (f": process {other.pid}" if other else ""),
+                    hint="stop it, or give this one a data_dir of its own",
+                )
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (root / FILE).unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
+def announce(root: Path, address: str) -> None:
+    """Tell commands of the same user where this process answers; call it within alone()."""
+    running = Running(pid=os.getpid(), address=address, since=time.time())
+    write_whole(root / FILE, msgspec.json.encode(running), mode=0o600)
+
+
+def found(root: Path) -> Running | None:
+    """The agent that runs on a data directory, or None."""
+    running = _read(root)
+    if running is None:
+        return None
+    try:
+        fd = os.open(root / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return None if _locked(fd, fcntl.LOCK_SH) else running
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(root: Path) -> Running | None:
+    try:
+        return msgspec.json.decode((root / FILE).read_bytes(), type=Running)
+    except (OSError, msgspec.MsgspecError):
+        return None

@@ -1,0 +1,193 @@
+"""A graph made for one row, made to take any number of them: where rows lie, op by op.
+
+    Tracker(run).step(unit, ...)     tries one op alone on ROWS rows: does it keep them apart?
+    reshape(where, have, want)       where the free dimension of a reshape belongs
+
+Nothing is assumed about ops. Each is run by the real runtime, once with every row alone and once
+with all of them stacked; where its results lie is what was found, and an op that does not give
+each row what it gives it alone is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from converters import onnx_verify
+from edge_core.errors import ConvertError, EdgeError
+from edge_core.tensors import Array
+
+ROWS = 3
+NAME = "batch"  # of the free dimension
+WAY_OUT = "build it without --batch dynamic"
+Shape = tuple[int, ...]
+Values = dict[str, Array]  # by tensor
+Run = Callable[[Any, Values], Values]  # a unit of a format, and its inputs -> its results
+WIDE = ("int8", "uint8", "int16", "uint16")  # integers that stand for reals: all values are valid
+
+
+class Where(msgspec.Struct, frozen=True):
+    """The rows of a batch in a tensor: they lie in ``axis``, whose index counts ``outer`` first,
+    then the rows, then the rest."""
+
+    axis: int
+    outer: int = 1
+
+
+FIRST = Where(0)
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """What is known of a tensor that depends on the rows: its form for one row."""
+
+    shape: Shape
+    dtype: np.dtype[Any]
+    where: Where
+
+
+def refused(what: str) -> ConvertError:
+    """The error for a model that cannot take batches."""
+    return ConvertError(what, hint=WAY_OUT)
+
+
+def stacked(rows: Sequence[Array], where: Where) -> Array:
+    """One tensor of all rows."""
+    shape = rows[0].shape
+    split = (*shape[: where.axis], where.outer, -1, *shape[where.axis + 1 :])
+    joined = np.stack([r.reshape(_sized(split, r)) for r in rows], axis=where.axis + 1)
+    return joined.reshape(_times(shape, where.axis, len(rows)))
+
+
+def apart(batch: Array, where: Where, count: int) -> list[Array]:
+    """The rows of a tensor, each as it is alone."""
+    shape = tuple(batch.shape)
+    one = (*shape[: where.axis], shape[where.axis] // count, *shape[where.axis + 1 :])
+    inner = shape[where.axis] // count // where.outer
+    split = (*shape[: where.axis], where.outer, count, inner, *shape[where.axis + 1 :])
+    moved = np.moveaxis(batch.reshape(split), where.axis + 1, 0)
+    return [row.reshape(one) for row in moved]
+
+
+def found(alone: Sequence[Array], batch: Array, likely: Iterable[Where] = ()) -> Where | None:
+    """Where ``batch`` holds what the rows gave alone; None if it does not.
+
+    Rows that are equal may be found in more than one place: ``likely`` ones are looked at first.
+    """
+    shape, count = alone[0].shape, len(alone)
+    axes = [i for i, (a, b) in enumerate(zip(shape, batch.shape, strict=False)) if a != b]
+    if len(shape) != batch.ndim or len(axes) != 1 or batch.shape != _times(shape, axes[0], count):
+        return None
+    size = shape[axes[0]]
+    every = [Where(axes[0], outer) for outer in range(1, size + 1) if size % outer == 0]
+    first = [w for w in likely if w in every]
+    for where in dict.fromkeys([*first, *every]):
+        if all(_same(a, b) for a, b in zip(alone, apart(batch, where, count), strict=True)):
+            return where
+    return None
+
+
+def reshape(where: Where, have: Shape, want: Shape) -> int | None:
+    """The dimension of ``want`` that the rows of a tensor of shape ``have`` multiply.
+
+    A reshape keeps the order of the elements, so the rows stay behind as many of them as before.
+    None where that is in the middle of a dimension.
+    """
+    before = math.prod(have[: where.axis]) * where.outer
+    return next((k for k in range(len(want)) if math.prod(want[:k]) == before), None)
+
+
+class Tracker:
+    """What is known of a graph's tensors so far: constants, and those that depend on the rows."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._rng = np.random.default_rng(0)
+        self.rows: dict[str, Tensor] = {}
+        self.constants: Values = {}
+
+    def input(self, name: str, shape: Shape, dtype: Any) -> None:
+        """A graph input; raises ConvertError unless it is made for one row."""
+        if not shape or shape[0] != 1:
+            told = "x".join(map(str, shape)) or "a scalar"
+            raise refused(f"input '{name}' is {told}: its first dimension is not a batch of 1")
+        self.rows[name] = Tensor(shape, np.dtype(dtype), FIRST)
+
+    def output(self, name: str) -> None:
+        """A graph output; raises ConvertError unless it has one line for each row."""
+        known = self.rows.get(name)
+        if known is None:
+            raise refused(f"output '{name}' does not depend on the rows of a batch")
+        if known.where != FIRST or known.shape[0] != 1:
+            told = "x".join(map(str, known.shape))
+            raise refused(f"output '{name}' is {told}: its first dimension is not the batch")
+
+    def step(
+        self, unit: Any, label: str, inputs: Iterable[str], outputs: Iterable[str]
+    ) -> dict[str, Where]:
+        """Try one unit; returns where its results lie. Results without rows become constants.
+
+        Raises ConvertError naming ``label`` for a unit that does not keep the rows apart.
+        """
+        names, results = list(dict.fromkeys(inputs)), list(outputs)
+        given = {n: self.rows[n] for n in names if n in self.rows}
+        fixed = {n: self.constants[n] for n in names if n in self.constants}
+        if not given:
+            made = self._tried(unit, fixed, f"{label} does not run")
+            self.constants |= {n: made[n] for n in results}
+            return {}
+        samples = [{n: self._random(t) for n, t in given.items()} for _ in range(ROWS)]
+        joined = {n: stacked([s[n] for s in samples], t.where) for n, t in given.items()}
+        alone = [self._tried(unit, fixed | s, f"{label} does not run") for s in samples]
+        batch = self._tried(unit, fixed | joined, f"{label} fixes the batch")
+        likely = [t.where for t in given.values()]
+        for n in results:
+            where = found([a[n] for a in alone], batch[n], likely)
+            if where is None:
+                raise refused(f"{label} mixes the rows of a batch, or fixes their number")
+            self.rows[n] = Tensor(alone[0][n].shape, alone[0][n].dtype, where)
+        return {n: self.rows[n].where for n in results}
+
+    def _tried(self, unit: Any, values: Values, failed: str) -> Values:
+        try:
+            return self._run(unit, values)
+        except EdgeError as e:
+            raise refused(f"{failed}: {e.what}") from e
+
+    def _random(self, t: Tensor) -> Array:
+        """Values for one row: normal floats; integers that are valid as indices, or all."""
+        if t.dtype.kind == "f":
+            return self._rng.standard_normal(t.shape).astype(t.dtype)
+        if t.dtype.kind not in "iub":
+            raise refused(f"tensors of type {t.dtype} are not batched")
+        if t.dtype.name in WIDE:
+            limits = np.iinfo(t.dtype)
+            return self._rng.integers(limits.min, limits.max, t.shape, t.dtype, endpoint=True)
+        return self._rng.integers(0, 2, t.shape).astype(t.dtype)
+
+
+def named(shape: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The shape with a free batch."""
+    return (NAME, *shape[1:])
+
+
+def _same(a: Array, b: Array) -> bool:
+    half = a.dtype == np.float16
+    try:
+        onnx_verify.same(
+            {"": a}, {"": b}, onnx_verify.TOLERANCE_FP16 if half else onnx_verify.TOLERANCE
+        )
+    except ConvertError:
+        return False
+    return True
+
+
+def _times(shape: Shape, axis: int, count: int) -> Shape:
+    return (*shape[:axis], shape[axis] * count, *shape[axis + 1 :])
+
+
+def _sized(split: Sequence[int], row: Mapping[str, Any] | Array) -> Sequence[int]:
+    return split
