@@ -28,11 +28,12 @@ from agent import crashes
 from agent.caching import Caches
 from agent.config import Config
 from agent.journal import Inside, Journal
-from agent.live import Guard, Inputs, Live, allowed_threads, load
+from agent.live import Guard, Inputs, Live, Pulse, load
 from agent.requests import Answer, Request
 from agent.scheduler import Ran
 from agent.slots import Slot, Slots
 from agent.timing import Stage
+from agent.tuning import allowed_threads
 from edge_core.errors import EdgeError, MeasureError, StorageError, Unavailable, UnknownModel
 from edge_core.manifest import Manifest
 
@@ -231,6 +232,10 @@ class Agent:
             and not (self._failed.keys() - serving.keys())
             and all(m.alive for m in serving.values())
         )
+
+    def pulses(self) -> dict[str, Pulse]:
+        """Signs of life of each model that serves, for a watchdog; cheap."""
+        return {name: live.pulse for name, live in dict(self._live).items()}
 
     def reload(self) -> tuple[str, ...]:
         """Serve what active.json names now; the names of the models that changed.

@@ -1,52 +1,162 @@
-"""The `edge-agent` command on a device: verify, run and time packages, offline.
+"""The `edge-agent` command on a device: parses, calls one function, shows the result.
 
-Installing, serving and updating are not here yet; everything that is here is what the host's
-gates use, so "fine on the host" and "fine on the device" mean the same.
+Results on stdout, progress and errors on stderr. Exit codes: 0 pass, 1 error, 2 a gate failed,
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from agent import commands, config, doctor, show
+from agent.config import Config
 from edge_core import console, detect, run
 from edge_core.console import Json
 
-app = console.new_app("Packages on this device: verify, run and time them, offline.")
+app = console.new_app("Installs packages on this device and serves them, offline.")
+cache = typer.Typer(help="Remembered answers: what they save, and how to forget them.")
+app.add_typer(cache, name="cache")
+
 PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
+Source = Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An installed model.")]
+Settings = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings other than the usual.")
+]
+Top = Annotated[int, typer.Option(min=0, max=run.MAX_TOP, help="Classes to show; 0: outputs.")]
+
+
+@app.command("init")
+def init(
+    path: Settings = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where packages and caches are kept.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the settings, every one explained, and make the data directory."""
+    done = commands.begin(path, data_dir)
+    if as_json:
+        console.print_json(done)
+    else:
+        typer.echo(f"wrote {done.config}; data goes to {done.data_dir}")
+
+
+@app.command("install")
+def install(
+    package: PackageFile,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also if it was taken back; measure anew.")
+    ] = False,
+    path: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Verify, self-test and tune PACKAGE, then serve it; what was served becomes previous."""
+    done = commands.install(load(path), package, again=again, progress=show.progress)
+    console.print_json(done) if as_json else show.switched(done)
+
+
+@app.command("run")
+def run_(path: Settings = None) -> None:
+    """Serve the installed models until SIGTERM or Ctrl-C."""
+    found = config.find(path)
+    sys.stdout.flush()
+    # In place of this process, so that what only commands need is not kept in memory.
+    os.execv(  # noqa: S606
+        sys.executable, [sys.executable, "-I", "-m", "agent.daemon", "--config", str(found)]
+    )
+
+
+@app.command("status")
+def status(path: Settings = None, as_json: Json = False) -> None:
+    """Show what the running agent does: models, stage times, errors, caches."""
+    found = commands.overview(load(path))
+    console.print_json(found) if as_json else show.overview(found)
+
+
+@app.command("infer")
+def infer(
+    target: Annotated[str, typer.Argument(help="An installed model, or a package's path.")],
+    source: Source,
+    top: Top = 5,
+    path: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one INPUT; the running agent does it for an installed model."""
+    answer = commands.infer(path, target, source, top=top)
+    if as_json or not answer.top:
+        console.print_json(answer)
+    else:
+        show.answer(answer)
+
+
+@app.command("models")
+def models(path: Settings = None, as_json: Json = False) -> None:
+    """List the installed models."""
+    found = commands.models(load(path))
+    console.print_json(found) if as_json else show.models(found)
+
+
+@app.command("rollback")
+def rollback(
+    name: Name,
+    refuse: Annotated[
+        bool, typer.Option("--refuse", help="Do not install the abandoned package again.")
+    ] = False,
+    path: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Serve the previous package of NAME again."""
+    done = commands.rollback(load(path), name, refuse=refuse)
+    console.print_json(done) if as_json else show.switched(done)
+
+
+@app.command("doctor")
+def doctor_(path: Settings = None, as_json: Json = False) -> None:
+    """Check whether this device is fit to serve, and say what to do if not."""
+    found = doctor.check(path)
+    console.print_json(found) if as_json else show.checks(found)
+    if any(c.state == "fail" for c in found):
+        raise typer.Exit(1)
+
+
+@cache.callback(invoke_without_command=True)
+def caches(context: typer.Context, path: Settings = None, as_json: Json = False) -> None:
+    """Show what each cache holds, and its counters if the agent runs."""
+    if context.invoked_subcommand:
+        return
+    found = commands.caches(load(path))
+    console.print_json(found) if as_json else show.caches(found)
+
+
+@cache.command("clear")
+def clear(path: Settings = None, as_json: Json = False) -> None:
+    """Forget every remembered answer; the agent must not run."""
+    gone = commands.clear(load(path))
+    if as_json:
+        console.print_json({"cleared": gone})
+    else:
+        typer.echo(f"cleared: {', '.join(gone) or 'nothing was there'}")
 
 
 @app.command("verify")
-def verify(path: PackageFile, as_json: Json = False) -> None:
+def verify(package: PackageFile, as_json: Json = False) -> None:
     """Check PACKAGE's digests and replay its golden vectors here."""
-    verified = run.verify(path)
+    verified = run.verify(package)
     if as_json:
         console.print_json(verified)
     else:
         typer.echo(f"{verified.name} {verified.version}: {verified.golden.text}")
 
 
-@app.command("run")
-def run_(
-    path: PackageFile,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")],
-    top: Annotated[int, typer.Option(min=0, max=1000, help="Classes to show; 0: raw outputs.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Run PACKAGE on one INPUT and print the labels or the outputs."""
-    answer = run.run(path, source, top=top)
-    if as_json or not answer.top:
-        console.print_json(answer)
-        return
-    for scored in answer.top:
-        typer.echo(f"{scored.score:10.4f}  {scored.label}")
-
-
 @app.command("bench")
 def bench(
-    path: PackageFile,
+    package: PackageFile,
     threads: Annotated[
         list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
     ] = [1],
@@ -54,21 +164,19 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time PACKAGE on this device with its own golden inputs."""
-    timed = run.bench(path, threads=tuple(threads), runs=runs)
-    if as_json:
-        console.print_json(timed)
-        return
-    for t in timed:
-        typer.echo(
-            f"{t.threads} thread(s): p50 {t.p50_ms:.3f}, p90 {t.p90_ms:.3f}, p99 {t.p99_ms:.3f} ms "
-            f"of {t.runs} runs; load {t.load_ms:.1f} ms, peak {t.peak_mb:.1f} MB"
-        )
+    timed = run.bench(package, threads=tuple(threads), runs=runs)
+    console.print_json(timed) if as_json else show.timed(timed)
 
 
 @app.command("detect")
-def detect_() -> None:
+def detect_(as_json: Json = False) -> None:
     """Print a profile of this device as JSON."""
     console.print_json(detect.detect())
+
+
+def load(path: Path | None) -> Config:
+    """The settings that count; raises InputError."""
+    return config.load(config.find(path))
 
 
 def main() -> None:

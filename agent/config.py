@@ -93,6 +93,7 @@ class Crash(_Part, frozen=True, kw_only=True):
 
     max_crashes: Annotated[Count, Meta(description="within window_s, then the previous one")] = 3
     window_s: Annotated[Positive, Meta(description="older crashes are forgotten")] = 600.0
+    hang_s: Annotated[Positive, Meta(description="an inference that takes longer hangs")] = 120.0
 
 
 class Config(_Part, frozen=True, kw_only=True):

@@ -102,7 +102,9 @@ def _unit() -> Check:
 def unit_state(facts: dict[str, str]) -> Check:
     """What ``systemctl show`` says of the unit, judged."""
     if facts.get("LoadState") != "loaded":
-        return Check("service", "warn", f"no unit {UNIT}", "install it with agent/system/install.sh")
+        return Check(
+            "service", "warn", f"no unit {UNIT}", "install it with agent/system/install.sh"
+        )
     detail = f"{facts.get('ActiveState')}, watchdog {facts.get('WatchdogUSec')}"
     if facts.get("ActiveState") == "failed":
         return Check("service", "fail", detail, f"journalctl -u {UNIT}")
@@ -129,7 +131,9 @@ def _data_dir(root: Path) -> Iterator[Check]:
     yield Check("data", "ok" if free >= LOW_DISK_MB else "warn", f"{root}, {free} MB free", hint)
     exposed = [p for p in (root, *root.rglob("*")) if _others_may(p)]
     if exposed:
-        detail = f"others may use {exposed[0]}" + (f" and {len(exposed) - 1} more" * bool(exposed[1:]))
+        detail = f"others may use {exposed[0]}" + (
+            f" and {len(exposed) - 1} more" * bool(exposed[1:])
+        )
         yield Check("privacy", "fail", detail, f"chmod -R go= {root}")
 
 
@@ -191,7 +195,9 @@ def _caches(folder: Path) -> Iterator[Check]:
 def _agent(settings: Config) -> Check:
     here = running.found(settings.root)
     if here is None:
-        return Check("agent", "warn", "does not run", "edge-agent run, or systemctl start edge-agent")
+        return Check(
+            "agent", "warn", "does not run", "edge-agent run, or systemctl start edge-agent"
+        )
     if not here.address:
         return Check("agent", "ok", f"process {here.pid}, HTTP is off")
     try:

@@ -71,7 +71,7 @@ def install(
             _check_space(slots, opened)
             # 3. Into a folder that nothing changes any more; made anew if it is damaged.
             model = slots.unpack(opened) / manifest.file
-            progress(f"unpacked into {model.parent}")
+            progress(f"unpacked in {model.parent}")
             # 4. and 5. Self-test and tuning, unless this very runtime has been through them.
             result, slot = None, None if again else _known(active, opened.digest, runtime)
             if slot is None:

@@ -9,8 +9,8 @@ A small memory-mapped file. The kernel holds its page, so the counts survive kil
 without a single write. They are not worth anything after a reboot: the page may or may not have
 reached the disk, and a power cut is nobody's fault. So the file names the boot that it belongs to.
 
-Best kept on a tmpfs (/run): elsewhere the kernel writes the page back every few seconds, and the
-next store into it may wait for the disk.
+On a disk the kernel writes the page back now and then while models work (every half minute by
+default); on a tmpfs, such as /run, it never does.
 """
 
 from __future__ import annotations

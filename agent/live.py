@@ -6,7 +6,6 @@ was replaced closes when the last of its requests has left.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from agent.journal import Journal
 from agent.scheduler import Ran, Run, Scheduler
 from agent.slots import Slot
 from agent.timing import Stages
+from agent.tuning import allowed_threads
 from edge_core import runtimes
 from edge_core.errors import EdgeError, InputError, Overloaded, PackageError
 from edge_core.manifest import Manifest
@@ -35,6 +35,14 @@ class Image(msgspec.Struct, frozen=True):
 
 
 Inputs = Feeds | Image
+
+
+class Pulse(msgspec.Struct, frozen=True, kw_only=True):
+    """Does a model get on? A watchdog compares two of them."""
+
+    alive: bool  # its threads run
+    idle: bool  # a session is free
+    inferences: int  # so far
 
 
 class Guard:
@@ -100,6 +108,12 @@ class Live:
     def inside(self) -> int:
         """Requests that are on the model, running or not."""
         return self._inside
+
+    @property
+    def pulse(self) -> Pulse:
+        """Signs of life."""
+        scheduler = self._scheduler
+        return Pulse(alive=scheduler.alive, idle=scheduler.idle, inferences=scheduler.inferences)
 
     @property
     def alive(self) -> bool:
@@ -200,12 +214,6 @@ def load(
         guard.close()
         raise
     return Live(slot, manifest, limits, runs, guard)
-
-
-def allowed_threads(cpu_share: float) -> int:
-    """Threads that the configured share of this process's cores allows; at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, int(cpu_share * (cores or 1)))
 
 
 def policy(limits: Serve, slot: Slot) -> Policy:

@@ -4,13 +4,14 @@
         announce(root, address)         writes agent.json, which goes away with the block
     found(root) -> Running | None       asked by a command
 
-The lock is what counts: the kernel frees it however the process ended, so an agent.json that a
-crash left behind misleads nobody.
+The lock, on the directory itself, is what counts: it needs no writable disk, and the kernel frees
+it however the process ended, so an agent.json that a crash left behind misleads nobody.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ from pathlib import Path
 
 import msgspec
 
-from edge_core.errors import InputError
-from edge_core.files import storage_error, write_whole
+from edge_core.errors import InputError, StorageError
+from edge_core.files import write_whole
 
-LOCK, FILE = "lock", "agent.json"
+log = logging.getLogger(__name__)
+
+FILE = "agent.json"
 PATIENCE_S = 1.0  # a command that asks holds the lock for a moment
 
 
@@ -37,13 +40,11 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
     """Be the only agent of a data directory; raises InputError if another one runs."""
-    path = root / LOCK
-    if not root.is_dir():
-        raise InputError(f"there is no data directory {root}", hint="edge-agent init")
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as e:
-        raise storage_error(e, path) from e
+        hint = "edge-agent init" if isinstance(e, FileNotFoundError) else ""
+        raise InputError(f"data_dir {root}: {e.strerror}", hint=hint) from e
     try:
         end = time.monotonic() + PATIENCE_S
         while not _locked(fd, fcntl.LOCK_EX):
@@ -54,19 +55,26 @@ def alone(root: Path) -> Iterator[None]:
                     hint="stop it, or give this one a data_dir of its own",
                 )
             time.sleep(0.05)
+        _forget(root)  # what a crash left behind
         try:
             yield
         finally:
-            with suppress(OSError):
-                (root / FILE).unlink(missing_ok=True)
+            _forget(root)
     finally:
         os.close(fd)
 
 
-def announce(root: Path, address: str) -> None:
-    """Tell commands of the same user where this process answers; call it within alone()."""
+def announce(root: Path, address: str) -> Running:
+    """Tell commands of the same user where this process answers; call it within alone().
+
+    On a disk that refuses, commands find no agent, and applications need none of this.
+    """
     running = Running(pid=os.getpid(), address=address, since=time.time())
-    write_whole(root / FILE, msgspec.json.encode(running), mode=0o600)
+    try:
+        write_whole(root / FILE, msgspec.json.encode(running), mode=0o600)
+    except StorageError as e:
+        log.error("event=not_announced why=%r", e.what)
+    return running
 
 
 def found(root: Path) -> Running | None:
@@ -75,7 +83,7 @@ def found(root: Path) -> Running | None:
     if running is None:
         return None
     try:
-        fd = os.open(root / LOCK, os.O_RDONLY)
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
     try:
@@ -90,6 +98,11 @@ def _locked(fd: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _forget(root: Path) -> None:
+    with suppress(OSError):
+        (root / FILE).unlink(missing_ok=True)
 
 
 def _read(root: Path) -> Running | None:

@@ -80,6 +80,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def idle(self) -> bool:
+        """Is a session free?"""
+        return bool(self._free)
+
+    @property
     def alive(self) -> bool:
         """Are all lanes running?"""
         return all(lane.is_alive() for lane in self._lanes)

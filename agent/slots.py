@@ -161,10 +161,9 @@ class Slots:
         """Serve ``slot``; what was served becomes ``previous``. One rename."""
         with self._lock(".lock"):
             old = self.active(slot.name) if self._active(slot.name).exists() else Active()
-            previous = old.current
-            if old.disabled or (previous and previous.digest == slot.digest):
-                previous = old.previous  # nothing to go back to, or the same tuned anew
             refused = tuple(d for d in old.refused if d != slot.digest)
+            known = (s for s in (old.current, old.previous) if s and s.digest != slot.digest)
+            previous = next((s for s in known if s.digest not in refused), None)
             return self._write(slot.name, Active(current=slot, previous=previous, refused=refused))
 
     def rollback(self, name: str, *, refuse: bool) -> Active:
@@ -176,7 +175,7 @@ class Slots:
             old = self.active(name)
             if old.previous is None:
                 raise InputError(f"'{name}' has no previous version to go back to")
-            if refuse:
+            if refuse or old.disabled:
                 new = Active(current=old.previous, refused=_refused(old))
             else:
                 new = Active(current=old.previous, previous=old.current, refused=old.refused)
@@ -306,7 +305,7 @@ class Slots:
         """Hold a lock; without ``wait`` False if another process or thread has it."""
         self._private(self._models)
         try:
-            fd = os.open(self._models / name, os.O_RDWR | os.O_CREAT, 0o600)
+            fd = os.open(self._models / name, os.O_RDONLY | os.O_CREAT, 0o600)
         except OSError as e:
             raise storage_error(e, self._models / name) from e
         try:

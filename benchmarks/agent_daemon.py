@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import tomli_w
 import tritonclient.http as triton
 from tritonclient.utils import np_to_triton_dtype
@@ -26,7 +25,7 @@ from tritonclient.utils import np_to_triton_dtype
 from agent.config import Config, Http, Serve
 from agent.install import install
 from edge_core.files import write_whole
-from edge_core.tensors import Array, Feeds
+from edge_core.tensors import Feeds
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0
@@ -112,13 +111,19 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def infer_body(feeds: Feeds, outputs: Iterable[str]) -> tuple[bytes, dict[str, str]]:
-    """A request of the Open Inference Protocol with binary tensors, as tritonclient writes it."""
+def infer_inputs(feeds: Feeds) -> list[triton.InferInput]:
+    """The tensors of a request, in binary."""
     inputs = []
     for name, array in feeds.items():
         given = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         given.set_data_from_numpy(array, binary_data=True)
         inputs.append(given)
+    return inputs
+
+
+def infer_body(feeds: Feeds, outputs: Iterable[str]) -> tuple[bytes, dict[str, str]]:
+    """A request of the Open Inference Protocol with binary tensors, as tritonclient writes it."""
+    inputs = infer_inputs(feeds)
     wanted = [triton.InferRequestedOutput(name, binary_data=True) for name in outputs]
     body, json_size = triton.InferenceServerClient.generate_request_body(inputs, outputs=wanted)
     headers = {"Content-Type": "application/octet-stream"}
@@ -127,12 +132,11 @@ def infer_body(feeds: Feeds, outputs: Iterable[str]) -> tuple[bytes, dict[str, s
     return bytes(body), headers
 
 
-def infer_answer(body: bytes, headers: Mapping[str, str], output: str) -> Array:
-    """One output of an answer, as tritonclient reads it."""
+def infer_result(body: bytes, headers: Mapping[str, str]) -> triton.InferResult:
+    """An answer, as tritonclient reads it."""
     size = headers.get("Inference-Header-Content-Length")
     parse = triton.InferenceServerClient.parse_response_body
-    result = parse(body, header_length=int(size) if size else None)
-    return np.asarray(result.as_numpy(output))
+    return parse(body, header_length=int(size) if size else None)
 
 
 def _end(log: Path) -> str:

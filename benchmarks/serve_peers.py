@@ -37,15 +37,14 @@ from edge_core.errors import MeasureError
 from edge_core.manifest import Manifest
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Array, Feeds
-from edge_sdk import show
 from edge_sdk.workspace import default_cache
 
 CLIENTS = (1, 8, 32)
 THREADS = 1
 OURS = "edge-agent, binary"
 HERE = Path(__file__).parent / "servers"
-# httptools: with it uvicorn answers faster, and MLServer does not ask for it. uvloop: its workers do
-# not start with a newer one.
+# httptools makes uvicorn faster, and MLServer does not ask for it; with a newer uvloop its workers
+# do not start.
 MLSERVER = peer_env.PeerEnv(
     "mlserver-1.7.1",
     (("mlserver==1.7.1", "onnxruntime==1.31.1", "httptools==0.9.0", "uvloop==0.21.0"),),
@@ -114,7 +113,7 @@ def agent(job: Job) -> Server:
         )
 
     def answer(body: bytes, headers: Mapping[str, str]) -> Array:
-        return agent_daemon.infer_answer(body, headers, output)
+        return np.asarray(agent_daemon.infer_result(body, headers).as_numpy(output))
 
     return Server(OURS, launch, f"/v2/models/{job.manifest.name}/infer", body, headers, answer)
 
@@ -260,7 +259,7 @@ def measured(job: Job, all_servers: Sequence[Server], rounds: int, seconds: floa
 def table(title: str, found: Found) -> None:
     """Print one model's rows."""
     names = [f"{what}, {n}" for n in CLIENTS for what in ("p50 ms", "p99 ms", "1/s")]
-    t = show.table(title, *names, "failed", right=(*names, "failed"))
+    t = console.table(title, *names, "failed", right=(*names, "failed"))
     for name, by in found.items():
         cells = [
             cell
@@ -296,7 +295,9 @@ def verdicts(title: str, found: Found) -> dict[str, bool | None]:
 MODELS = {"lite0": agent_packages.lite0, "digits": agent_packages.digits}
 
 
-def main(models: Sequence[str], rounds: int, seconds: float, offline: bool = False) -> int:
+def main(
+    models: Sequence[str], rounds: int = 3, seconds: float = 4.0, offline: bool = False
+) -> int:
     told: dict[str, bool | None] = {}
     for name in models:
         with tempfile.TemporaryDirectory(prefix="edge-serve-") as folder:

@@ -18,6 +18,7 @@ import msgspec
 from edge_core.tensors import Feeds, TensorSpec
 
 Layout = Literal["NHWC", "NCHW"]
+Batch = Literal["fixed", "dynamic"]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     runtime_version: str  # of the device's runtime: "1.23.2"
     layout: Layout = "NHWC"  # of images at the border, where the format has a choice
     samples: Sequence[Feeds] = ()  # as the original takes them
+    batch: Batch = "fixed"  # "dynamic": any number of rows in the first dimension
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +72,7 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
     times: tuple[str, ...] = ()  # in the report only: they vary from run to run
     precision: str = ""  # where it is not the recipe's: a file that is taken as it is
     quantised_share: float | None = None  # of the weight bytes; None for float files
+    fixed: Path | None = None  # the same for one row, where the batch of ``path`` is dynamic
 
 
 class Converter(Protocol):

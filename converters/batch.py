@@ -1,7 +1,7 @@
 """A graph made for one row, made to take any number of them: where rows lie, op by op.
 
-    Tracker(run).step(unit, ...)     tries one op alone on ROWS rows: does it keep them apart?
-    reshape(where, have, want)       where the free dimension of a reshape belongs
+    Tracker().step(...)          tries one op alone on ROWS rows: does it keep them apart?
+    reshape(where, have, want)   where the free dimension of a reshape belongs
 
 Nothing is assumed about ops. Each is run by the real runtime, once with every row alone and once
 with all of them stacked; where its results lie is what was found, and an op that does not give
@@ -11,7 +11,8 @@ each row what it gives it alone is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ NAME = "batch"  # of the free dimension
 WAY_OUT = "build it without --batch dynamic"
 Shape = tuple[int, ...]
 Values = dict[str, Array]  # by tensor
-Run = Callable[[Any, Values], Values]  # a unit of a format, and its inputs -> its results
+Run = Callable[[Values], Values]  # what depends on the rows -> results
 WIDE = ("int8", "uint8", "int16", "uint16")  # integers that stand for reals: all values are valid
 
 
@@ -58,7 +59,7 @@ def stacked(rows: Sequence[Array], where: Where) -> Array:
     """One tensor of all rows."""
     shape = rows[0].shape
     split = (*shape[: where.axis], where.outer, -1, *shape[where.axis + 1 :])
-    joined = np.stack([r.reshape(_sized(split, r)) for r in rows], axis=where.axis + 1)
+    joined = np.stack([r.reshape(split) for r in rows], axis=where.axis + 1)
     return joined.reshape(_times(shape, where.axis, len(rows)))
 
 
@@ -94,8 +95,10 @@ def reshape(where: Where, have: Shape, want: Shape) -> int | None:
     """The dimension of ``want`` that the rows of a tensor of shape ``have`` multiply.
 
     A reshape keeps the order of the elements, so the rows stay behind as many of them as before.
-    None where that is in the middle of a dimension.
+    None where that is in the middle of a dimension of another size.
     """
+    if have[: where.axis + 1] == want[: where.axis + 1]:
+        return where.axis
     before = math.prod(have[: where.axis]) * where.outer
     return next((k for k in range(len(want)) if math.prod(want[:k]) == before), None)
 
@@ -103,8 +106,7 @@ def reshape(where: Where, have: Shape, want: Shape) -> int | None:
 class Tracker:
     """What is known of a graph's tensors so far: constants, and those that depend on the rows."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self) -> None:
         self._rng = np.random.default_rng(0)
         self.rows: dict[str, Tensor] = {}
         self.constants: Values = {}
@@ -126,36 +128,34 @@ class Tracker:
             raise refused(f"output '{name}' is {told}: its first dimension is not the batch")
 
     def step(
-        self, unit: Any, label: str, inputs: Iterable[str], outputs: Iterable[str]
-    ) -> dict[str, Where]:
-        """Try one unit; returns where its results lie. Results without rows become constants.
+        self,
+        label: str,
+        inputs: Iterable[str],
+        outputs: Sequence[str],
+        load: Callable[[dict[str, Tensor], Values], Run],
+    ) -> None:
+        """Try one op, which ``load`` gives for its inputs: those with rows, and the constant ones.
 
-        Raises ConvertError naming ``label`` for a unit that does not keep the rows apart.
+        Results without rows become constants. Raises ConvertError naming ``label`` for an op that
+        does not keep the rows apart.
         """
-        names, results = list(dict.fromkeys(inputs)), list(outputs)
+        names = list(dict.fromkeys(inputs))
         given = {n: self.rows[n] for n in names if n in self.rows}
-        fixed = {n: self.constants[n] for n in names if n in self.constants}
+        with told(f"{label} does not run"):
+            run = load(given, {n: self.constants[n] for n in names if n in self.constants})
+            samples = [{n: self._random(t) for n, t in given.items()} for _ in range(ROWS)]
+            alone = [run(s) for s in samples[: ROWS if given else 1]]
         if not given:
-            made = self._tried(unit, fixed, f"{label} does not run")
-            self.constants |= {n: made[n] for n in results}
-            return {}
-        samples = [{n: self._random(t) for n, t in given.items()} for _ in range(ROWS)]
-        joined = {n: stacked([s[n] for s in samples], t.where) for n, t in given.items()}
-        alone = [self._tried(unit, fixed | s, f"{label} does not run") for s in samples]
-        batch = self._tried(unit, fixed | joined, f"{label} fixes the batch")
+            self.constants |= {n: alone[0][n] for n in outputs}
+            return
+        with told(f"{label} fixes the batch"):
+            batch = run({n: stacked([s[n] for s in samples], t.where) for n, t in given.items()})
         likely = [t.where for t in given.values()]
-        for n in results:
+        for n in outputs:
             where = found([a[n] for a in alone], batch[n], likely)
             if where is None:
                 raise refused(f"{label} mixes the rows of a batch, or fixes their number")
             self.rows[n] = Tensor(alone[0][n].shape, alone[0][n].dtype, where)
-        return {n: self.rows[n].where for n in results}
-
-    def _tried(self, unit: Any, values: Values, failed: str) -> Values:
-        try:
-            return self._run(unit, values)
-        except EdgeError as e:
-            raise refused(f"{failed}: {e.what}") from e
 
     def _random(self, t: Tensor) -> Array:
         """Values for one row: normal floats; integers that are valid as indices, or all."""
@@ -167,6 +167,15 @@ class Tracker:
             limits = np.iinfo(t.dtype)
             return self._rng.integers(limits.min, limits.max, t.shape, t.dtype, endpoint=True)
         return self._rng.integers(0, 2, t.shape).astype(t.dtype)
+
+
+@contextmanager
+def told(failed: str) -> Iterator[None]:
+    """Say what failed, and that the model cannot take batches."""
+    try:
+        yield
+    except EdgeError as e:
+        raise refused(f"{failed}: {e.what}") from e
 
 
 def named(shape: Sequence[int | str]) -> tuple[int | str, ...]:
@@ -187,7 +196,3 @@ def _same(a: Array, b: Array) -> bool:
 
 def _times(shape: Shape, axis: int, count: int) -> Shape:
     return (*shape[:axis], shape[axis] * count, *shape[axis + 1 :])
-
-
-def _sized(split: Sequence[int], row: Mapping[str, Any] | Array) -> Sequence[int]:
-    return split

@@ -52,6 +52,12 @@ def fix(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProto, Feed
     return fixed, given
 
 
+def one_row(model: ModelProto, shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
+    """``shapes``, and a batch of 1 where the first dimension of an input has a name and no size."""
+    dims = [_dims(v)[0] for v in model.graph.input if _dims(v) and v.name not in shapes]
+    return {**{d.dim_param: 1 for d in dims if d.dim_param}, **shapes}
+
+
 def _dims(value: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
     return list(value.type.tensor_type.shape.dim)
 

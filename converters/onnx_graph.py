@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import no_op, onnx_fix, onnx_verify, ort_file
+from converters import no_op, onnx_batch, onnx_fix, onnx_verify, ort_file
 from converters.base import Ceiling, Converted, Job
 from converters.foreign import foreign, reason
 from converters.onnx_file import load, nodes, opset, save, tensor_bytes, weights
@@ -138,10 +138,15 @@ def quantised_share(model: ModelProto) -> float:
 
 
 def write(model: ModelProto, job: Job, **fields: Any) -> Converted:
-    """Write a candidate's file into the job's folder."""
-    path = job.out_dir / "model.onnx"
+    """Write a candidate's file into the job's folder; raises ConvertError if it cannot batch."""
+    path, fixed = job.out_dir / "model.onnx", None
+    if job.batch == "dynamic":
+        fixed = job.out_dir / "fixed.onnx"
+        save(model, fixed)
+        model, notes = onnx_batch.free(model)
+        fields["notes"] = (*fields.get("notes", ()), *notes)
     save(model, path)
-    return Converted(path=path, **fields)
+    return Converted(path=path, fixed=fixed, **fields)
 
 
 def write_smaller(model: ModelProto, job: Job, original: ModelProto, **fields: Any) -> Converted:

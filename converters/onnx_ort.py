@@ -38,7 +38,10 @@ class Ort:
         with tempfile.TemporaryDirectory() as folder:
             inner = self._inner.convert(msgspec.structs.replace(job, out_dir=Path(folder)))
             ort_file.write(inner.path, out, arm=job.arch in ARM)
-        return msgspec.structs.replace(inner, path=out)
+            fixed = job.out_dir / "fixed.ort" if inner.fixed else None
+            if inner.fixed and fixed:
+                ort_file.write(inner.fixed, fixed, arm=job.arch in ARM)
+        return msgspec.structs.replace(inner, path=out, fixed=fixed)
 
 
 FP32 = Ort(onnx_fp32)

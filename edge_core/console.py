@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import msgspec
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from typer.main import get_command
 
 from edge_core import __version__
@@ -29,6 +32,14 @@ def stdout() -> Console:
     columns = os.environ.get("COLUMNS", "")
     wide = int(columns) if columns.isdecimal() and int(columns) else 160
     return Console(width=None if sys.stdout.isatty() else wide, highlight=False, markup=False)
+
+
+def table(*columns: str, right: Sequence[str] = (), title: str = "") -> Table:
+    """A table in the one form that all of ours have."""
+    t = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for c in columns:
+        t.add_column(c, justify="right" if c in right else "left", overflow="fold")
+    return t
 
 
 def print_json(value: object) -> None:

@@ -124,18 +124,24 @@ def replay(
 
 def run(path: Path, source: Path, *, top: int = 5, threads: int = 1) -> Answer:
     """Run the package on one input, offline, in this process."""
+    opened = package.open(path)
+    with _model(opened) as model:
+        return infer(model, opened.manifest, source, top=top, threads=threads)
+
+
+def infer(
+    model: Path, manifest: Manifest, source: Path, *, top: int = 5, threads: int = 1
+) -> Answer:
+    """Run a package's model file on one input, in this process."""
     if not 0 <= top <= MAX_TOP:
         raise InputError(f"top is {top}; 0 to {MAX_TOP} can be shown")
-    opened = package.open(path)
-    manifest = opened.manifest
     feeds = read_input(source, manifest)
-    with _model(opened) as model:
-        adapter = runtimes.get(manifest.runtime.name)
-        session = adapter.open(model, threads=threads, options=manifest.runtime.options)
-        start = time.perf_counter()
-        integers = session.run(feeds)
-        ms = (time.perf_counter() - start) * 1e3
-        outputs = {s.name: dequantise(integers[s.name], s) for s in manifest.outputs}
+    adapter = runtimes.get(manifest.runtime.name)
+    session = adapter.open(model, threads=threads, options=manifest.runtime.options)
+    start = time.perf_counter()
+    integers = session.run(feeds)
+    ms = (time.perf_counter() - start) * 1e3
+    outputs = {s.name: dequantise(integers[s.name], s) for s in manifest.outputs}
     return Answer(
         outputs={name: a.tolist() for name, a in outputs.items()},
         top=top_scores(outputs, manifest.labels, top) if manifest.class_scores else (),

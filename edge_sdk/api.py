@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 
 import device_profiles
-from converters.base import Layout
+from converters.base import Batch, Layout
 from edge_core import run as running
 from edge_core.preprocess import Recipe
 from edge_core.profile import Profile
@@ -60,6 +60,7 @@ def build(
     out: AnyPath = "dist",
     metric: str = "auto",
     layout: Layout = "NHWC",
+    batch: Batch = "fixed",
     objective: Objective = "latency",
     shapes: Shapes | None = None,
     only: Sequence[str] = (),
@@ -87,6 +88,7 @@ def build(
         preprocess=samples.recipe(preprocess) if isinstance(preprocess, str) else preprocess,
         metric=metric,
         layout=layout,
+        batch=batch,
         shapes=dict(shapes or {}),
         objective=objective,
         only=tuple(only),

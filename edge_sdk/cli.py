@@ -29,6 +29,7 @@ app.add_typer(profiles, name="profiles")
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .pt2 or .tflite file.")]
 PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
 ImageLayout = Literal["nhwc", "nchw"]
+Batch = Literal["fixed", "dynamic"]
 Layout = Annotated[Path, typer.Argument(metavar="DIR", help="OCI layout, as registries give it.")]
 NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist.")]
 NewPackage = Annotated[Path, typer.Argument(metavar="FILE", help="The .edgepkg to write.")]
@@ -101,6 +102,9 @@ def build(
         ImageLayout,
         typer.Option(help="Images of TFLite files: as cameras give them, or as in ONNX."),
     ] = "nhwc",
+    batch: Annotated[
+        Batch, typer.Option(help="dynamic: packages that take any number of rows at once.")
+    ] = "fixed",
     objective: Annotated[
         Objective, typer.Option(help="What the winner is best at, among those that fit.")
     ] = "latency",
@@ -136,6 +140,7 @@ def build(
         metric=metric,
         shapes=shapes(shape),
         layout="NHWC" if layout == "nhwc" else "NCHW",
+        batch=batch,
         objective=objective,
         only=tuple(only),
         also=tuple(with_),

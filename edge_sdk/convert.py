@@ -1,6 +1,6 @@
 """Converting: candidates to files, each in a child process, each kept by content.
 
-    prepare(workspace, model, shapes) -> Path           the static ONNX file all converters read
+    prepare(workspace, model, shapes) -> Prepared       the static ONNX file all converters read
     convert(workspace, ...) -> Artifact                  one candidate
 
 Also the child's own entry point: ``python -m edge_sdk.convert prepare|convert job.json``.
@@ -19,14 +19,16 @@ from pathlib import Path
 import msgspec
 
 import converters
-from converters import onnx_file, onnx_graph, torch_export
-from converters.base import Ceiling, Job, Layout
+from converters import batch as rows
+from converters import onnx_batch, onnx_file, onnx_fix, onnx_graph, torch_export
+from converters.base import Batch, Ceiling, Job, Layout
 from converters.tflite import flat
 from converters.tflite.versions import min_runtime
 from edge_core import feeds as feeds_file
-from edge_core.errors import EdgeError, InputError, StorageError
+from edge_core.errors import ConvertError, EdgeError, InputError, StorageError
 from edge_core.extras import need
 from edge_core.files import sha256_file, whole_dir
+from edge_core.tensors import TensorSpec
 from edge_sdk import reader
 from edge_sdk.stages import Artifact, from_json, to_json
 from edge_sdk.workspace import Refusal, Workspace, code, versions
@@ -40,6 +42,7 @@ class PrepareJob(msgspec.Struct, frozen=True):
     model: Path
     out: Path
     shapes: dict[str, int | tuple[int, ...]]
+    batch: Batch
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -63,6 +66,7 @@ class ConvertJob(msgspec.Struct, frozen=True):
     arch: str
     runtime_version: str
     layout: Layout
+    batch: Batch
     feeds: Path | None
 
 
@@ -83,21 +87,27 @@ def digest(model: Path) -> str:
 
 
 def prepare(
-    workspace: Workspace, model: Path, model_sha256: str, shapes: dict[str, int | tuple[int, ...]]
+    workspace: Workspace,
+    model: Path,
+    model_sha256: str,
+    shapes: dict[str, int | tuple[int, ...]],
+    batch: Batch = "fixed",
 ) -> Prepared:
     """Make the static ONNX file; raises ConvertError naming the op or dimension in the way.
 
-    A .tflite file is taken as it is.
+    With a dynamic batch the file is made for one row, and no file if its ops do not keep rows
+    apart. A .tflite file is taken as it is.
     """
     if model.suffix == ".tflite":
         if shapes:
             raise InputError(f"{model.name}: --shape is for ONNX; a .tflite file has its shapes")
         return Prepared(path=model, original=model, notes=())
     tools = versions(("onnx", "onnxruntime", "onnxscript", "onnxslim", "torch"))
-    folder = workspace.entry("prepared", model_sha256, shapes, tools, code(onnx_graph), GENERATION)
+    asked = (shapes, batch)
+    folder = workspace.entry("prepared", model_sha256, asked, tools, code(onnx_graph), GENERATION)
     if not folder.is_dir():
         with whole_dir(folder) as d:
-            job = PrepareJob(model.resolve(), d, dict(shapes))
+            job = PrepareJob(model.resolve(), d, dict(shapes), batch)
             _child(workspace, "prepare", job, d)
     told = from_json((folder / "prepared.json").read_bytes(), PreparedJson)
     exported = folder / "exported.onnx"
@@ -116,6 +126,7 @@ def convert(
     arch: str,
     runtime_version: str,
     layout: Layout,
+    batch: Batch = "fixed",
     feeds: Path | None,
 ) -> Artifact:
     """One candidate's file; raises ConvertError. Finished ones come from the cache."""
@@ -123,7 +134,7 @@ def convert(
     spec = converter.SPEC
     tools = versions(spec.toolchain)
     feeds = feeds if spec.needs_samples or spec.takes_samples else None
-    given = (runtime_version, layout, feeds.name if feeds else "")
+    given = (runtime_version, layout, batch, feeds.name if feeds else "")
     folder = workspace.entry(
         "artifacts", sha256_file(prepared.path), candidate, ceiling, arch, given, tools,
         code(converter), GENERATION,
@@ -132,11 +143,14 @@ def convert(
         with whole_dir(folder) as d:
             job = ConvertJob(
                 candidate=candidate, model=prepared.path, out_dir=d, ceiling=ceiling, arch=arch,
-                runtime_version=runtime_version, layout=layout, feeds=feeds,
+                runtime_version=runtime_version, layout=layout, batch=batch, feeds=feeds,
             )  # fmt: skip
             _child(workspace, "convert", job, d)
     artifact = from_json((folder / "artifact.json").read_bytes(), Artifact)
-    return msgspec.structs.replace(artifact, path=folder / artifact.path, toolchain=tools)
+    fixed = folder / artifact.fixed if artifact.fixed else None
+    return msgspec.structs.replace(
+        artifact, path=folder / artifact.path, fixed=fixed, toolchain=tools
+    )
 
 
 def _child(workspace: Workspace, what: str, job: msgspec.Struct, folder: Path) -> None:
@@ -152,7 +166,12 @@ def _prepare(job: PrepareJob) -> None:
         source = job.out / "exported.onnx"
         torch_export.export(job.model, source)
     out = job.out / "model.onnx"
-    notes = onnx_graph.prepare(source, out, job.shapes)
+    shapes = dict(job.shapes)
+    if job.batch == "dynamic":
+        shapes = onnx_fix.one_row(onnx_file.load(source), shapes)
+    notes = onnx_graph.prepare(source, out, shapes)
+    if job.batch == "dynamic":
+        onnx_batch.free(onnx_file.load(out))  # raises for a model that no candidate can batch
     before, after = (len(onnx_file.load(p).graph.input) for p in (source, out))
     (job.out / "prepared.json").write_bytes(to_json(PreparedJson(notes, before != after)))
 
@@ -168,19 +187,26 @@ def _convert(job: ConvertJob) -> None:
             arch=job.arch,
             runtime_version=job.runtime_version,
             layout=job.layout,
+            batch=job.batch,
             samples=feeds_file.read(job.feeds) if job.feeds else (),
         )
     )
     inputs, outputs = reader.border(job.model)
+    inputs, outputs = done.inputs or inputs, done.outputs or outputs
+    if job.batch == "dynamic":
+        if done.fixed is None:
+            raise ConvertError(f"{job.candidate} writes no file with a dynamic batch")
+        inputs, outputs = _batched(inputs), _batched(outputs)
     artifact = Artifact(
         candidate=job.candidate,
         path=Path(done.path.name),
+        fixed=Path(done.fixed.name) if done.fixed else None,
         sha256=sha256_file(done.path),
         bytes=done.path.stat().st_size,
         written_for=_written_for(done.path),
         options=done.options,
-        inputs=done.inputs or inputs,
-        outputs=done.outputs or outputs,
+        inputs=inputs,
+        outputs=outputs,
         toolchain={},
         notes=done.notes,
         times=done.times,
@@ -189,6 +215,10 @@ def _convert(job: ConvertJob) -> None:
         seconds=time.perf_counter() - start,
     )
     (job.out_dir / "artifact.json").write_bytes(to_json(artifact))
+
+
+def _batched(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(msgspec.structs.replace(s, shape=rows.named(s.shape)) for s in specs)
 
 
 def _written_for(path: Path) -> dict[str, str]:

@@ -69,6 +69,7 @@ class Subject(msgspec.Struct, frozen=True):
     env: RuntimeEnv
     model: Specs  # the inputs that samples are made for
     file: Specs  # and those of this file
+    fixed: Path | None = None  # the same for one row, where the batch of ``path`` is dynamic
 
     @property
     def key(self) -> tuple[str, dict[str, str], str, str, str]:
@@ -79,7 +80,9 @@ class Subject(msgspec.Struct, frozen=True):
 def subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
     """The artifact as something to run."""
     own = artifact.inputs
-    return Subject(artifact.path, artifact.sha256, artifact.options, env, model.inputs, own)
+    return Subject(
+        artifact.path, artifact.sha256, artifact.options, env, model.inputs, own, artifact.fixed
+    )
 
 
 def original(path: Path, model: Model) -> Subject:
@@ -95,7 +98,7 @@ def answers(workspace: Workspace, s: Subject, feeds: Path, host: Profile) -> Pat
 
     One thread: sums in another order are other numbers, and these end up in packages.
     """
-    folder = workspace.entry("outputs", s.key, _machine(host), feeds.name, GENERATION)
+    folder = workspace.entry("outputs", s.key, machine(host), feeds.name, GENERATION)
     if not folder.is_dir():
         feeds = border.fitted(workspace, feeds, s.model, s.file)
         with workspace.child(s.env.site) as child:
@@ -109,7 +112,7 @@ def timings(
 ) -> dict[str, Timing | EdgeError]:
     """Time every subject by name, interleaved; from the cache if they were timed together."""
     together = sorted({repr(s.key) for s in subjects.values()})
-    timed_on = (_machine(host), cores, feeds.name, GENERATION)
+    timed_on = (machine(host), cores, feeds.name, GENERATION)
     files = {n: workspace.entry("timings", s.key, together, timed_on) for n, s in subjects.items()}
     if all(file.is_file() for file in files.values()):
         return {n: msgspec.json.decode(f.read_bytes(), type=Timing) for n, f in files.items()}
@@ -127,7 +130,7 @@ def delegation(workspace: Workspace, s: Subject, host: Profile) -> Delegation | 
     """
     if not hasattr(runtimes.get(s.env.name), "delegation"):
         return None
-    file = workspace.entry("delegation", s.key, _machine(host), GENERATION)
+    file = workspace.entry("delegation", s.key, machine(host), GENERATION)
     if not file.is_file():
         with workspace.child(s.env.site) as child:
             told = child.ask("delegation", path=str(s.path), runtime=s.env.name, threads=1)
@@ -135,7 +138,7 @@ def delegation(workspace: Workspace, s: Subject, host: Profile) -> Delegation | 
     return msgspec.json.decode(file.read_bytes(), type=Delegation)
 
 
-def _machine(host: Profile) -> tuple[str, str, tuple[str, ...]]:
+def machine(host: Profile) -> tuple[str, str, tuple[str, ...]]:
     """A cache may be shared: another processor has other times, and other last bits."""
     return host.platform.arch, host.cpu.model, host.cpu.isa
 

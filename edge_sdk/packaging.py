@@ -7,21 +7,19 @@ give the same package, byte for byte (docs/adr/0004).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 import converters
 from edge_core import feeds as feeds_file
 from edge_core import golden, package
 from edge_core.files import storage_error, write_whole
-from edge_core.layouts import inward
 from edge_core.manifest import Gate, Manifest, RuntimeNeed, Selector
 from edge_core.profile import Profile
-from edge_core.tensors import Feeds, TensorSpec
-from edge_sdk import border, card, judge, measure, planner, report, sbom
+from edge_core.tensors import TensorSpec
+from edge_sdk import border, card, judge, measure, planner, report, sbom, vectors
 from edge_sdk.request import Materials, Request
 from edge_sdk.runtime_env import RuntimeEnv
 from edge_sdk.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
@@ -80,8 +78,8 @@ def package_for(
         env = trial.envs[planner.planned(verdict.winner, profile).name]
         assert isinstance(env, RuntimeEnv)  # a candidate that could not run never wins
         manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
-        vectors = _golden(materials, artifact, env, workspace)
-        files = _files(request, materials, manifest, artifact, vectors)
+        replayed = _golden(materials, artifact, env, workspace)
+        files = _files(request, materials, manifest, artifact, replayed)
         ref = package.write(request.out / f"{stem}.edgepkg", manifest, files)
     spent = dict(seconds)
     spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
@@ -179,28 +177,10 @@ def _golden(
     )
     model, feeds = materials.model, materials.feeds
     given = border.fitted(workspace, feeds, model.inputs, artifact.inputs)
-    count = min(GOLDEN, len(materials.evaluation))
-    inputs, want, got = (
-        tuple(feeds_file.read(folder)[i] for i in range(count)) for folder in (given, original, own)
-    )
-    want = tuple(inward(w, model.outputs, artifact.outputs) for w in want)
-    return golden.make(inputs, want, got, _steps(want, got, artifact.outputs))
-
-
-def _steps(
-    want: Sequence[Feeds], got: Sequence[Feeds], outputs: Sequence[TensorSpec]
-) -> dict[str, float]:
-    """Tolerances of integer outputs that stand for reals, in their steps: kernels round them
-    differently, and quantising has moved them already."""
-    found = {}
-    for s in outputs:
-        if s.scale:
-            apart = [
-                float(np.sqrt(np.mean((w[s.name].astype(float) - g[s.name]) ** 2)))
-                for w, g in zip(want, got, strict=True)
-            ]
-            found[s.name] = max(1.0, golden.QUANTISATION_FACTOR * max(apart))
-    return found
+    which = range(min(GOLDEN, len(materials.evaluation)))
+    inputs, want = vectors.read(model, artifact, given, original, which)
+    answers = feeds_file.read(own)
+    return vectors.make(inputs, want, tuple(answers[i] for i in which), artifact.outputs)
 
 
 def _files(
@@ -208,7 +188,7 @@ def _files(
     materials: Materials,
     manifest: Manifest,
     artifact: Artifact,
-    vectors: golden.Golden,
+    replayed: golden.Golden,
 ) -> dict[str, Path | bytes]:
     # Samples by content: where they lay is no part of what was built.
     recipe = {
@@ -217,6 +197,7 @@ def _files(
         "evaluation_sha256": materials.evaluation.digest,
         "evaluation_samples": len(materials.evaluation),
         "shapes": request.shapes,
+        "batch": request.batch,
         "preprocess": request.preprocess,
         "written_for": artifact.written_for,
         "notes": artifact.notes,
@@ -224,7 +205,7 @@ def _files(
     }
     files: dict[str, Path | bytes] = {
         manifest.file: artifact.path,
-        "golden.npz": vectors.to_bytes(),
+        "golden.npz": replayed.to_bytes(),
         "recipe.json": to_json(recipe, indent=1),
     }
     files["model-card.md"] = card.card(manifest, artifact).encode()

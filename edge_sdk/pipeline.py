@@ -111,7 +111,9 @@ def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
             onnx_file.load(request.model)  # a damaged file fails before anything is started
         sha256 = convert.digest(request.model)
     with clock.stage("convert"):
-        prepared = convert.prepare(workspace, request.model, sha256, request.shapes)
+        prepared = convert.prepare(
+            workspace, request.model, sha256, request.shapes, request.batch
+        )
     with clock.stage("read"):
         model = reader.with_costs(request.model, sha256, prepared.path)
         evaluation, calibration = _samples(request, model)

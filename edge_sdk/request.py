@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.base import Layout
+from converters.base import Batch, Layout
 from edge_core.errors import InputError
 from edge_core.preprocess import Recipe
 from edge_core.profile import Profile
@@ -31,6 +31,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     metric: str = "auto"  # auto, top1, top5, agreement, cosine, or module:function
     shapes: dict[str, int | tuple[int, ...]] = {}
     layout: Layout = "NHWC"  # of images where the format has a choice (TFLite)
+    batch: Batch = "fixed"  # "dynamic": packages take any number of rows
     objective: judge.Objective = "latency"
     only: tuple[str, ...] = ()
     also: tuple[str, ...] = ()

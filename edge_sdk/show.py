@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
-from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 import device_profiles
 from edge_core import console
+from edge_core.console import table
 from edge_core.files import write_whole
 from edge_core.profile import Profile
 from edge_core.run import Answer, Timed, Verified
@@ -31,14 +30,6 @@ COLUMN_TITLES = {
     "cosine": "cosine",
 }
 MARK = {"pass": "PASS", "fail": "FAIL", "inconclusive": "OPEN"}
-
-
-def table(*columns: str, right: Sequence[str] = (), title: str = "") -> Table:
-    """A table in the one form that all of ours have."""
-    t = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for c in columns:
-        t.add_column(c, justify="right" if c in right else "left", overflow="fold")
-    return t
 
 
 @contextmanager

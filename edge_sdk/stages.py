@@ -70,6 +70,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
     candidate: str
     path: Path
+    fixed: Path | None = None  # the same for one row, where the batch of ``path`` is dynamic
     sha256: str
     bytes: int
     written_for: dict[str, str]  # {"opset": "17", "ir": "8"}, or {"min_runtime": "2.14.0"}

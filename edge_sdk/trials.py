@@ -114,7 +114,8 @@ def _convert_all(
         candidate, ceiling, arch, version = key
         return convert.convert(
             workspace, materials.prepared, candidate, ceiling=ceiling, arch=arch,
-            runtime_version=version, layout=request.layout, feeds=materials.calibration,
+            runtime_version=version, layout=request.layout, batch=request.batch,
+            feeds=materials.calibration,
         )  # fmt: skip
 
     with clock.stage("convert"):

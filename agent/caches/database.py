@@ -1,62 +1,57 @@
-"""A cache's SQLite file: one writer thread, many readers, bounded in bytes, never in the way.
+"""A cache's database: one writer thread, many readers, bounded in bytes, never in the way.
 
     write(sql, row)  -> queue (bounded) -> writer thread -> one transaction for many rows
-    rows(sql, args)  <- a connection of its own for every reader that runs at the moment
+    rows(sql, args)  <- a connection of its own for every query that runs at the moment
 
 A cache must not fail a request. So nothing here raises after the constructor: a disk that is
-full, read-only or failing makes rows() empty and write() False, health() says it, and the writer
-tries again now and then. A damaged file is deleted and begun anew (a cache holds nothing that
-cannot be computed again, and a copy set aside would take the room twice).
-
-WAL and NORMAL: after a crash of the process nothing that was committed is lost; after a power cut
-the last moments may be missing, the file is whole. Damage inside a stored value is not seen by
-SQLite: whoever stores values adds a checksum of its own.
-
-Schema steps are plain functions on a plain sqlite3 connection, recorded in the transaction that
-runs them. A new file needs only CREATE statements, so a running agent does without sqlite-utils
-(25 MB of memory); a step that has to rebuild a table wraps its connection in sqlite_utils.Database
-for that one time, and inspect() uses it for people and tools.
+full, read-only or failing makes write() False and, if it cannot be read either, rows() empty;
+health() says it, and the writer tries again now and then. A damaged file is deleted and begun
+anew (a cache holds nothing that cannot be computed again, and a copy set aside would take the
+room twice).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from agent.caches import file
+from agent.caches.file import PAGE, Migration
+from agent.caches.readers import Readers, Row
+from edge_core.errors import InputError
+from edge_core.files import storage_error
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
-Migration = Callable[[sqlite3.Connection], None]
 
-PAGE = 4096  # bytes
-HIGH = 0.9  # share of the file's bound above which rows are evicted
+LEAST = 4_000_000  # bytes of the smallest file
+HIGH = 0.9  # share of the tables' bound above which rows are evicted
 GROUP_ROWS = 100
 GROUP_S = 0.2  # longest wait of a row for its commit
-WAL_LIMIT = 1_000_000  # bytes; a longer log is written back after the commit
 QUEUE_BYTES = 4_000_000
 QUEUE_ROWS = 2000
-SLACK = 4_000_000  # bytes that log and index may take besides max_bytes
 RETRY_S, RETRY_MAX_S = 5.0, 300.0
-READERS = 16  # idle connections kept
+
 
 class Database:
     """One cache file. Every method may be called from any thread.
 
-    ``evict`` deletes the least useful rows, few at a time, and returns how many; it is called
-    inside the writer's transaction while the file is fuller than HIGH. ``noted`` is called at the
-    end of each transaction with the share of the bound that is in use (counters are saved there).
+    The file, its log and its index never take more than ``max_bytes`` together. ``evict`` deletes
+    the least useful rows, few at a time, and returns how many; it is called inside the writer's
+    transaction while the tables are fuller than HIGH. ``noted`` is called at the end of each
+    transaction, the first time in the constructor, with the share of the bound that is in use
+    (counters are saved there). Raises InputError if ``max_bytes`` is below LEAST.
     """
 
     def __init__(
@@ -67,18 +62,23 @@ class Database:
         max_bytes: int,
         evict: Callable[[sqlite3.Connection], int],
         noted: Callable[[sqlite3.Connection, float], None] = lambda db, fill: None,
+        retry_s: float = RETRY_S,  # after a failure; doubles up to RETRY_MAX_S
     ) -> None:
+        if max_bytes < LEAST:
+            raise InputError(f"{path}: a cache of {max_bytes} bytes; it needs at least {LEAST}")
         self.path = path
-        self.max_row = max(PAGE, max_bytes // 32)  # bytes; a group and a row fit below 1 - HIGH
         self.pending: dict[bytes, Row] = {}  # rows that wait for their commit, by write()'s key
         self.dropped = 0  # rows that the queue or the disk refused
         self.evicted = 0
-        self.used = 0  # bytes in use inside the file
+        self.used = 0  # bytes of the tables
         self.renewed = 0  # times that a damaged file was begun anew
         self._migrations = migrations
-        self._pages = max(64, max_bytes // PAGE)
-        self._group_bytes = max(PAGE, min(1_000_000, max_bytes // 32))
-        self._evict, self._noted = evict, noted
+        # The log holds at most what makes it due, a group, its last row, and the pages of indexes
+        # that a group and the evictions for it change (a page a row).
+        self._log_bytes = self._group_bytes = min(1_000_000, max_bytes // 64)
+        self._row_bytes = max_bytes // 40
+        self._pages = (max_bytes - max_bytes // 16 - 2_000_000) // PAGE
+        self._evict, self._noted, self._retry_s = evict, noted, retry_s
         self._queue: deque[_Item] = deque()
         self._queued = 0  # bytes
         self._wake = threading.Condition()
@@ -87,9 +87,11 @@ class Database:
         self._notice = ""  # what happened to the file
         self._suspect: Exception | None = None  # a reader's error, for the writer to deal with
         self._readable = False
-        self._check_due: bool | None = None  # None: the file was not opened yet
         self._writer: sqlite3.Connection | None = None
-        self._readers = _Readers(path)
+        self._readers = Readers(path)
+        # Closing removes the log, so a log at the start tells of a crash or a power cut.
+        self._crashed = file.size(path, "-wal") > 0
+        self._tidy_due = False
         self._attempt([])
         self._thread = threading.Thread(target=self._run, name=f"cache-{path.stem}", daemon=True)
         self._thread.start()
@@ -102,7 +104,7 @@ class Database:
             return []
         try:
             return self._readers.fetch(sql, args)
-        except sqlite3.Error as e:
+        except file.ERRORS as e:
             if "locked" not in str(e):
                 with self._wake:
                     self._readable, self._suspect = False, e
@@ -119,7 +121,7 @@ class Database:
         """
         with self._wake:
             full = len(self._queue) >= QUEUE_ROWS or self._queued + size > QUEUE_BYTES
-            if size > self.max_row or full or self._trouble or self._closing:
+            if size > self._row_bytes or full or self._trouble or self._closing:
                 self.dropped += size > 0
                 return False
             self._queue.append(_Item(sql, row, size, key))
@@ -146,7 +148,7 @@ class Database:
             return None
         try:
             return answer.result()
-        except (sqlite3.Error, OSError):
+        except (*file.ERRORS, OSError):
             return None
 
     def flush(self, *, wait_s: float = 10.0) -> bool:
@@ -159,7 +161,7 @@ class Database:
 
     def disk_bytes(self) -> int:
         """Size of the file with its log and index now."""
-        return sum(_size(self.path, end) for end in ("", "-wal", "-shm"))
+        return sum(file.size(self.path, end) for end in ("", "-wal", "-shm"))
 
     def close(self) -> None:
         """Commit what is queued and close the file; later calls find and store nothing."""
@@ -171,20 +173,19 @@ class Database:
     # The writer's thread
 
     def _run(self) -> None:
-        delay = RETRY_S
-        while True:
-            batch = self._take(delay if self._trouble else None)
-            if batch is None:
-                break
-            ok = self._attempt(batch)
-            delay = RETRY_S if ok and batch else delay if ok else min(2 * delay, RETRY_MAX_S)
+        delay = self._retry_s
+        while (batch := self._take(delay if self._trouble else None)) is not None:
+            if not self._attempt(batch):
+                delay = min(2 * delay, RETRY_MAX_S)
+            elif batch:  # opening a file does not prove that the disk takes rows again
+                delay = self._retry_s
         self._readers.close()
         self._drop_writer()
 
     def _take(self, timeout: float | None) -> list[_Item] | None:
         """The next group; [] when there is something else to do; None at the end."""
         with self._wake:
-            if not (self._queue or self._closing or self._suspect or self._check_due):
+            if not (self._queue or self._closing or self._suspect or self._tidy_due):
                 self._wake.wait(timeout)
             if self._closing and not self._queue:
                 return None
@@ -217,14 +218,15 @@ class Database:
             if error is not None:
                 raise error
             if self._writer is None:
-                self._writer = self._open()
-            elif self._check_due:
-                self._check(self._writer)
+                self._writer = file.open_for_writing(self.path, self._migrations)
+                self._tidy_due = True
+            elif self._tidy_due:
+                self._tidy(self._writer)
             answers = self._commit(self._writer, batch)
         except Exception as e:  # noqa: BLE001  a thread's root: a job's bug must not end the writing
             self._gone(batch, e)
             self._drop_writer()
-            return self._begin_anew(e) if damaged(e) else self._in_trouble(e)
+            return self._begin_anew(e) if file.damaged(e) else self._in_trouble(e)
         self._landed(batch, answers)
         self._readable = True
         if self._trouble:
@@ -235,7 +237,7 @@ class Database:
     def _commit(self, db: sqlite3.Connection, batch: list[_Item]) -> list[Any]:
         answers = []
         evicted = 0
-        with atomic(db):
+        with file.atomic(db):
             for item in batch:
                 if item.job is not None:
                     answers.append(item.job(db))
@@ -246,12 +248,12 @@ class Database:
                 evicted += n
             self._noted(db, fill)
         self.evicted += evicted
-        if _size(self.path, "-wal") > WAL_LIMIT:
+        if file.size(self.path, "-wal") > self._log_bytes:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return answers
 
     def _fill(self, db: sqlite3.Connection) -> float:
-        used = _pragma(db, "page_count") - _pragma(db, "freelist_count")
+        used = file.pragma(db, "page_count") - file.pragma(db, "freelist_count")
         self.used = used * PAGE
         return used / self._pages
 
@@ -279,22 +281,27 @@ class Database:
                 if item.key and self.pending.get(item.key) is item.row:
                     del self.pending[item.key]
 
-    def _in_trouble(self, e: Exception) -> bool:
-        if not self._trouble:
-            log.warning("cache=%s is off: %s", self.path.name, e)
-        self._trouble = f"{self.path}: {e}; requests are answered without it"
-        return False
-
     # Opening
+
+    def _tidy(self, db: sqlite3.Connection) -> None:
+        """What an opened file may need and nobody should wait for."""
+        self._tidy_due = False
+        if self._crashed:
+            file.check(db)
+            self._crashed = False
+        self._shrink(db)
+        db.execute(f"PRAGMA max_page_count={self._pages}").fetchone()
 
     def _shrink(self, db: sqlite3.Connection) -> None:
         """Give back what is above the bound: it may have been lowered."""
-        while _pragma(db, "page_count") > self._pages:
-            with atomic(db):
-                evicted = self._evict(db) if self._fill(db) > HIGH else 0
+        while file.pragma(db, "page_count") > self._pages and not self._closing:
+            evicted = 0
+            with file.atomic(db):
+                while evicted < 1000 and self._fill(db) > HIGH and (n := self._evict(db)):
+                    evicted += n
             self.evicted += evicted
-            free = _pragma(db, "freelist_count")
-            db.execute(f"PRAGMA incremental_vacuum({min(free, 256)})").fetchall()
+            free = file.pragma(db, "freelist_count")
+            db.executescript("PRAGMA incremental_vacuum(200)")  # execute() ends after one page
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if not evicted and not free:
                 return
@@ -302,27 +309,33 @@ class Database:
     def _begin_anew(self, e: Exception) -> bool:
         """Replace a damaged file by an empty one."""
         self._readable = False
-        self._readers.close()  # SQLite must not have a file open that is deleted
+        self._readers.close()
         try:
-            for end in ("", "-wal", "-shm", "-journal"):
-                Path(f"{self.path}{end}").unlink(missing_ok=True)
-            self._writer = self._open()
+            file.erase(self.path)
+            self._writer = file.open_for_writing(self.path, self._migrations)
             self._commit(self._writer, [])
         except Exception as again:  # noqa: BLE001  as above
             self._drop_writer()
             return self._in_trouble(again)
         finally:
-            self._readers = _Readers(self.path)
-        self._trouble, self._readable = "", True
+            self._readers = Readers(self.path)
+        self._trouble, self._readable, self._crashed = "", True, False
         self.renewed += 1
         self._notice = f"{self.path} was damaged ({e}) and was begun anew"
         log.warning("cache=%s was damaged and was begun anew: %s", self.path.name, e)
         return True
 
+    def _in_trouble(self, e: Exception) -> bool:
+        why = storage_error(e, self.path).what if isinstance(e, OSError) else f"{self.path}: {e}"
+        if not self._trouble:
+            log.warning("cache=%s is not written: %s", self.path.name, why)
+        self._trouble = f"{why}; requests are answered without it"
+        return False
+
     def _drop_writer(self) -> None:
         db, self._writer = self._writer, None
         if db is not None:
-            with suppress(sqlite3.Error):
+            with suppress(*file.ERRORS):
                 db.close()
 
 

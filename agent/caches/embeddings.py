@@ -4,8 +4,9 @@
     nearest(model, vector, k=3) -> what the application stored with the most similar vectors
 
 A text's key is its normal form: NFKC, white space collapsed, case kept. A value is a sentence
-vector (1-D) or a token matrix (2-D); nearest() looks at sentence vectors. It says how similar they
-are and leaves the decision to the application: opposite sentences have similar vectors.
+vector, as a model gives it: (n,) or (1, n), or a token matrix: (tokens, n). nearest() looks at
+vectors. It says how similar they are and leaves the decision to the application: opposite
+sentences have similar vectors.
 
 The first nearest() of a model reads its vectors into memory (4 bytes a number); until then, and in
 an application that never asks, they stay on disk.
@@ -13,10 +14,11 @@ an application that never asks, they stay on disk.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -87,10 +89,10 @@ class EmbeddingCache:
         self, model: str, inputs: str | Feeds, embedding: Array, *, result: bytes = b""
     ) -> None:
         """Remember a vector or a token matrix, and with it the application's own ``result``."""
-        if embedding.ndim not in (1, 2) or embedding.dtype.kind != "f":
+        if embedding.ndim == 0 or embedding.dtype.kind != "f":
             raise InputError(
-                f"an embedding of {embedding.dtype} with {embedding.ndim} dimensions",
-                hint="a sentence vector has one dimension of floats, a token matrix two",
+                f"not an embedding: {embedding.dtype} of shape {embedding.shape}",
+                hint="a sentence vector or a token matrix of floats",
             )
         entry = _Entry(
             normal(inputs) if isinstance(inputs, str) else "",
@@ -102,12 +104,12 @@ class EmbeddingCache:
         self._store.put(model, self.key(model, inputs), _encode(entry))
 
     def nearest(self, model: str, query: Array, k: int = 1) -> tuple[Match, ...]:
-        """At most ``k`` stored sentence vectors by cosine similarity, the most similar first.
+        """At most ``k`` stored vectors by cosine similarity to ``query``, the most similar first.
 
         Raises InputError for a query whose length is not that of the model's vectors.
         """
-        if query.ndim != 1 or query.dtype.kind != "f" or k < 1:
-            raise InputError("nearest() takes a one-dimensional vector of floats and k >= 1")
+        if query.dtype.kind != "f" or not _is_vector(query.shape) or k < 1:
+            raise InputError("nearest() takes one vector of floats and k >= 1")
         if self._store.database.pending:
             self._store.flush()
         with self._lock:
@@ -148,7 +150,7 @@ class EmbeddingCache:
             index = self._indexes[model] = _Index(lost)
         for place, key, value in self._store.walk(model, index.place):
             entry = _decode(value)
-            if len(entry.shape) == 1:
+            if _is_vector(entry.shape):
                 index.add(key, entry.vector)
             index.place = place
         return index
@@ -203,14 +205,19 @@ class _Index:
             self._row[last] = row
             self._matrix[row] = self._matrix[len(self.keys)]
 
-    def ranked(self, query: Array) -> list[tuple[bytes, float]]:
-        if not self.keys:
-            return []
-        similarity = self._matrix[: len(self.keys)] @ _unit(query)
-        return [(self.keys[i], float(similarity[i])) for i in np.argsort(-similarity)]
+    def ranked(self, query: Array) -> Iterator[tuple[bytes, float]]:
+        """All keys with their cosine similarity, the most similar first."""
+        if self.keys:
+            similarity = self._matrix[: len(self.keys)] @ _unit(query)
+            for i in np.argsort(-similarity):
+                yield self.keys[i], float(similarity[i])
+
+
+def _is_vector(shape: tuple[int, ...]) -> bool:
+    return len(shape) > 0 and math.prod(shape) == shape[-1]
 
 
 def _unit(vector: Array) -> Array:
-    v = vector.astype(np.float32)
+    v = vector.ravel().astype(np.float32)
     length = float(np.linalg.norm(v))
     return v / np.float32(length) if length else v

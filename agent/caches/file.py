@@ -30,6 +30,9 @@ _DISK = (
     "is locked", "access permission denied", "interrupted",
 )  # fmt: skip
 
+# What a connection may raise. A damaged name inside an error message cannot even be decoded.
+ERRORS = (sqlite3.Error, UnicodeError, MemoryError)
+
 
 class Table(msgspec.Struct, frozen=True):
     """One table of a cache file, for people."""
@@ -48,7 +51,7 @@ def atomic(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
+        with suppress(*ERRORS):  # SQLite has rolled back by itself after some errors
             db.execute("ROLLBACK")
         raise
 
@@ -58,9 +61,10 @@ def damaged(e: Exception) -> bool:
 
     The statements are constant, so even "no such column" tells of a damaged schema.
     """
-    if type(e) is sqlite3.OperationalError:
+    if isinstance(e, sqlite3.OperationalError):
         return not any(words in str(e).lower() for words in _DISK)
-    return type(e) is sqlite3.DatabaseError
+    bugs = (sqlite3.ProgrammingError, sqlite3.NotSupportedError)
+    return isinstance(e, sqlite3.DatabaseError | UnicodeError) and not isinstance(e, bugs)
 
 
 def open_for_writing(path: Path, migrations: tuple[Migration, ...]) -> sqlite3.Connection:

@@ -220,7 +220,7 @@ class Store:
         low, high = db.execute(_ENDS).fetchone()
         if low is None:
             return 0
-        few = min(max((high - low) // 50, 1), 128)  # entries may be large
+        few = min(max((high - low) // 50, 1), 32)  # entries may be large
         return db.execute(_EVICT, (few,)).rowcount
 
     def _note(self, db: sqlite3.Connection, fill: float) -> None:
@@ -254,8 +254,8 @@ def _flusher(model: int) -> Callable[[sqlite3.Connection], int]:
 
 
 def _checksum(key: bytes, made: int, value: bytes | memoryview) -> bytes:
-    seed = int.from_bytes(key[:8], "little") ^ (made & 0xFFFF_FFFF_FFFF_FFFF)
-    return xxhash.xxh3_64_digest(value, seed)
+    halves = int.from_bytes(key[:8], "little") ^ int.from_bytes(key[8:], "little")
+    return xxhash.xxh3_64_digest(value, halves ^ (made & 0xFFFF_FFFF_FFFF_FFFF))
 
 
 def _sound(key: bytes, made: int, value: object) -> bool:

@@ -18,7 +18,8 @@ import msgspec
 from agent.agent import Agent
 from agent.config import Http
 from agent.http import describe, oip
-from agent.http.body import Body, Gone, Held, Receive, TooSlow
+from agent.http.body import Body, Held, Receive, TooSlow
+from agent.http.limits import DEFAULT, Limits
 from agent.http.oip import Headers, Part, TooLarge
 from agent.requests import Answer
 from edge_core.errors import (
@@ -38,10 +39,6 @@ T = TypeVar("T")
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Reply = tuple[int, Headers, list[Part]]
 
-MAX_HEAD = 32 * 1024  # bytes of request line and headers
-MAX_HEADERS = 100
-MAX_NOTE = 64 * 1024  # bytes of a body that is no inference request
-MIN_HELD = 128_000_000  # bytes of all bodies together, if no single one may be larger
 ASIDE = 256 * 1024  # bytes of JSON, or a sixteenth of it in values, that take more than some ms
 ASIDE_BINARY = 16 * 1024 * 1024
 JOIN = 64 * 1024  # bytes; a smaller response is one write
@@ -50,9 +47,9 @@ JOIN = 64 * 1024  # bytes; a smaller response is one write
 class Refused(InputError):
     """A request that is no part of the protocol, with its status."""
 
-    def __init__(self, status: int, what: str, *, hint: str = "", headers: Headers = []) -> None:  # noqa: B006
+    def __init__(self, status: int, what: str, *, hint: str = "", allow: str = "") -> None:
         super().__init__(what, hint=hint)
-        self.status, self.headers = status, headers
+        self.status, self.allow = status, allow
 
 
 # The first that fits; anything else is a failure of ours, 500.
@@ -72,16 +69,16 @@ STATUS: tuple[tuple[type[EdgeError], int], ...] = (
 class App:
     """One per server."""
 
-    def __init__(self, agent: Agent, http: Http) -> None:
-        self._agent = agent
-        self._limit = int(http.max_body_mb * 1e6)
-        self._held = Held(max(MIN_HELD, 2 * self._limit))
+    def __init__(self, agent: Agent, http: Http, limits: Limits) -> None:
+        self._agent, self._limits = agent, limits
+        self._most = int(http.max_body_mb * 1e6)
+        self._held = Held(max(limits.bodies, 2 * self._most))
         self._tallies: dict[str, describe.Tally] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
         headers: Headers = scope["headers"]
-        body = Body(headers, receive, self._limit, self._held)
+        body = Body(headers, receive, self._most, self._held, self._limits)
         try:
             try:
                 reply = await self._reply(scope, headers, body)
@@ -97,7 +94,7 @@ class App:
             body.free()
 
     async def _reply(self, scope: dict[str, Any], headers: Headers, body: Body) -> Reply:
-        _check_head(scope, headers)
+        self._check_head(scope, headers)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         path = _path(scope["raw_path"])
         if path[:2] == ["v2", "models"] and path[2:] not in ([], ["stats"]):
@@ -127,13 +124,14 @@ class App:
                     200, describe.stats(await asyncio.to_thread(agent.models), self._tallies)
                 )
             case ["v2", "repository", "index"]:
-                asked = _Index() if method == "GET" else await _note(body, _Index)
-                _only("POST", "POST" if method == "GET" else method)
+                if method != "GET":  # the protocol says POST
+                    _only("POST", method)
+                asked = await self._note(body, _Index)
                 models = await asyncio.to_thread(agent.models)
                 return _json(200, describe.index(models, ready=asked.ready))
             case ["v2", "repository", "models", name, "load" | "unload" as verb]:
                 _only("POST", method)
-                return await self._load(name, verb, await _note(body, _Load))
+                return await self._load(name, verb, await self._note(body, _Load))
         raise Refused(404, f"there is no path {'/'.join(('', *path))!r}"[:200], hint=PATHS)
 
     async def _model(self, method: str, path: list[str], headers: Headers, body: Body) -> Reply:
@@ -170,6 +168,26 @@ class App:
         if found.why:
             raise Unavailable(f"'{name}' cannot be served: {found.why}")
         return _json(200, {})
+
+    def _check_head(self, scope: dict[str, Any], headers: Headers) -> None:
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in headers)
+        if size > self._limits.head or len(headers) > self._limits.headers:
+            raise Refused(
+                431,
+                f"the head has {size} bytes in {len(headers)} headers",
+                hint=f"at most {self._limits.head} in {self._limits.headers}",
+            )
+
+    async def _note(self, body: Body, kind: type[T]) -> T:
+        """A small JSON document; an empty body is the default one."""
+        data = await body.read()
+        if len(data) > self._limits.note:
+            raise TooLarge(f"the body has {len(data)} bytes; limit {self._limits.note}")
+        try:
+            return msgspec.json.decode(data or b"{}", type=kind)
+        except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
+            raise InputError(f"the body is not understood: {e}") from e
 
     async def _tallied(self, manifest: Manifest, headers: Headers, body: Body) -> Reply:
         tally = self._tallies.setdefault(manifest.name, describe.Tally())
@@ -229,6 +247,16 @@ class App:
         return found
 
 
+async def busy(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """The application of a connection beyond the limit."""
+    reply = refusal(
+        Unavailable("too many connections", hint="close some, or raise http.max_connections")
+    )
+    reply[1].append((b"connection", b"close"))
+    await Body(scope["headers"], receive, 0, Held(0), DEFAULT).drop()
+    await _send(reply, send)
+
+
 class _Index(msgspec.Struct, frozen=True):
     ready: bool = False
 
@@ -251,18 +279,11 @@ def refusal(e: EdgeError) -> Reply:
         e.status if isinstance(e, Refused) else status,
         {"error": f"{e.what}; {e.hint}" if e.hint else e.what},
     )
-    if isinstance(e, Refused):
-        reply[1].extend(e.headers)
+    if isinstance(e, Refused) and e.allow:
+        reply[1].append((b"allow", e.allow.encode()))
     elif status in (429, 503):
         reply[1].append((b"retry-after", b"1"))
     return reply
-
-
-def _check_head(scope: dict[str, Any], headers: Headers) -> None:
-    size = len(scope["raw_path"]) + len(scope["query_string"])
-    size += sum(len(name) + len(value) for name, value in headers)
-    if size > MAX_HEAD or len(headers) > MAX_HEADERS:
-        raise Refused(431, f"the head has {size} bytes in {len(headers)} headers, too many")
 
 
 def _path(raw: bytes) -> list[str]:
@@ -276,18 +297,7 @@ def _path(raw: bytes) -> list[str]:
 
 def _only(allowed: str, method: str) -> None:
     if method != allowed:
-        raise Refused(405, f"this path takes {allowed}", headers=[(b"allow", allowed.encode())])
-
-
-async def _note(body: Body, kind: type[T]) -> T:
-    """A small JSON document; an empty body is the default one."""
-    data = await body.read()
-    if len(data) > MAX_NOTE:
-        raise TooLarge(f"the body has {len(data)} bytes; limit {MAX_NOTE}")
-    try:
-        return msgspec.json.decode(data or b"{}", type=kind)
-    except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
-        raise InputError(f"the body is not understood: {e}") from e
+        raise Refused(405, f"this path takes {allowed}", allow=allowed)
 
 
 async def _aside(slow: bool, f: Callable[..., T], *arguments: Any) -> T:

@@ -1,6 +1,6 @@
 """The body of one HTTP request, read within bounds of bytes and time.
 
-body = Body(headers, receive, limit, held)
+body = Body(headers, receive, most, held, limits)
 data = await body.read(lead)      one buffer; the byte at ``lead`` has an aligned address
 await body.drop()                 so that a refused client can read why
 body.free()                       the caller needs the bytes no more
@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
+from agent.http.limits import Limits
 from agent.http.oip import Headers, TooLarge
+from agent.http.pieces import Pieces
 from edge_core.errors import EdgeError, InputError, Unavailable
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-
-READ_S = 60.0  # for a whole body; 64 MB at 9 Mbit/s
-DROP_S = 2.0  # for what is left of a refused one
-ALIGNMENT = 64  # bytes; of the widest vector registers
 
 
 class Gone(EdgeError):
@@ -47,55 +44,61 @@ class Held:
 
 
 class Body:
-    """One request's body. Raises TooLarge at once if the headers announce more than ``limit``."""
+    """One request's body of at most ``most`` bytes."""
 
-    def __init__(self, headers: Headers, receive: Receive, limit: int, held: Held) -> None:
-        self._receive, self._limit, self._held = receive, limit, held
-        self._size = 0  # bytes counted in ``held``
-        self._parts: list[bytes] = []
+    def __init__(
+        self, headers: Headers, receive: Receive, most: int, held: Held, limits: Limits
+    ) -> None:
+        self._receive, self._most, self._held, self._limits = receive, most, held, limits
+        self._pieces = Pieces()
+        self._counted = 0  # bytes in ``held``
         names = dict(headers)
-        self._length = int(names.get(b"content-length", b"0"))
+        length = names.get(b"content-length", b"")
+        self._length = int(length) if length.isdigit() else 0  # the parser refuses others
         self._ended = not self._length and b"transfer-encoding" not in names
         self._announced = b"expect" in names
 
     async def read(self, lead: int = 0) -> memoryview:
         """The whole body. Raises TooLarge, TooSlow, Unavailable, Gone."""
-        if self._length > self._limit:
+        if self._length > self._most:
             raise self._too_large(self._length)
-        try:
-            await asyncio.wait_for(self._collect(), READ_S)
-        except asyncio.TimeoutError:
-            raise TooSlow(f"{self._size} bytes of the body came in {READ_S:.0f} s") from None
-        return joined(self._parts, self._size, lead)
+        async with _Timer(self._limits.body_s) as timer:
+            await self._collect()
+        if timer.expired:
+            raise TooSlow(f"{self._counted} bytes of the body came in {self._limits.body_s:g} s")
+        data = self._pieces.joined(lead)
+        self._pieces.clear()
+        return data
 
     async def drop(self) -> bool:
         """Read and forget the rest, for a moment; has all of it come?
 
         Closing a connection with unread bytes would take the answer away from the client.
         """
+        if self._ended:
+            return True
+        if self._announced and not self._counted:
+            return False  # it waits for our word before it sends
         self.free()
-        if self._announced and not self._size:
-            return self._ended  # it waits for our word before it sends
-        try:
-            await asyncio.wait_for(self._forget(), DROP_S)
-        except (asyncio.TimeoutError, Gone):
-            return False
-        return True
+        with suppress(Gone):
+            async with _Timer(self._limits.drop_s):
+                await self._forget()
+        return self._ended
 
     def free(self) -> None:
         """Forget what was read; its arrays may live on for a while."""
-        self._parts.clear()
-        self._held.now -= self._size
-        self._size = 0
+        self._pieces.clear()
+        self._held.now -= self._counted
+        self._counted = 0
 
     async def _collect(self) -> None:
         while not self._ended:
             part = await self._next()
-            if self._size + len(part) > self._limit:
-                raise self._too_large(self._size + len(part))
+            if self._counted + len(part) > self._most:
+                raise self._too_large(self._counted + len(part))
             self._held.take(len(part))
-            self._size += len(part)
-            self._parts.append(part)
+            self._counted += len(part)
+            self._pieces += part
 
     async def _forget(self) -> None:
         while not self._ended:
@@ -111,18 +114,35 @@ class Body:
 
     def _too_large(self, size: int) -> TooLarge:
         return TooLarge(
-            f"the body has {size} bytes or more; limit {self._limit}",
+            f"the body has {size} bytes or more; limit {self._most}",
             hint="send less at once, or raise http.max_body_mb",
         )
 
 
-def joined(parts: list[bytes], size: int, lead: int) -> memoryview:
-    """All parts in one buffer; the byte at ``lead`` lies at a multiple of ALIGNMENT."""
-    space = np.empty(size + ALIGNMENT, np.uint8)
-    start = -(space.__array_interface__["data"][0] + lead) % ALIGNMENT
-    data = space[start : start + size].data
-    at = 0
-    for part in parts:
-        data[at : at + len(part)] = part
-        at += len(part)
-    return data
+class _Timer:
+    """Ends its block after some seconds. asyncio.timeout() is not in Python 3.10, and wait_for()
+    makes a task, which costs 30 us a request.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.expired = False
+
+    async def __aenter__(self) -> _Timer:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._handle = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._handle.cancel()
+        if not self.expired or kind is not asyncio.CancelledError:
+            return False
+        if hasattr(self._task, "uncancel"):  # Python 3.11
+            return bool(self._task.uncancel() == 0)  # else somebody else cancels too
+        return True
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._task.cancel()

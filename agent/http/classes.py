@@ -30,4 +30,4 @@ def of_answer(answer: Answer) -> Array:
 
 
 def _class(score: Any, index: int, label: str) -> str:
-    return f"{score}:{index}:{label}" if label else f"{score}:{index}"
+    return f"{score!s}:{index}:{label}" if label else f"{score!s}:{index}"

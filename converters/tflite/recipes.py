@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from converters.base import Converted, Job, Spec
-from converters.tflite import flat, fp16, quantise, sensitivity, verify, versions
+from converters.tflite import batch, flat, fp16, quantise, sensitivity, verify, versions
 from converters.tflite.border import border
 from converters.tflite.result import Result
 from edge_core.layouts import Specs, inward
@@ -45,6 +45,7 @@ class Tflite(msgspec.Struct, frozen=True):
         own_in, own_out = border(flat.read(out))
         return Converted(
             path=out,
+            fixed=_freed(out) if job.batch == "dynamic" else None,
             inputs=_with_layouts(own_in, inputs),
             outputs=_with_layouts(own_out, outputs),
             notes=done.notes,
@@ -60,6 +61,16 @@ def _float_file(job: Job, folder: Path) -> tuple[Path, Specs, Specs]:
     path = folder / "float.tflite"
     lowered = verify.checked(job.model, path, layout=job.layout, samples=job.samples)
     return path, lowered.inputs, lowered.outputs
+
+
+def _freed(path: Path) -> Path:
+    """Make the batch of a file dynamic; returns where the file is kept as it was."""
+    model = flat.read(path)
+    fixed = path.rename(path.with_name(f"fixed{path.suffix}"))
+    batch.free(model)
+    versions.stamp(model)
+    flat.write(model, path)
+    return fixed
 
 
 def _tensor_names(source: Path, inputs: Specs) -> dict[str, str]:

@@ -1,0 +1,215 @@
+"""The agent as a service: `python -m agent.daemon [--config FILE]`, or `edge-agent run`.
+
+    settings -> only one a data_dir -> Agent -> HTTP server -> READY -> wait -> drain -> end
+
+While it waits: what another process installed or rolled back is served within a second, SIGHUP does
+so at once, and the watchdog hears of us as long as the server answers and every model gets on.
+SIGTERM and SIGINT end it after the requests that were begun; a second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from types import FrameType
+
+from agent import client, config, heartbeat, running
+from agent.agent import Agent
+from agent.config import Config
+from agent.http.server import Server
+from agent.notify import Notifier
+from agent.running import Running
+from agent.slots import Slots
+from edge_core.errors import EdgeError, InputError, StorageError
+
+log = logging.getLogger("agent")
+POLL_S = 0.5
+PROBE_S = 5.0  # how long the server may take to answer the watchdog's question
+FORMAT = "%(levelname)s %(name)s: %(message)s"  # the journal adds the time
+Signals = queue.SimpleQueue[int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal; returns the exit code."""
+    os.umask(0o077)
+    notifier = Notifier(os.environ)
+    os.environ.pop("NOTIFY_SOCKET", None)  # not for the children
+    try:
+        settings = config.load(config.find(_path(sys.argv[1:] if arguments is None else arguments)))
+        logging.basicConfig(level=settings.log_level.upper(), format=FORMAT, stream=sys.stderr)
+        with _signals() as signals:
+            serve(settings, notifier, signals)
+    except EdgeError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+def serve(settings: Config, notifier: Notifier, signals: Signals) -> None:
+    """Be the agent of a data directory until a signal says otherwise; raises EdgeError."""
+    start = time.monotonic()
+    with running.alone(settings.root):
+        slots = Slots(settings.root)
+        with suppress(StorageError):  # on a disk that refuses, rubbish stays; the models are served
+            slots.sweep()
+        stamp = slots.stamp()  # before loading: what is switched meanwhile is seen as a change
+        with Agent(settings) as agent:
+            server = Server(agent, settings.http) if settings.http.enabled else None
+            with server or nullcontext():
+                address = server.start() if server else ""
+                here = running.announce(settings.root, address)
+                log.info("event=ready address=%s seconds=%.2f", address, time.monotonic() - start)
+                notifier.ready(_line(agent))
+                reloader = Reloader(agent, slots, notifier, stamp)
+                Watch(settings, agent, server, here, reloader, notifier).until_stopped(signals)
+                notifier.stopping()
+                reloader.stop()
+                log.info("event=stopping")
+    log.info("event=stopped")
+
+
+class Reloader:
+    """Lets the agent serve what was switched; loading may take long, so it has its own thread."""
+
+    def __init__(
+        self, agent: Agent, slots: Slots, notifier: Notifier, stamp: tuple[object, ...]
+    ) -> None:
+        self._agent, self._slots, self._notifier, self._stamp = agent, slots, notifier, stamp
+        self._wake = threading.Event()
+        self._asked = self._stopped = False
+        self._thread = threading.Thread(target=self._poll, name="reload", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Is its thread running?"""
+        return self._thread.is_alive()
+
+    def ask(self) -> None:
+        """Reload at once, changed or not."""
+        self._asked = True
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the reload in progress."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while True:
+            self._wake.wait(POLL_S)
+            if self._stopped:
+                return
+            self._wake.clear()
+            now = self._slots.stamp()
+            if self._asked or now != self._stamp:
+                self._asked, self._stamp = False, now
+                self._reload()
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            for name in self._agent.reload():
+                log.info("event=reloaded model=%s", name)
+            self._slots.sweep()
+        except EdgeError as e:
+            log.error("event=reload_failed why=%r", e.what)
+        self._notifier.ready(_line(self._agent))
+
+
+class Watch:
+    """The main thread: signals, and the watchdog's ping."""
+
+    def __init__(
+        self,
+        settings: Config,
+        agent: Agent,
+        server: Server | None,
+        here: Running,
+        reloader: Reloader,
+        notifier: Notifier,
+    ) -> None:
+        self._agent, self._server, self._here = agent, server, here
+        self._reloader, self._notifier = reloader, notifier
+        self._hang_s = settings.crash.hang_s
+        self._seen: heartbeat.Seen = {}
+
+    def until_stopped(self, signals: Signals) -> None:
+        """Return at SIGTERM or SIGINT."""
+        every = self._notifier.watchdog_s / 3 or None
+        while True:
+            try:
+                if signals.get(timeout=every) != signal.SIGHUP:
+                    return
+                self._reloader.ask()
+            except queue.Empty:
+                self._beat()
+
+    def _beat(self) -> None:
+        why = self._unwell()
+        if why:
+            log.error("event=unwell why=%r", why)
+            self._notifier.status(why)
+        else:
+            self._notifier.alive()
+
+    def _unwell(self) -> str:
+        """Why the service manager should start the agent anew; "" if all is well."""
+        now = time.monotonic()
+        self._seen, why = heartbeat.step(self._seen, self._agent.pulses(), now, self._hang_s)
+        if why:
+            return why
+        if not self._reloader.alive:
+            return "the thread that reloads has ended"
+        if self._server and not client.live(self._here, PROBE_S):
+            return "the HTTP server does not answer"
+        return ""
+
+
+@contextmanager
+def _signals() -> Iterator[Signals]:
+    """SIGTERM, SIGINT and SIGHUP as a queue; the second wish to end is not a wish any more."""
+    found: Signals = queue.SimpleQueue()
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        found.put(number)
+        if number != signal.SIGHUP:
+            signal.signal(number, signal.SIG_DFL)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {n: signal.signal(n, heard) for n in numbers}
+    try:
+        yield found
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(agent: Agent) -> str:
+    """One line for `systemctl status`."""
+    models = agent.models()
+    failed = [m.name for m in models if m.state == "failed"]
+    serving = ", ".join(f"{m.name} {m.version}" for m in models if m.state == "ready") or "no model"
+    return f"serving {serving}" + (f"; failed: {', '.join(failed)}" if failed else "")
+
+
+def _path(arguments: Sequence[str]) -> Path | None:
+    match list(arguments):
+        case []:
+            return None
+        case ["--config", path]:
+            return Path(path)
+    raise InputError(f"not understood: {' '.join(arguments)}", hint="agent.daemon --config FILE")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Pictures in, classes out: the agent with several clients against one caller, step by step.
+
+    python -m benchmarks.agent_pipeline [--rounds 5] [--seconds 4]
+
+EfficientNet-Lite0 INT8 with one session of one thread, and JPEG photos that the package's recipe
+prepares. The caller decodes, infers and ranks, one photo after the other, with the same functions
+as the agent. They take turns; ratios are of the same round. The agent's own clock says what each
+stage took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from agent import Agent, Image
+from agent.config import Serve
+from benchmarks import agent_daemon, agent_packages, load
+from benchmarks.load import Load
+from edge_core import console, package, runtimes
+from edge_core.preprocess import to_tensor
+from edge_core.run import Scored, top_scores
+from edge_core.tensors import check_feeds, dequantise
+from examples.data import PHOTOS
+
+CLIENTS = (1, 2, 4, 8)
+TOP = 5
+SEQUENTIAL = "one caller, step by step"
+
+
+class Sequential:
+    """The same work with nothing beside it."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        opened = package.open(path)
+        self._manifest = opened.manifest
+        need = self._manifest.runtime
+        self._session = runtimes.get(need.name).open(
+            opened.extract(folder), threads=1, options=need.options
+        )
+
+    def __call__(self, photo: bytes) -> tuple[Scored, ...]:
+        m = self._manifest
+        assert m.preprocess is not None
+        feeds = {m.inputs[0].name: to_tensor(photo, m.preprocess)}
+        outputs = self._session.run(check_feeds(feeds, m.inputs, m.name))
+        reals = {s.name: dequantise(outputs[s.name], s) for s in m.outputs}
+        return top_scores(reals, m.labels, TOP)
+
+
+def measured(
+    path: Path, folder: Path, rounds: int, seconds: float
+) -> tuple[dict[str, list[Load]], dict[str, object]]:
+    """Loads by row, and the agent's stages; every answer is the sequential one's."""
+    photos = [p.read_bytes() for p in sorted(PHOTOS.glob("*.jpg"))]
+    sequential = Sequential(path, folder / "model")
+    config = agent_daemon.prepare(folder / "agent", [path], serve=Serve(threads=1))
+    (name,) = ("lite0",)
+    loads: dict[str, list[Load]] = {}
+    with Agent(config) as agent:
+        for photo in photos:
+            if agent.infer(name, Image(photo), top=TOP).top != sequential(photo):
+                raise SystemExit("the agent gives another answer than its parts")
+        turn = itertools.cycle(photos)
+        for _ in range(rounds):
+            one = load.threads(lambda: sequential(next(turn)), clients=1, seconds=seconds)
+            loads.setdefault(SEQUENTIAL, []).append(one)
+            for n in CLIENTS:
+                many = load.threads(
+                    lambda: agent.infer(name, Image(next(turn)), top=TOP),
+                    clients=n, seconds=seconds,
+                )  # fmt: skip
+                loads.setdefault(f"the agent, {n} clients", []).append(many)
+        return loads, dict(agent.model(name).stages)
+
+
+def speeds(loads: dict[str, list[Load]]) -> dict[str, float]:
+    """Throughput over the sequential one's in the same round; median of the rounds."""
+    base = loads[SEQUENTIAL]
+    return {
+        name: statistics.median(x.per_s / b.per_s for x, b in zip(by, base, strict=True))
+        for name, by in loads.items()
+    }
+
+
+def main(rounds: int, seconds: float) -> int:
+    with tempfile.TemporaryDirectory(prefix="edge-pipeline-") as folder:
+        loads, stages = measured(agent_packages.lite0(), Path(folder), rounds, seconds)
+    columns = ("1/s", "of sequential", "p50 ms", "p99 ms")
+    table = console.table("JPEG photos", *columns, right=columns)
+    ratio = speeds(loads)
+    for name, by in loads.items():
+        x = load.pooled(by)
+        table.add_row(
+            name, f"{x.per_s:.1f}", f"{ratio[name]:.2f}x",
+            f"{x.quantile(0.5):.2f}", f"{x.quantile(0.99):.2f}",
+        )  # fmt: skip
+    console.stdout().print(table)
+    columns = ("p50 ms", "p90 ms", "p99 ms", "mean ms", "requests")
+    breakdown = console.table("stage", *columns, right=columns)
+    for stage, s in stages.items():
+        breakdown.add_row(
+            stage, *(f"{x:.3f}" for x in (s.p50_ms, s.p90_ms, s.p99_ms, s.mean_ms)), str(s.n)
+        )
+    console.stdout().print(breakdown)
+    best = max(ratio, key=lambda n: ratio[n])
+    ok = best != SEQUENTIAL and ratio[best] > 1.2
+    print(f"{'met    ' if ok else 'NOT MET'} {best}: {ratio[best]:.2f} of sequential (above 1.2)")
+    return 0 if ok else 2
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    given = parser.parse_args()
+    sys.exit(main(given.rounds, given.seconds))

@@ -1,0 +1,155 @@
+"""Small real packages, installed and served, for the tests of agent.http."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from agent import Agent
+from agent.config import Config, Http
+from agent.http.server import Server
+from agent.slots import Batching, Slot, Slots, Tuning
+from edge_core import golden, package
+from edge_core.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.preprocess import Recipe
+from edge_core.runtimes import onnxruntime
+from edge_core.tensors import DTYPES, Feeds, TensorSpec
+from tests import packages
+
+ONNX_TYPES = {
+    "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE,
+    "int8": TensorProto.INT8, "uint8": TensorProto.UINT8, "int16": TensorProto.INT16,
+    "uint16": TensorProto.UINT16, "int32": TensorProto.INT32, "uint32": TensorProto.UINT32,
+    "int64": TensorProto.INT64, "uint64": TensorProto.UINT64, "bool": TensorProto.BOOL,
+    "string": TensorProto.STRING,
+}  # fmt: skip
+PICTURE = Recipe(height=8, width=8, fit="stretch", color="L", scale=1 / 255)
+SCALE, ZERO = 0.5, 10  # of the quantised echo
+
+
+def dense(folder: Path, *, version: str = "1.0.0", seed: int = 7) -> Path:
+    """Four numbers in, three labelled class scores out."""
+    del seed
+    manifest, files = packages.contents(folder)
+    out = folder / f"dense-{version}.edgepkg"
+    package.write(out, _replace(manifest, version=version), files)
+    return out
+
+
+def echo(folder: Path) -> Path:
+    """Gives back a tensor of every type, of any number of rows and two columns."""
+    tensors = [
+        (helper.make_tensor_value_info(f"in_{d}", ONNX_TYPES[d], ("rows", 2)),
+         helper.make_tensor_value_info(f"out_{d}", ONNX_TYPES[d], ("rows", 2)))
+        for d in DTYPES
+    ]  # fmt: skip
+    nodes = [helper.make_node("Identity", [f"in_{d}"], [f"out_{d}"]) for d in DTYPES]
+    feeds = {f"in_{d}": np.zeros((1, 2), object if d == "string" else d) for d in DTYPES}
+    feeds["in_string"][:] = "text"
+    return _package(folder, "echo", nodes, tensors, feeds)
+
+
+def quantised(folder: Path) -> Path:
+    """Gives back int8 that stands for reals: (q - ZERO) * SCALE."""
+    tensors = [
+        (helper.make_tensor_value_info("x", TensorProto.INT8, (1, 3)),
+         helper.make_tensor_value_info("y", TensorProto.INT8, (1, 3)))
+    ]  # fmt: skip
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    specs = {n: TensorSpec(n, "int8", (1, 3), "", SCALE, ZERO) for n in "xy"}
+    feeds = {"x": np.zeros((1, 3), np.int8)}
+    return _package(
+        folder, "quantised", nodes, tensors, feeds, inputs=(specs["x"],), outputs=(specs["y"],)
+    )
+
+
+def picture(folder: Path) -> Path:
+    """The mean brightness of each quarter of a picture, as scores of four classes."""
+    tensors = [
+        (helper.make_tensor_value_info("pixels", TensorProto.FLOAT, (1, 1, 8, 8)),
+         helper.make_tensor_value_info("scores", TensorProto.FLOAT, (1, 4)))
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("AveragePool", ["pixels"], ["p"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Flatten", ["p"], ["scores"]),
+    ]
+    feeds = {"pixels": np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)}
+    labels = ("top left", "top right", "bottom: left", "bottom right")
+    return _package(folder, "picture", nodes, tensors, feeds, preprocess=PICTURE, labels=labels)
+
+
+def install(root: Path, path: Path) -> Slot:
+    """Unpack a package into a slot and make it current."""
+    opened = package.open(path)
+    slots = Slots(root)
+    with slots.installing():
+        slots.unpack(opened)
+    tuning = Tuning(
+        runtime=f"onnxruntime {onnxruntime.version()}",
+        threads=1,
+        p50_ms={},
+        batching=Batching(
+            can=False, pays=False, max_batch_size=1, why="not measured", single_per_s=0.0,
+            batched_per_s=0.0, measured_at=1,
+        ),
+        seconds=0.0,
+    )  # fmt: skip
+    slot = Slot(
+        digest=opened.digest, name=opened.manifest.name, version=opened.manifest.version,
+        candidate=opened.manifest.candidate, installed_at=time.time(), tuning=tuning,
+    )  # fmt: skip
+    slots.switch(slot)
+    return slot
+
+
+@contextmanager
+def serving(root: Path, **http: object) -> Iterator[tuple[Agent, str]]:
+    """An agent on a data directory with its server on any free port; gives "host:port"."""
+    settings = Http(**{"port": 0, **http})  # type: ignore[arg-type]
+    with Agent(Config(data_dir=str(root), http=settings)) as agent:
+        with Server(agent, settings) as server:
+            yield agent, server.start().removeprefix("http://")
+
+
+def _package(folder: Path, name: str, nodes: list, tensors: list, feeds: Feeds, **more) -> Path:
+    graph = helper.make_graph(nodes, name, [i for i, _ in tensors], [o for _, o in tensors])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file = folder / f"{name}.onnx"
+    onnx.save(model, file)
+    session = onnxruntime.open(file, threads=1, options={})
+    answers = session.run(feeds)
+    version = onnxruntime.version()
+    manifest = Manifest(
+        name=name,
+        version="1.0",
+        model_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        candidate="onnx-fp32",
+        precision="fp32",
+        file="model.onnx",
+        selector=Selector(("here",), "x86_64", "linux"),
+        runtime=RuntimeNeed("onnxruntime", version, version),
+        **{"inputs": session.inputs, "outputs": session.outputs, **more},
+    )
+    files: dict[str, Path | bytes] = {
+        "model.onnx": file,
+        "golden.npz": golden.make((feeds,), (answers,), (answers,)).to_bytes(),
+        "recipe.json": b"{}",
+        "model-card.md": b"# card\n",
+        "sbom.cdx.json": b"{}",
+    }
+    out = folder / f"{name}.edgepkg"
+    package.write(out, manifest, files)
+    return out
+
+
+def _replace(manifest: Manifest, **changes: object) -> Manifest:
+    import msgspec
+
+    return msgspec.structs.replace(manifest, **changes)

@@ -1,0 +1,155 @@
+"""The agent as a process, and commands beside it, for the tests of its life."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import tomli_w
+from onnx import TensorProto, helper
+
+from agent import client, running
+from agent.config import Config
+from agent.running import Running
+from tests.agent.conftest import write_package
+from tests.cases import ROOT
+
+PYTHON = sys.executable
+FOR_EVER = 10**12  # turns of turner(); a microsecond each
+
+
+def settings(config: Config) -> Path:
+    """The settings as a file beside the data directory."""
+    path = config.root.parent / "config.toml"
+    path.write_bytes(tomli_w.dumps(msgspec.to_builtins(config)).encode())
+    return path
+
+
+def until(true: Callable[[], object], seconds: float = 30.0) -> float:
+    """Wait until ``true()`` is; how long it took."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < seconds, "it did not come true"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+class Service:
+    """`edge-agent run`, ready to answer; ``prefix`` are the words before the command."""
+
+    def __init__(self, config: Config, *prefix: object, ready: bool = True, **environment: str):
+        self.config, self._prefix = config, tuple(map(str, prefix))
+        self.path = settings(config)
+        self.log = config.root.parent / "log"
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*self._prefix, PYTHON, "-m", "agent", "run", "--config", str(self.path)],
+                cwd=ROOT, stdout=output, stderr=output, env={**os.environ, **environment},
+            )  # fmt: skip
+        if ready:
+            until(lambda: self.process.poll() is not None or running.found(config.root))
+            assert self.process.poll() is None, self.log.read_text()
+
+    @property
+    def here(self) -> Running:
+        """What the process announces."""
+        found = running.found(self.config.root)
+        assert found
+        return found
+
+    def digest(self, name: str) -> str:
+        """What it serves for a model."""
+        models = {m["name"]: m for m in client.status(self.here)["models"]}
+        return str(models[name]["digest"])
+
+    def command(self, *words: object, ok: int = 0) -> str:
+        """Run another `edge-agent` command beside it; returns stdout."""
+        return edge_agent(*words, config=self.path, ok=ok, prefix=self._prefix).stdout
+
+    def end(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
+        """Send a signal; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def edge_agent(
+    *words: object, config: Path | None = None, ok: int = 0, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does; assert its exit code."""
+    environment = {**os.environ, "COLUMNS": "250"}
+    environment.pop("EDGE_AGENT_CONFIG", None)
+    if config:
+        environment["EDGE_AGENT_CONFIG"] = str(config)
+    done = subprocess.run(
+        [*prefix, PYTHON, "-m", "agent", *map(str, words)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def as_json(text: str) -> Any:
+    return json.loads(text)
+
+
+def numbers(folder: Path, **arrays: object) -> Path:
+    """An input file."""
+    path = folder / "input.npz"
+    np.savez(path, **{name: np.asarray(a) for name, a in arrays.items()})
+    return path
+
+
+def turner(folder: Path, *, version: str = "1.0", step: int = 1) -> Path:
+    """A package whose inference takes as long as its input says: n turns of a loop."""
+    number = helper.make_tensor_value_info
+    scalar: tuple[int, ...] = ()
+    turn = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["go_on_after"]),
+            helper.make_node("Add", ["v", "step"], ["v_after"]),
+        ],
+        "turn",
+        [
+            number("i", TensorProto.INT64, scalar),
+            number("go_on", TensorProto.BOOL, scalar),
+            number("v", TensorProto.INT64, (1,)),
+        ],
+        [
+            number("go_on_after", TensorProto.BOOL, scalar),
+            number("v_after", TensorProto.INT64, (1,)),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["n", "", "zero"], ["turned"], body=turn)],
+        "turner",
+        [number("n", TensorProto.INT64, (1,))],
+        [number("turned", TensorProto.INT64, (1,))],
+        [
+            helper.make_tensor("zero", TensorProto.INT64, (1,), [0]),
+            helper.make_tensor("step", TensorProto.INT64, (1,), [step]),
+        ],
+    )
+    model = folder / f"turner-{version}.onnx"
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, model)
+    feeds = [{"n": np.array([n], np.int64)} for n in (1, 5)]
+    out = folder / f"turner-{version}.edgepkg"
+    return write_package(out, model, feeds, name="turner", version=version, class_scores=False)
