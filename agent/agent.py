@@ -344,6 +344,7 @@ class Agent:
 
     def close(self) -> None:
         """Answer what is inside, then unload everything; new requests are refused."""
+        self._journal.stop()  # a kill from here on is no crash
         with self._switching:
             self._closed = True
             left = list(self._live.values())

@@ -96,9 +96,18 @@ class Slots:
         self._models = root / "models"
 
     def names(self) -> tuple[str, ...]:
-        """Installed models."""
-        found = (p.parent.name for p in self._models.glob(f"*/{ACTIVE}"))
-        return tuple(sorted(name for name in found if _NAME.fullmatch(name)))
+        """Installed models; raises StorageError where they cannot be listed."""
+        try:
+            found = sorted(p.name for p in self._models.iterdir())
+        except FileNotFoundError:
+            return ()
+        except OSError as e:
+            raise StorageError(
+                f"cannot read {self._models}: {e.strerror}", hint="run it as the agent's user"
+            ) from e
+        return tuple(
+            n for n in found if _NAME.fullmatch(n) and (self._models / n / ACTIVE).exists()
+        )
 
     def active(self, name: str) -> Active:
         """What is served for ``name``; raises UnknownModel, StorageError for a damaged file."""

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edge_core import golden, package
@@ -115,6 +116,13 @@ def write(
         "sbom.cdx.json": b"{}",
     }
     return package.write(out, manifest, files)
+
+
+def again(path: Path, out: Path, version: str) -> package.PackageRef:
+    """The same package with another version, and so another digest."""
+    opened = package.open(path)
+    files = {title: opened.read(title) for title in opened.titles if title != package.MANIFEST}
+    return package.write(out, msgspec.structs.replace(opened.manifest, version=version), files)
 
 
 def example(name: str) -> Path:

@@ -10,8 +10,9 @@ prints goes to stderr. The parent's side is edge_core.child. Commands:
     delegation path runtime threads         -> ops partitions outside slowdown  (xnnpack.Delegation)
     background                              -> nothing
 
-``feeds`` is a folder as feeds.write() makes it; ``rows`` samples are one inference. End of input
-ends the process, also in the middle of a command, so no child outlives its parent.
+``feeds`` is a folder as feeds.write() makes it. ``rows`` samples are one inference; time takes a
+list of such numbers in turn. End of input ends the process, also in the middle of a command, so no
+child outlives its parent.
 """
 
 from __future__ import annotations
@@ -96,17 +97,17 @@ class Worker:
         return {"n": len(results)}
 
     def do_time(
-        self, feeds: str, runs: int, rows: int = 1, limit_s: float = math.inf
+        self, feeds: str, runs: int, rows: Sequence[int] = (1,), limit_s: float = math.inf
     ) -> dict[str, Any]:
         session, source = self._open, feeds_file.read(Path(feeds))
         ms: list[float] = []
         end = time.perf_counter() + limit_s
         for i in range(runs):
-            feed = _batch(source, i, rows)
+            feed = _batch(source, i, rows[i % len(rows)])
             start = time.perf_counter_ns()
             session.run(feed)
             ms.append((time.perf_counter_ns() - start) / 1e6)
-            if time.perf_counter() >= end:
+            if len(ms) % len(rows) == 0 and time.perf_counter() >= end:
                 break
         return {"ms": ms}
 

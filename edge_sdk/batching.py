@@ -27,19 +27,19 @@ from edge_core import golden
 from edge_core.child import Child
 from edge_core.errors import InputError, MeasureError
 from edge_core.files import sha256_file, write_whole
-from edge_core.golden import Samples
 from edge_core.profile import Profile
 from edge_core.tensors import Feeds
-from edge_sdk import measure, samples, vectors
+from edge_sdk import border, measure, samples, vectors
 from edge_sdk.measure import Specs, Subject
 from edge_sdk.workspace import Workspace
 
+Rows = tuple[int, ...]  # indices of samples
 BATCHES = 4
 TIMEOUT_S = 1800.0
 GENERATION = 1
 
 
-def pick(given: samples.Samples) -> tuple[int, ...]:
+def pick(given: samples.Samples) -> Rows:
     """Indices of up to BATCHES * ROWS different samples, from all over the set.
 
     Raises InputError if there are not enough for one batch.
@@ -59,17 +59,26 @@ def pick(given: samples.Samples) -> tuple[int, ...]:
 
 
 def prove(
-    workspace: Workspace, s: Subject, inputs: Samples, want: Samples, outputs: Specs, host: Profile
+    workspace: Workspace,
+    s: Subject,
+    feeds: Path,
+    original: Path,
+    outputs: Specs,
+    rows: Rows,
+    host: Profile,
 ) -> None:
     """Raise MeasureError, with the row that is wrong, unless the file may be packaged.
 
-    ``inputs`` are as the file takes them, and ``want`` is what the original made of them.
-    """
+    ``original`` holds what the original, whose ``outputs`` are given, made of ``feeds``; ``rows``
+    are the samples that are looked at.
+    """  # fmt: skip
     assert s.fixed is not None
-    about = (feeds_file.digest(inputs), measure.machine(host), GENERATION)
+    about = (feeds.name, rows, measure.machine(host), GENERATION)
     done = workspace.entry("batches", s.key, sha256_file(s.fixed), about)
     if done.is_file():
         return
+    given = border.fitted(workspace, feeds, s.model, s.file)
+    inputs, want = vectors.read(given, original, rows, outputs, s.outputs)
     _pieces(workspace, s, host)
     starts = range(0, len(inputs), ROWS)
     together = [_joined(inputs[i : i + ROWS]) for i in starts]
@@ -82,7 +91,7 @@ def prove(
             old, new = (_answers(child, s, f, [inputs[:ROWS]], optimiser="off")[0] for f in files)
             same = _identical(old, new)
     _held(same or s.path.suffix == ".ort", "one row alone is not bit by bit what it was")
-    expected = vectors.make(inputs, want, tuple(before), outputs)
+    expected = vectors.make(inputs, want, tuple(before), s.outputs)
     _check(expected, alone, "one row alone is not what it was")
     _check(expected, _apart(batches), f"in a batch of {ROWS}, rows are not what they are alone")
     _held(_identical(alone, again), "one row is another after a batch")

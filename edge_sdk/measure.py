@@ -69,6 +69,7 @@ class Subject(msgspec.Struct, frozen=True):
     env: RuntimeEnv
     model: Specs  # the inputs that samples are made for
     file: Specs  # and those of this file
+    outputs: Specs = ()  # of this file
     fixed: Path | None = None  # the same for one row, where the batch of ``path`` is dynamic
 
     @property
@@ -79,10 +80,8 @@ class Subject(msgspec.Struct, frozen=True):
 
 def subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
     """The artifact as something to run."""
-    own = artifact.inputs
-    return Subject(
-        artifact.path, artifact.sha256, artifact.options, env, model.inputs, own, artifact.fixed
-    )
+    a = artifact
+    return Subject(a.path, a.sha256, a.options, env, model.inputs, a.inputs, a.outputs, a.fixed)
 
 
 def original(path: Path, model: Model) -> Subject:

@@ -178,7 +178,7 @@ def _golden(
     model, feeds = materials.model, materials.feeds
     given = border.fitted(workspace, feeds, model.inputs, artifact.inputs)
     which = range(min(GOLDEN, len(materials.evaluation)))
-    inputs, want = vectors.read(model, artifact, given, original, which)
+    inputs, want = vectors.read(given, original, which, model.outputs, artifact.outputs)
     answers = feeds_file.read(own)
     return vectors.make(inputs, want, tuple(answers[i] for i in which), artifact.outputs)
 

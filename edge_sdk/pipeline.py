@@ -19,6 +19,7 @@ from edge_core import feeds as feeds_file
 from edge_core.errors import GateFailed, InputError
 from edge_core.tensors import TensorSpec
 from edge_sdk import (
+    batching,
     convert,
     judge,
     metrics,
@@ -111,9 +112,7 @@ def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
             onnx_file.load(request.model)  # a damaged file fails before anything is started
         sha256 = convert.digest(request.model)
     with clock.stage("convert"):
-        prepared = convert.prepare(
-            workspace, request.model, sha256, request.shapes, request.batch
-        )
+        prepared = convert.prepare(workspace, request.model, sha256, request.shapes, request.batch)
     with clock.stage("read"):
         model = reader.with_costs(request.model, sha256, prepared.path)
         evaluation, calibration = _samples(request, model)
@@ -130,6 +129,7 @@ def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
             metric=metric,
             user_metric=user,
             host=host,
+            rows=batching.pick(evaluation) if request.batch == "dynamic" else (),
         )
 
 

@@ -66,3 +66,4 @@ class Materials(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     user_metric: metrics.UserMetric | None
     host: Profile
+    rows: tuple[int, ...] = ()  # samples that a dynamic batch is tried on

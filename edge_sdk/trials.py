@@ -21,7 +21,7 @@ from converters.base import Ceiling
 from edge_core.errors import EdgeError, InputError, MeasureError, StorageError
 from edge_core.profile import Profile
 from edge_core.runtimes.xnnpack import Delegation
-from edge_sdk import border, convert, measure, metrics, planner, runtime_env
+from edge_sdk import batching, border, convert, measure, metrics, planner, runtime_env
 from edge_sdk.measure import Subject, Timing
 from edge_sdk.request import Materials, Request
 from edge_sdk.runtime_env import RuntimeEnv
@@ -179,6 +179,7 @@ def _results(
     reference = answers.pop(original)
     if isinstance(reference, EdgeError):
         raise InputError(f"{first.path.name} does not run: {reference.what}", hint=reference.hint)
+    answers |= _unproven(materials, subjects, answers, reference, workspace)
     ran = {k: s for k, s in subjects.items() if isinstance(answers[k], Path)}
     cores = min(workspace.jobs, materials.host.cpu.cores)
     timings: dict[Key, Timing | EdgeError] = {}
@@ -190,6 +191,28 @@ def _results(
         if isinstance(timings[k], Timing)
     }
     return _Results(reference, answers, timings, delegations)
+
+
+def _unproven(
+    materials: Materials,
+    subjects: Mapping[Key, Subject],
+    answers: Mapping[Key, Path | EdgeError],
+    reference: Path,
+    workspace: Workspace,
+) -> dict[Key, EdgeError]:
+    """What is wrong with files that should take any number of rows."""
+    jobs = {
+        key: (lambda s=s: batching.prove(
+            workspace, s, materials.feeds, reference, materials.model.outputs, materials.rows,
+            materials.host,
+        ))
+        for key, s in subjects.items()
+        if s.fixed and isinstance(answers[key], Path)
+    }  # fmt: skip
+    if not jobs:
+        return {}
+    proven = _side_by_side(jobs, workspace, "batch", lambda key: key.split(" ")[0])
+    return {key: result for key, result in proven.items() if isinstance(result, EdgeError)}
 
 
 def _measurement(

@@ -1,12 +1,12 @@
 """Golden vectors of a candidate, from what measuring children answered.
 
-    read(model, artifact, given, original, which) -> (inputs, want)
-    make(inputs, want, got, outputs) -> Golden
+read(given, original, which, model, outputs) -> (inputs, want)
+make(inputs, want, got, outputs) -> Golden
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +16,21 @@ from edge_core import golden
 from edge_core.golden import Samples
 from edge_core.layouts import inward
 from edge_core.tensors import Feeds, TensorSpec
-from edge_sdk.stages import Artifact, Model
 
 Specs = Sequence[TensorSpec]
 
 
 def read(
-    model: Model, artifact: Artifact, given: Path, original: Path, which: Iterable[int]
+    given: Path, original: Path, which: Sequence[int], model: Specs, outputs: Specs
 ) -> tuple[Samples, Samples]:
-    """Some samples as the file takes them, and the original's answers as the file would give them."""
-    which = tuple(which)
+    """Some samples as the file takes them, and the original's answers as the file would give them.
+
+    ``model`` and ``outputs`` are the outputs of both.
+    """
     inputs, want = (
         tuple(source[i] for i in which) for source in map(feeds_file.read, (given, original))
     )
-    return inputs, tuple(inward(w, model.outputs, artifact.outputs) for w in want)
+    return inputs, tuple(inward(w, model, outputs) for w in want)
 
 
 def make(inputs: Samples, want: Samples, got: Samples, outputs: Specs) -> golden.Golden:
@@ -37,9 +38,7 @@ def make(inputs: Samples, want: Samples, got: Samples, outputs: Specs) -> golden
     return golden.make(inputs, want, got, _steps(want, got, outputs))
 
 
-def _steps(
-    want: Sequence[Feeds], got: Sequence[Feeds], outputs: Specs
-) -> dict[str, float]:
+def _steps(want: Sequence[Feeds], got: Sequence[Feeds], outputs: Specs) -> dict[str, float]:
     """Tolerances of integer outputs that stand for reals, in their steps: kernels round them
     differently, and quantising has moved them already."""
     found = {}

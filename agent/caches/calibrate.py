@@ -224,19 +224,3 @@ def _columns(trials: Sequence[Trial]) -> list[int]:
         numbers.setdefault((t.group is None, i if t.group is None else t.group), len(numbers))
         for i, t in enumerate(trials)
     ]
-
-
-def to_bytes(calibration: Calibration) -> bytes:
-    """The file beside the cache: JSON for people to read."""
-    return msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n"
-
-
-def from_bytes(raw: bytes) -> Calibration:
-    """Raises InputError for anything that is no calibration of this version."""
-    try:
-        found = msgspec.json.decode(raw, type=Calibration)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise InputError(f"the calibration is not readable: {e}", hint="calibrate again") from e
-    if found.format != FORMAT:
-        raise InputError(f"calibration format {found.format}; this version reads {FORMAT}")
-    return found

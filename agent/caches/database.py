@@ -106,10 +106,17 @@ class Database:
             return self._readers.fetch(sql, args)
         except file.ERRORS as e:
             if "locked" not in str(e):
-                with self._wake:
-                    self._readable, self._suspect = False, e
-                    self._wake.notify()
+                self._suspected(e)
             return []
+
+    def distrust(self, why: str) -> None:
+        """Begin the file anew: what stands in it makes no sense."""
+        self._suspected(sqlite3.DatabaseError(why))
+
+    def _suspected(self, e: Exception) -> None:
+        with self._wake:
+            self._readable, self._suspect = False, e
+            self._wake.notify()
 
     # Writing
 

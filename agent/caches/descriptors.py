@@ -129,6 +129,7 @@ class Index:
         self._matrix: Array = np.zeros((0, 0), np.float32)
         self._tagged: Array = np.zeros(0, np.int64)
         self._used: Array = np.zeros(0, np.int64)  # when a row was stored or found last
+        self._reach: Array = np.zeros(0)
         self._clock = 0
 
     def __len__(self) -> int:
@@ -137,15 +138,19 @@ class Index:
     def __contains__(self, key: bytes) -> bool:
         return key in self._slots
 
-    def add(self, key: bytes, item: Described) -> bytes | None:
+    def add(self, key: bytes, item: Described, reach: float = 1.0) -> bytes | None:
         """Store a vector; returns the key that had to go, used longest ago, if it was full."""
-        gone = self._oldest() if len(self._keys) >= self.limit else None
-        if gone is not None:
+        gone = None
+        if key in self._slots:
+            self.remove(key)
+        elif len(self._keys) >= self.limit:
+            gone = self._keys[int(self._used[: len(self._keys)].argmin())]
             self.remove(gone)
         row = len(self._keys)
         self._make_room(len(item.vector))
         self._matrix[row] = item.vector
         self._tagged[row] = self._tags.setdefault(item.tag, len(self._tags))
+        self._reach[row] = reach
         self._keys.append(key)
         self._slots[key] = row
         self.touch(key)
@@ -163,11 +168,11 @@ class Index:
         if moved != key:
             self._keys[row] = moved
             self._slots[moved] = row
-            for column in (self._matrix, self._tagged, self._used):
+            for column in (self._matrix, self._tagged, self._used, self._reach):
                 column[row] = column[last]
 
-    def nearest(self, item: Described) -> tuple[bytes, float] | None:
-        """Key and distance of the nearest vector with the same tag."""
+    def nearest(self, item: Described) -> tuple[bytes, float, float] | None:
+        """Key, distance and reach of the nearest vector with the same tag."""
         tag = self._tags.get(item.tag)
         n = len(self._keys)
         if tag is None or n == 0 or self._matrix.shape[1] != len(item.vector):
@@ -179,23 +184,18 @@ class Index:
         best = float(cosines[row])
         if best == -math.inf:
             return None
-        return self._keys[row], math.sqrt(max(0.0, 2 - 2 * best))
-
-    def _oldest(self) -> bytes:
-        return self._keys[int(self._used[: len(self._keys)].argmin())]
+        return self._keys[row], math.sqrt(max(0.0, 2 - 2 * best)), float(self._reach[row])
 
     def _make_room(self, width: int) -> None:
-        rows = len(self._matrix)
-        if self._matrix.shape[1] == width and len(self._keys) < rows:
+        rows, kept = len(self._matrix), len(self._keys)
+        if kept < rows and self._matrix.shape[1] == width:
             return
-        if not self._keys:
-            rows, kept = 0, 0
-        else:
-            kept = len(self._keys)
-        size = min(self.limit, max(ROWS, 2 * rows))
-        matrix = np.zeros((size, width), np.float32)
-        tagged, used = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        if kept:
-            matrix[:kept], tagged[:kept] = self._matrix[:kept], self._tagged[:kept]
-            used[:kept] = self._used[:kept]
-        self._matrix, self._tagged, self._used = matrix, tagged, used
+        size = min(self.limit, max(ROWS, 2 * kept))
+        grown = np.zeros((size, width), np.float32)
+        grown[:kept] = self._matrix[:kept]
+        self._matrix = grown
+        for name in ("_tagged", "_used", "_reach"):
+            old = getattr(self, name)
+            column = np.zeros(size, old.dtype)
+            column[:kept] = old[:kept]
+            setattr(self, name, column)

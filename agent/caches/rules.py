@@ -48,7 +48,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return lead(self._tensor(answer))
 
     def _tensor(self, answer: Feeds) -> Array:
-        return answer[self.output] if self.output else next(iter(answer.values()))
+        none = np.zeros(0)
+        return answer.get(self.output, none) if self.output else next(iter(answer.values()), none)
 
 
 def lead(scores: Array) -> float:

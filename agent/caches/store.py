@@ -33,6 +33,7 @@ _EVICT = "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY id LI
 _FLUSH = "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE model = ? LIMIT 500)"
 _WALK = "SELECT id, key, made, value FROM entries WHERE model = ? AND id > ? ORDER BY id LIMIT 256"
 _ENDS = "SELECT (SELECT min(id) FROM entries), (SELECT max(id) FROM entries)"
+_TOO_MANY = 20  # unsound entries since the start (or the last new file) for a new file
 _FILLING = 0.7  # share of the bound from which the order of use matters
 
 
@@ -86,6 +87,7 @@ class Store:
         self._lock = threading.Lock()
         self._count = dict.fromkeys(("hits", "misses", "stale", "damaged", "flushed"), 0)
         self._before = {"evicted": 0, "dropped": 0}  # in earlier runs
+        self._unsound = 0
         self._loaded = False
         self._middle = 0  # a hit below this id moves its row
         self._kept: frozenset[int] | None = None
@@ -107,6 +109,11 @@ class Store:
             self._count["misses" if found is None else "hits"] += 1
             if why:
                 self._count[why] += 1
+            if why == "damaged":
+                self._unsound += 1
+        if self._unsound >= _TOO_MANY:
+            self._unsound = 0
+            self.database.distrust(f"{_TOO_MANY} entries do not match their checksums")
         if 0 < place < self._middle:
             self._move(place)
         return found
@@ -129,7 +136,8 @@ class Store:
             ((place, owner, made, value),) = rows
         if owner != number(model):
             return 0, None, ""
-        if not isinstance(made, int) or not _sound(key, made, value):
+        # In a damaged file a column may hold anything.
+        if not isinstance(place, int) or not _sound(key, made, value):
             db.write("DELETE FROM entries WHERE key = ?", (key,), size=0)
             return 0, None, "damaged"
         # A device without a battery-backed clock jumps; a far future is as unknown as a far past.
@@ -175,7 +183,7 @@ class Store:
         """
         while rows := self.database.rows(_WALK, (number(model), after)):
             for after, key, made, value in rows:
-                if isinstance(made, int) and isinstance(key, bytes) and _sound(key, made, value):
+                if isinstance(key, bytes) and _sound(key, made, value):
                     yield after, key, memoryview(value)[_CHECK:]
 
     def lost(self) -> int:
@@ -217,15 +225,12 @@ class Store:
     # In the writer's transaction
 
     def _evict(self, db: sqlite3.Connection) -> int:
-        low, high = db.execute(_ENDS).fetchone()
-        if low is None:
-            return 0
+        low, high = _ends(db)
         few = min(max((high - low) // 50, 1), 32)  # entries may be large
         return db.execute(_EVICT, (few,)).rowcount
 
     def _note(self, db: sqlite3.Connection, fill: float) -> None:
-        low, high = db.execute(_ENDS).fetchone()
-        self._middle = (low + high) // 2 if low is not None and fill > _FILLING else 0
+        self._middle = sum(_ends(db)) // 2 if fill > _FILLING else 0
         if not self._loaded:
             self._load(db)
         with self._lock:
@@ -249,6 +254,12 @@ class Store:
         self._loaded = True
 
 
+def _ends(db: sqlite3.Connection) -> tuple[int, int]:
+    """The lowest and the highest place; 0 and 0 without entries."""
+    low, high = db.execute(_ENDS).fetchone()
+    return (low, high) if isinstance(low, int) and isinstance(high, int) else (0, 0)
+
+
 def _flusher(model: int) -> Callable[[sqlite3.Connection], int]:
     return lambda db: db.execute(_FLUSH, (model,)).rowcount
 
@@ -258,9 +269,10 @@ def _checksum(key: bytes, made: int, value: bytes | memoryview) -> bytes:
     return xxhash.xxh3_64_digest(value, halves ^ (made & 0xFFFF_FFFF_FFFF_FFFF))
 
 
-def _sound(key: bytes, made: int, value: object) -> bool:
+def _sound(key: bytes, made: object, value: object) -> bool:
     return (
-        isinstance(value, bytes)
+        isinstance(made, int)
+        and isinstance(value, bytes)
         and len(value) >= _CHECK
         and _checksum(key, made, memoryview(value)[_CHECK:]) == value[:_CHECK]
     )

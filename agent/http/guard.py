@@ -14,7 +14,8 @@ from agent.http.app import busy
 from agent.http.limits import Limits
 from agent.http.pieces import Pieces
 
-GATHER = 1_000_000  # bytes of a body that come together before the application is woken
+GATHER = 1_000_000  # bytes of a body that come together before the application is woken ...
+GATHER_ALL = 32_000_000  # ... and of all connections
 
 
 class Guard(asyncio.Protocol):
@@ -22,6 +23,7 @@ class Guard(asyncio.Protocol):
 
     limits: Limits
     most: int  # connections that are served
+    largest: int  # bytes of a body
     app: Any  # called with each request
     connections: set[Any]
     cycle: Any  # the request in progress, or the last one
@@ -59,7 +61,8 @@ class Guard(asyncio.Protocol):
         twice, costs 0.1 ms.
         """
         cycle = self.cycle
-        if len(cycle.body) + len(body) > GATHER:
+        share = min(GATHER, GATHER_ALL // len(self.connections), self.largest)
+        if len(cycle.body) + len(body) > share:
             super().on_body(body)  # type: ignore[misc]  # with h11 nobody calls this
         elif not cycle.response_complete:
             if not cycle.body:

@@ -81,7 +81,11 @@ class _Uvicorn(uvicorn.Server):
     """uvicorn with Guards for connections, and a word when it is up."""
 
     def __init__(self, app: App, http: Http, limits: Limits) -> None:
-        bounds = {"most": http.max_connections, "limits": limits}
+        bounds = {
+            "limits": limits,
+            "most": http.max_connections,
+            "largest": int(http.max_body_mb * 1e6),
+        }
         # The protocol is a variable there, so the class is made at run time.
         connection: Any = type("Connection", (Guard, AutoHTTPProtocol), bounds)
         config = uvicorn.Config(
@@ -125,8 +129,8 @@ def _tcp(host: str, port: int) -> socket.socket:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as e:
-        raise InputError(f"http.host '{host}' is no address: {e.strerror}") from e
+    except (OSError, UnicodeError) as e:  # no name, or none that could be one
+        raise InputError(f"http.host '{host}' is no address: {e}") from e
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from agent import Agent
-from agent.config import Config, Http
+from agent.config import Config, Http, Serve
+from agent.http.limits import DEFAULT, Limits
 from agent.http.server import Server
 from agent.slots import Batching, Slot, Slots, Tuning
 from edge_core import golden, package
@@ -31,15 +33,15 @@ ONNX_TYPES = {
     "string": TensorProto.STRING,
 }  # fmt: skip
 PICTURE = Recipe(height=8, width=8, fit="stretch", color="L", scale=1 / 255)
+SERVE = Serve()
 SCALE, ZERO = 0.5, 10  # of the quantised echo
 
 
-def dense(folder: Path, *, version: str = "1.0.0", seed: int = 7) -> Path:
+def dense(folder: Path, *, version: str = "1.0.0") -> Path:
     """Four numbers in, three labelled class scores out."""
-    del seed
     manifest, files = packages.contents(folder)
     out = folder / f"dense-{version}.edgepkg"
-    package.write(out, _replace(manifest, version=version), files)
+    package.write(out, msgspec.structs.replace(manifest, version=version), files)
     return out
 
 
@@ -85,6 +87,20 @@ def picture(folder: Path) -> Path:
     return _package(folder, "picture", nodes, tensors, feeds, preprocess=PICTURE, labels=labels)
 
 
+def slow(folder: Path) -> Path:
+    """Some tenths of a second of multiplications."""
+    size, steps = 1024, 12
+    tensors = [
+        (helper.make_tensor_value_info("x", TensorProto.FLOAT, (1,)),
+         helper.make_tensor_value_info("y", TensorProto.FLOAT, ()))
+    ]  # fmt: skip
+    shape = helper.make_node("Constant", [], ["shape"], value_ints=[size, size])
+    nodes = [shape, helper.make_node("Expand", ["x", "shape"], ["m0"])]
+    nodes += [helper.make_node("MatMul", [f"m{i}", "m0"], [f"m{i + 1}"]) for i in range(steps)]
+    nodes.append(helper.make_node("ReduceMax", [f"m{steps}"], ["y"], keepdims=0))
+    return _package(folder, "slow", nodes, tensors, {"x": np.zeros(1, np.float32)})
+
+
 def install(root: Path, path: Path) -> Slot:
     """Unpack a package into a slot and make it current."""
     opened = package.open(path)
@@ -110,12 +126,14 @@ def install(root: Path, path: Path) -> Slot:
 
 
 @contextmanager
-def serving(root: Path, **http: object) -> Iterator[tuple[Agent, str]]:
+def serving(
+    root: Path, *, serve: Serve = SERVE, limits: Limits = DEFAULT, **http: object
+) -> Iterator[tuple[Agent, str]]:
     """An agent on a data directory with its server on any free port; gives "host:port"."""
     settings = Http(**{"port": 0, **http})  # type: ignore[arg-type]
-    with Agent(Config(data_dir=str(root), http=settings)) as agent:
-        with Server(agent, settings) as server:
-            yield agent, server.start().removeprefix("http://")
+    config = Config(data_dir=str(root), http=settings, serve=serve)
+    with Agent(config) as agent, Server(agent, settings, limits) as server:
+        yield agent, server.start().removeprefix("http://")
 
 
 def _package(folder: Path, name: str, nodes: list, tensors: list, feeds: Feeds, **more) -> Path:
@@ -147,9 +165,3 @@ def _package(folder: Path, name: str, nodes: list, tensors: list, feeds: Feeds, 
     out = folder / f"{name}.edgepkg"
     package.write(out, manifest, files)
     return out
-
-
-def _replace(manifest: Manifest, **changes: object) -> Manifest:
-    import msgspec
-
-    return msgspec.structs.replace(manifest, **changes)

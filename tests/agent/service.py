@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import onnx
+import pytest
 import tomli_w
 from onnx import TensorProto, helper
 
-from agent import client, running
+from agent import cli, client, running
 from agent.config import Config
 from agent.running import Running
 from tests.agent.conftest import write_package
@@ -72,9 +74,15 @@ class Service:
         models = {m["name"]: m for m in client.status(self.here)["models"]}
         return str(models[name]["digest"])
 
-    def command(self, *words: object, ok: int = 0) -> str:
-        """Run another `edge-agent` command beside it; returns stdout."""
-        return edge_agent(*words, config=self.path, ok=ok, prefix=self._prefix).stdout
+    def command(self, *words: object) -> str:
+        """Run another `edge-agent` command beside it, a process of its own; returns stdout."""
+        done = subprocess.run(
+            [*self._prefix, PYTHON, "-m", "agent", *map(str, words), "--config", str(self.path)],
+            cwd=ROOT, env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
     def end(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
         """Send a signal; the exit code."""
@@ -90,24 +98,24 @@ class Service:
             self.process.wait()
 
 
-def edge_agent(
-    *words: object, config: Path | None = None, ok: int = 0, prefix: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user does; assert its exit code."""
-    environment = {**os.environ, "COLUMNS": "250"}
-    environment.pop("EDGE_AGENT_CONFIG", None)
-    if config:
-        environment["EDGE_AGENT_CONFIG"] = str(config)
-    done = subprocess.run(
-        [*prefix, PYTHON, "-m", "agent", *map(str, words)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+class Said(NamedTuple):
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
 
 
-def as_json(text: str) -> Any:
-    return json.loads(text)
+def edge_agent(*words: object, config: Path | None = None, ok: int = 0) -> Said:
+    """A command as a user types it, but in this process; asserts its exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["edge-agent", *map(str, words)])
+        patch.setenv("COLUMNS", "250")
+        patch.setenv("EDGE_AGENT_CONFIG", str(config or ""))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == ok, f"exit {ended.value.code}\n{out.getvalue()}\n{err.getvalue()}"
+    return Said(out.getvalue(), err.getvalue())
 
 
 def numbers(folder: Path, **arrays: object) -> Path:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -153,12 +155,8 @@ def test_any_bytes_are_a_request_or_an_input_error(data: st.DataObject):
         piece = data.draw(st.binary(max_size=4))
         damaged[at : at + data.draw(st.integers(0, 9))] = piece
     length = data.draw(st.sampled_from([length, None, len(damaged), 10]))
-    try:
-        found = oip.parse(memoryview(bytes(damaged)), length, DENSE)
-    except InputError as e:
-        assert e.what
-    else:
-        assert isinstance(found, Request)
+    with suppress(InputError):  # the only error allowed out
+        assert isinstance(oip.parse(memoryview(bytes(damaged)), length, DENSE), Request)
 
 
 JSON = st.recursive(
@@ -177,11 +175,8 @@ def test_any_value_in_any_field_is_accepted_or_refused(field: str, value: object
     x = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
     document: dict[str, object] = {"inputs": [x]}
     (document if field in ("inputs", "id", "parameters") else x)[field] = value
-    try:
-        found = request(document)
-    except InputError:
-        return
-    assert isinstance(found.inputs, dict)
+    with suppress(InputError):
+        assert isinstance(request(document).inputs, dict)
 
 
 X = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
@@ -447,8 +442,6 @@ def test_pieces_are_joined_in_order_with_an_aligned_lead(sizes: list[int], lead:
 
 
 def test_a_body_of_many_tiny_pieces_takes_little_more_than_its_size():
-    import tracemalloc
-
     tracemalloc.start()
     pieces = Pieces()
     for _ in range(100_000):

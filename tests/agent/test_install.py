@@ -228,9 +228,7 @@ def test_a_damaged_package_is_refused(served, make_package, tmp_path):
     raw = bytearray(make_package(version="2").read_bytes())
     raw[len(raw) // 2] ^= 1
     (tmp_path / "bad.edgepkg").write_bytes(raw)
-    refused(
-        served, tmp_path / "bad.edgepkg", PackageError, "have that digest|is not what its"
-    )
+    refused(served, tmp_path / "bad.edgepkg", PackageError, "have that digest|is not what its")
     refused(served, tmp_path / "none.edgepkg", InputError, "cannot read")
 
 

@@ -327,6 +327,14 @@ def test_the_data_directory_of_another_user_is_left_alone(slots, opened):
     assert slots.active("dense") == Active(current=slot(1))
 
 
+def test_models_that_cannot_be_listed_are_not_taken_for_none(slots):
+    slots.root.mkdir()
+    (slots.root / "models").write_bytes(b"")
+    for read in (slots.names, slots.stamp, lambda: slots.active("dense")):
+        with pytest.raises(StorageError, match="cannot read"):
+            read()
+
+
 def test_a_user_without_privileges_can_unpack_repair_switch_and_sweep(tmp_path, make_package):
     """Folders without write permission: root would not notice what goes wrong with them."""
     code = textwrap.dedent(

@@ -1,0 +1,274 @@
+"""Half an hour at a fixed rate with a swap every 20 s: does anything grow, does anything fail?
+
+    python -m benchmarks.agent_soak [--minutes 30] [--rate 20] [--swap 20]
+
+A daemon with EfficientNet-Lite0 INT8 in two versions that take turns, asked with tensors of 602 KB
+and with photos, and with a CNN for digits whose answers are remembered. Requests start by the
+clock, late or not; a latency counts from when its request was due. Every second the daemon's
+resident memory, open files and threads are read from /proc. The memory's slope is a least-squares
+line through what follows the warm-up, its interval widened for samples that resemble their
+neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import math
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from agent.config import Config, Serve
+from agent.slots import Slots
+from benchmarks import agent_daemon, agent_packages
+from edge_core import console, golden, package
+from edge_core.tensors import Feeds
+from examples.data import PHOTOS
+
+WARM_UP = 0.2  # share of the time, at most WARM_UP_S
+WARM_UP_S = 300.0
+CLIENTS = 4
+DIGITS = 2000  # different inputs of the model whose answers are remembered
+MAX_GROWTH = 2.0  # MB an hour; less cannot be told from the allocator's habits in half an hour
+LATE_S = 60.0
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """The daemon at one moment."""
+
+    s: float  # since the start
+    mb: float  # resident, 10^6 bytes
+    files: int
+    threads: int
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A straight line through samples: MB an hour, with its 95 % interval."""
+
+    slope: float
+    low: float
+    high: float
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """One request's end."""
+
+    what: str
+    ms: float  # from when it was due
+    error: str = ""
+
+
+Body = tuple[str, bytes, dict[str, str]]  # path, body, headers
+
+
+def line(samples: Sequence[Sample]) -> Line:
+    """Least squares over time.
+
+    The variance is that of independent samples times (1 + r) / (1 - r), r being the residuals'
+    correlation with their neighbours.
+    """
+    x = np.array([p.s for p in samples]) / 3600
+    y = np.array([p.mb for p in samples])
+    if len(x) < 10:
+        return Line(math.nan, -math.inf, math.inf)
+    x = x - x.mean()
+    slope = float((x * y).sum() / (x * x).sum())
+    rest = y - y.mean() - slope * x
+    total = float((rest * rest).sum())
+    r = float((rest[1:] * rest[:-1]).sum()) / total if total else 0.0
+    r = min(max(r, 0.0), 0.99)
+    variance = total / (len(x) - 2) / float((x * x).sum()) * (1 + r) / (1 - r)
+    half = 1.96 * math.sqrt(variance)
+    return Line(slope, slope - half, slope + half)
+
+
+def read(pid: int, s: float) -> Sample:
+    """From /proc."""
+    proc = Path("/proc") / str(pid)
+    status = dict(
+        row.split(":", 1) for row in (proc / "status").read_text().splitlines() if ":" in row
+    )
+    return Sample(
+        s=s,
+        mb=int(status["VmRSS"].split()[0]) * 1024 / 1e6,
+        files=sum(1 for _ in (proc / "fd").iterdir()),
+        threads=int(status["Threads"]),
+    )
+
+
+def bodies(packages: dict[str, Path]) -> dict[str, list[Body]]:
+    """What is asked, by kind."""
+    rng = np.random.default_rng(0)
+    photos = [np.array([p.read_bytes()], object) for p in sorted(PHOTOS.glob("*.jpg"))]
+    crops = list(golden.from_bytes(package.open(packages["lite0"]).read("golden.npz")).inputs)
+    digits = [rng.normal(size=(1, 1, 28, 28)).astype(np.float32) for _ in range(DIGITS)]
+    return {
+        "lite0, tensor": [_body("lite0", crop) for crop in crops],
+        "lite0, photo": [_body("lite0", {"input": photo}) for photo in photos],
+        "digits, tensor": [_body("digits", {"input": x}) for x in digits],
+    }
+
+
+def _body(name: str, feeds: Feeds) -> Body:
+    return f"/v2/models/{name}/infer", *agent_daemon.infer_body(feeds, ["logits"])
+
+
+class Clients:
+    """Threads that ask by the clock."""
+
+    def __init__(self, port: int, asked: dict[str, list[Body]], rate: float, seconds: float):
+        self.ended: list[Asked] = []
+        self._port, self._asked, self._rate, self._seconds = port, asked, rate, seconds
+        self._due: queue.SimpleQueue[tuple[float, str, Body] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._client) for _ in range(CLIENTS)]
+        self._threads.append(threading.Thread(target=self._clock))
+
+    def start(self) -> None:
+        self.started = time.monotonic()
+        for t in self._threads:
+            t.start()
+
+    def join(self) -> None:
+        for t in self._threads:
+            t.join(LATE_S + self._seconds)
+
+    def _clock(self) -> None:
+        kinds = list(self._asked.items())
+        for i in range(int(self._seconds * self._rate)):
+            due = self.started + i / self._rate
+            time.sleep(max(0.0, due - time.monotonic()))
+            what, options = kinds[i % len(kinds)]
+            self._due.put((due, what, options[i // len(kinds) % len(options)]))
+        for _ in range(CLIENTS):
+            self._due.put(None)
+
+    def _client(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=LATE_S)
+        while (item := self._due.get()) is not None:
+            due, what, (path, body, headers) = item
+            error = ""
+            try:
+                connection.request("POST", path, body, headers)
+                response = connection.getresponse()
+                said = response.read()
+                if response.status != 200:
+                    error = f"{response.status} {said[:200]!r}"
+            except (OSError, http.client.HTTPException) as e:
+                error = repr(e)
+                connection.close()
+            self.ended.append(Asked(what, (time.monotonic() - due) * 1e3, error))
+        connection.close()
+
+
+def run(
+    config: Config, clients: Clients, seconds: float, swap_s: float, tell: Callable[[str], None]
+) -> tuple[list[Sample], int]:
+    """Samples of the daemon while the clients ask and the versions take turns; and the swaps."""
+    slots = Slots(config.root)
+    samples: list[Sample] = []
+    swaps = 0
+    with agent_daemon.daemon(config) as process:
+        clients.start()
+        while (s := time.monotonic() - clients.started) < seconds:
+            if s >= (swaps + 1) * swap_s:
+                slots.rollback("lite0", refuse=False)  # previous and current change places
+                swaps += 1
+            samples.append(read(process.pid, s))
+            if len(samples) % 60 == 0:
+                tell(f"{s / 60:.0f} min: {samples[-1]}")
+            time.sleep(max(0.0, clients.started + len(samples) - time.monotonic()))
+        clients.join()
+    return samples, swaps
+
+
+def verdicts(samples: Sequence[Sample], ended: Sequence[Asked], wanted: int) -> dict[str, bool]:
+    """What the run is held to."""
+    settled = settle(samples)
+    growth = line(settled)
+    failed = [a for a in ended if a.error]
+    told = {
+        f"{len(ended)} of {wanted} requests answered, {len(failed)} failed": len(ended) == wanted
+        and not failed,
+        f"memory {growth.slope:+.2f} MB an hour, 95 % {growth.low:+.2f} to {growth.high:+.2f}"
+        f" (at most {MAX_GROWTH:g}, or nothing that can be told from 0)": growth.low <= 0
+        or growth.slope <= MAX_GROWTH,
+    }
+    for name, title in (("files", "open files"), ("threads", "threads")):
+        start, end = (_middle(part, name) for part in halves(settled))
+        told[f"{title}: {start:g} in the first half, {end:g} in the second"] = end <= start + 1
+    return told
+
+
+def settle(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Those after the warm-up."""
+    after = min(WARM_UP_S, WARM_UP * samples[-1].s)
+    return [x for x in samples if x.s >= after]
+
+
+def halves(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """The first and the second."""
+    return samples[: len(samples) // 2], samples[len(samples) // 2 :]
+
+
+def _middle(samples: Sequence[Sample], name: str) -> float:
+    return float(np.median([getattr(x, name) for x in samples]))
+
+
+def show(samples: Sequence[Sample], ended: Sequence[Asked], swaps: int) -> None:
+    columns = ("n", "failed", "p50 ms", "p99 ms", "max ms")
+    table = console.table("requests", *columns, right=columns)
+    for what in sorted({a.what for a in ended}):
+        ms = [a.ms for a in ended if a.what == what and not a.error]
+        failed = sum(a.what == what and bool(a.error) for a in ended)
+        cells = [f"{x:.2f}" for x in np.quantile(ms, [0.5, 0.99, 1.0])] if ms else ["", "", ""]
+        table.add_row(what, str(len(ms)), str(failed), *cells)
+    console.stdout().print(table)
+    columns = ("at the end of warm-up", "median", "at most", "at the end")
+    table = console.table("daemon", *columns, right=columns)
+    settled = settle(samples)
+    for name, title in (("mb", "resident MB"), ("files", "open files"), ("threads", "threads")):
+        values = [getattr(x, name) for x in settled]
+        cells = [values[0], float(np.median(values)), max(values), values[-1]]
+        table.add_row(title, *(f"{x:.1f}" for x in cells))
+    console.stdout().print(table)
+    print(f"{swaps} swaps in {samples[-1].s / 60:.1f} minutes")
+
+
+def main(minutes: float, rate: float, swap_s: float) -> int:
+    packages = {"lite0": agent_packages.lite0(), "digits": agent_packages.digits()}
+    seconds = minutes * 60
+    with tempfile.TemporaryDirectory(prefix="edge-soak-") as folder:
+        other = Path(folder) / "lite0-2.edgepkg"
+        agent_packages.again(packages["lite0"], other, version="2")
+        config = agent_daemon.prepare(
+            Path(folder) / "agent", [*packages.values(), other], port=agent_daemon.free_port(),
+            models={"digits": Serve(cache=True)},
+        )  # fmt: skip
+        clients = Clients(config.http.port, bodies(packages), rate, seconds)
+        samples, swaps = run(
+            config, clients, seconds, swap_s, lambda text: print(text, file=sys.stderr, flush=True)
+        )
+    show(samples, clients.ended, swaps)
+    told = verdicts(samples, clients.ended, int(seconds * rate))
+    for text, ok in told.items():
+        print(f"{'met    ' if ok else 'NOT MET'} {text}")
+    for a in [a for a in clients.ended if a.error][:5]:
+        print(f"        {a.what}: {a.error}")
+    return 0 if all(told.values()) else 2
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    parser.add_argument("--swap", type=float, default=20.0, help="seconds between swaps")
+    given = parser.parse_args()
+    sys.exit(main(given.minutes, given.rate, given.swap))
