@@ -65,7 +65,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     uptime_s: float
     models: tuple[ModelStatus, ...]
-    caches: dict[str, object]
+    caches: dict[str, dict[str, object]]  # counters and health
     swaps: int
     errors: dict[str, int]  # requests that got an error, by its name
 
@@ -248,8 +248,7 @@ class Agent:
             for name in set(self._live) - set(self._slots.names()):
                 changed.append(name)
                 self._retire(self._live.pop(name))
-            if changed:
-                self._caches.keep({name: m.slot.digest for name, m in self._live.items()})
+            self._caches.use({name: m.slot.digest for name, m in self._live.items()})
             return tuple(changed)
 
     def _renew(self, name: str) -> bool:

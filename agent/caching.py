@@ -1,38 +1,47 @@
 """The caches that the agent looks into, opened where a model uses them.
 
+    caches/results.db            exact answers of all models that have `cache = true`
+    caches/near/NAME.json, .db   near duplicates of one model, once it is calibrated
+
 They never fail a request: a cache that cannot be read or written is empty, and says so in status().
 """
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent.config import Config
+from edge_core.errors import InputError
 from edge_core.tensors import Feeds
 
 if TYPE_CHECKING:
+    from agent.caches.calibrate import Calibration
     from agent.caches.near import Near, NearCache
     from agent.caches.results import ResultCache
+
+log = logging.getLogger(__name__)
+
+
+def calibration_file(root: Path, name: str) -> Path:
+    """What turns a model's near-duplicate cache on."""
+    return root / "caches" / "near" / f"{name}.json"
 
 
 class Caches:
     """Exact answers of all models in one file; near duplicates in one a model."""
 
     def __init__(self, config: Config) -> None:
-        self._config, self._folder = config, config.root / "caches"
+        self._config = config
+        self._max_bytes = int(config.cache.max_mb * 1e6)
+        self._ttl_s = config.cache.ttl_hours * 3600
         wanted = config.serve.cache or any(m.cache for m in config.models.values())
         self._results = self._open() if wanted else None
         self._near: dict[str, NearCache] = {}
-
-    def _open(self) -> ResultCache:
-        from agent.caches.results import ResultCache  # SQLite only where it is used
-
-        limits = self._config.cache
-        return ResultCache(
-            self._folder / "results.db",
-            max_bytes=int(limits.max_mb * 1e6),
-            ttl_s=limits.ttl_hours * 3600,
-        )
+        self._why: dict[str, str] = {}  # no near-duplicate cache, although it is calibrated
 
     def key(self, digest: str, inputs: Feeds | bytes) -> bytes:
         """What the exact cache knows an input by."""
@@ -59,26 +68,82 @@ class Caches:
         elif cache:
             cache.add(digest, feeds, outputs)
 
-    def keep(self, digests: dict[str, str]) -> None:
-        """Forget what other models said; ``digests`` are those that serve now, by name."""
-        if self._results:
-            self._results.keep(digests.values())
+    def use(self, digests: dict[str, str]) -> None:
+        """Forget what other models said, and take up calibrations that are new.
 
-    def status(self) -> dict[str, object]:
-        """Counters and health of each open cache."""
-        found: dict[str, object] = {}
+        ``digests`` are the packages that serve now, by name.
+        """
         if self._results:
-            found["exact"] = {"health": self._results.health(), **_told(self._results.counters())}
+            self._results.keep(tuple(digests.values()))
+        self._why = {}
+        for name, digest in digests.items():
+            self._renew(name, digest)
+        for name in self._near.keys() - digests.keys():
+            self._drop(name)
+
+    def status(self) -> dict[str, dict[str, object]]:
+        """Counters and health of each cache, by "exact" or "near NAME"."""
+        found: dict[str, dict[str, object]] = {}
+        if self._results:
+            found["exact"] = _told(self._results)
+        for name, cache in dict(self._near).items():
+            found[f"near {name}"] = _told(cache)
+        for name, why in self._why.items():
+            found[f"near {name}"] = {"health": why}
         return found
 
     def close(self) -> None:
         """Write what waits, close the files."""
+        for name in tuple(self._near):
+            self._drop(name)
         if self._results:
             self._results.close()
 
+    def _open(self) -> ResultCache:
+        from agent.caches.results import ResultCache  # SQLite only where it is used
 
-def _told(counters: object) -> dict[str, object]:
-    import msgspec
+        path = self._config.root / "caches" / "results.db"
+        return ResultCache(path, max_bytes=self._max_bytes, ttl_s=self._ttl_s)
 
-    built: dict[str, object] = msgspec.to_builtins(counters)
-    return built
+    def _renew(self, name: str, digest: str) -> None:
+        """Open the model's near-duplicate cache, or another one if it was calibrated anew."""
+        calibrated = self._calibration(name, digest)
+        old = self._near.get(name)
+        if old and calibrated == old.calibration:
+            return
+        self._drop(name)
+        if calibrated:
+            from agent.caches.near import NearCache
+
+            self._near[name] = NearCache(
+                calibration_file(self._config.root, name).with_suffix(".db"),
+                calibrated,
+                max_bytes=self._max_bytes,
+                ttl_s=self._ttl_s,
+                audit_share=self._config.cache.audit_share,
+            )
+
+    def _calibration(self, name: str, digest: str) -> Calibration | None:
+        path = calibration_file(self._config.root, name)
+        if not (self._config.of(name).cache and path.exists()):
+            return None
+        from agent.caches import calibration
+
+        try:
+            found = calibration.read(path)
+        except InputError as e:
+            self._why[name] = e.what
+            log.error("event=calibration_unfit model=%s why=%r", name, e.what)
+            return None
+        if found.model != digest:
+            self._why[name] = "off: it was calibrated for another version; calibrate again"
+            return None
+        return found
+
+    def _drop(self, name: str) -> None:
+        if cache := self._near.pop(name, None):
+            cache.close()
+
+
+def _told(cache: ResultCache | NearCache) -> dict[str, object]:
+    return {"health": cache.health(), **msgspec.to_builtins(cache.counters())}

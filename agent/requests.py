@@ -6,7 +6,7 @@ It is passed from thread to thread and never in two of them at once.
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -15,6 +15,9 @@ from agent.live import Image, Inputs, Live
 from agent.scheduler import Ran
 from edge_core.run import Scored
 from edge_core.tensors import Feeds
+
+if TYPE_CHECKING:
+    from agent.caches.near import Near
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +47,7 @@ class Request:
         self._top, self._start, self._prepared = top, start, start
         self._cache = cache and live.limits.cache
         self._key = b""
-        self._audit: object = None
+        self._audit: Near | None = None
         self.feeds: Feeds = {}
 
     @property

@@ -199,7 +199,7 @@ def main(rounds: int, *, peers: bool, offline: bool) -> int:
                 met[f"{title}: {added * 1e3:.1f} us added (at most 60)"] = added <= 0.060
             if i != 1:  # the runtime makes no difference to HTTP
                 times = over_http(m, folder / "http", count)
-                rows(table, title, times, AGENT)
+                rows(table, f"{title}, HTTP", times, AGENT)
                 size = sum(a.nbytes for a in m.feeds.values())
                 for name in (HTTP_CLIENT, TRITON):
                     _, added = against(times, name, AGENT)

@@ -101,6 +101,7 @@ def topics() -> tuple[Topic, ...]:
                 Topic(intent, fixed, tuple(kinds), slots, tuple(templates))
                 for slots, templates in by_slots.items()
                 if all(_known(s.split(":")[0]) for s in slots)
+                and (not kinds or any(k in HOUSES[0].names for k in kinds))
             ]
     return tuple(found)
 

@@ -192,8 +192,8 @@ def servers(job: Job, *, offline: bool) -> tuple[Server, ...]:
 
 
 @contextlib.contextmanager
-def running(server: Server, folder: Path, port: int) -> Iterator[None]:
-    """The server until the block ends, with all the processes that it starts."""
+def running(server: Server, folder: Path, port: int) -> Iterator[int]:
+    """The server until the block ends, in a session of its own, whose id it gives."""
     folder.mkdir()
     how = server.launch(folder, port)
     log = folder / "output"
@@ -204,7 +204,7 @@ def running(server: Server, folder: Path, port: int) -> Iterator[None]:
         )  # fmt: skip
     try:
         agent_daemon.wait_ready("127.0.0.1", port, how.ready, process, log)
-        yield
+        yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -225,67 +225,103 @@ def checked(server: Server, port: int, want: Array) -> None:
         raise SystemExit(f"{server.name} gives another answer than the model")
 
 
-Found = dict[str, dict[int, Load]]  # server -> clients -> figures over all rounds
+class Round(msgspec.Struct, frozen=True):
+    """One turn of one server."""
+
+    load: Load
+    cpu_s: float  # of all the server's processes
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """One server with one number of clients, over all rounds."""
+
+    p50: float  # ms
+    p99: float
+    per_s: float
+    cpu_ms: float  # a request
+    failed: int
+
+
+Found = dict[str, dict[int, Figures]]  # server -> clients -> figures
+
+
+def figures(rounds: Sequence[Round]) -> Figures:
+    """Quantiles are of all requests together."""
+    x = load.pooled([r.load for r in rounds])
+    cpu_ms = sum(r.cpu_s for r in rounds) * 1e3 / max(1, len(x.ms))
+    return Figures(x.quantile(0.5), x.quantile(0.99), x.per_s, cpu_ms, x.failed)
+
+
+def cpu_s(session: int) -> float:
+    """Processor time so far of the living processes of a session."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def measured(job: Job, all_servers: Sequence[Server], rounds: int, seconds: float) -> Found:
-    """Load of every server, the servers in turn; those that cannot be had are left out."""
-    loads: dict[str, dict[int, list[Load]]] = {}
+    """Load of every server, the servers in turn; peers that cannot be had are left out."""
+    turns: dict[str, dict[int, list[Round]]] = {}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-serve-")))
-        ports = {}
+        ready: list[tuple[Server, int, int]] = []
         for i, server in enumerate(all_servers):
             port = agent_daemon.free_port()
             print(f"starting {server.name}", file=sys.stderr, flush=True)
             try:
-                stack.enter_context(running(server, folder / str(i), port))
+                session = stack.enter_context(running(server, folder / str(i), port))
             except MeasureError as e:
+                if server.name == OURS:
+                    raise
                 print(f"{server.name}: {e.what}")
                 continue
             checked(server, port, job.want)
-            ports[server.name] = port
-            loads[server.name] = {n: [] for n in CLIENTS}
+            ready.append((server, port, session))
+            turns[server.name] = {n: [] for n in CLIENTS}
         for _ in range(rounds):
             for clients in CLIENTS:
-                for server in all_servers:
-                    if port := ports.get(server.name):
-                        at = ("127.0.0.1", port)
-                        request = server.request(port)
-                        one = load.run(at, request, clients=clients, seconds=seconds)
-                        loads[server.name][clients].append(one)
-    return {name: {n: load.pooled(x) for n, x in by.items()} for name, by in loads.items()}
+                for server, port, session in ready:
+                    before = cpu_s(session)
+                    one = load.run(
+                        ("127.0.0.1", port), server.request(port),
+                        clients=clients, seconds=seconds,
+                    )  # fmt: skip
+                    turns[server.name][clients].append(Round(one, cpu_s(session) - before))
+    return {name: {n: figures(given) for n, given in by.items()} for name, by in turns.items()}
 
 
 def table(title: str, found: Found) -> None:
     """Print one model's rows."""
-    names = [f"{what}, {n}" for n in CLIENTS for what in ("p50 ms", "p99 ms", "1/s")]
-    t = console.table(title, *names, "failed", right=(*names, "failed"))
-    for name, by in found.items():
-        cells = [
-            cell
-            for n in CLIENTS
-            for cell in (
-                f"{by[n].quantile(0.5):.2f}", f"{by[n].quantile(0.99):.2f}", f"{by[n].per_s:.0f}"
-            )
-        ]  # fmt: skip
-        t.add_row(name, *cells, str(sum(x.failed for x in by.values())))
+    columns = ("p50 ms", "p99 ms", "1/s", "CPU ms each", "failed")
+    t = console.table(title, "clients", *columns, right=("clients", *columns))
+    for n in CLIENTS:
+        for name, by in found.items():
+            f = by[n]
+            t.add_row(
+                name, str(n), f"{f.p50:.2f}", f"{f.p99:.2f}", f"{f.per_s:.0f}",
+                f"{f.cpu_ms:.2f}", str(f.failed),
+            )  # fmt: skip
+        t.add_section()
     console.stdout().print(t)
 
 
 def verdicts(title: str, found: Found) -> dict[str, bool | None]:
     """Ours against the best peer in each figure; None: there was no peer."""
-    peers = {n: by for n, by in found.items() if n != OURS}
+    peers = {name: by for name, by in found.items() if name != OURS}
     if not peers:
         return {f"{title}: no peer ran": None}
-    told: dict[str, bool | None] = {}
-    failed = sum(x.failed for x in found[OURS].values())
-    told[f"{title}: {failed} failed requests"] = failed == 0
+    failed = sum(f.failed for f in found[OURS].values())
+    told: dict[str, bool | None] = {f"{title}: {failed} failed requests": failed == 0}
     for n in CLIENTS:
         ours = found[OURS][n]
-        for q in (0.5, 0.99):
-            best = min(peers, key=lambda name: peers[name][n].quantile(q))
-            a, b = ours.quantile(q), peers[best][n].quantile(q)
-            told[f"{title}, {n} clients: p{q * 100:.0f} {a:.2f} ms ({best}: {b:.2f})"] = a < b
+        for what in ("p50", "p99"):
+            best = min(peers, key=lambda name: getattr(peers[name][n], what))
+            a, b = getattr(ours, what), getattr(peers[best][n], what)
+            told[f"{title}, {n} clients: {what} {a:.2f} ms ({best}: {b:.2f})"] = a < b
         best = max(peers, key=lambda name: peers[name][n].per_s)
         a, b = ours.per_s, peers[best][n].per_s
         told[f"{title}, {n} clients: {a:.0f} answers a second ({best}: {b:.0f})"] = a > b

@@ -29,7 +29,6 @@ from edge_core.tensors import Array, Feeds
 
 WAVES = 8  # a side; more of them gave no more hits at the same error rate
 FLAT = 1e-4  # share of a picture's energy outside its mean below which it has no features
-ROWS = 64  # of the smallest matrix of an index
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,65 +115,71 @@ def _others(name: str, feeds: Feeds) -> str:
 
 
 class Index:
-    """At most ``limit`` vectors in memory, and the nearest of them. Not thread-safe.
+    """At most ``limit`` vectors of one length in memory, and the nearest of them. Not thread-safe.
 
-    Memory: 4 bytes a number; it grows by doubling up to the limit.
+    Memory: 4 bytes a number; what is not filled yet takes none.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._slots: dict[bytes, int] = {}  # key -> row of the matrix
+        self._rows: dict[bytes, int] = {}  # key -> row of the matrix
         self._keys: list[bytes] = []  # row -> key
         self._tags: dict[str, int] = {}
         self._matrix: Array = np.zeros((0, 0), np.float32)
-        self._tagged: Array = np.zeros(0, np.int64)
-        self._used: Array = np.zeros(0, np.int64)  # when a row was stored or found last
-        self._reach: Array = np.zeros(0)
+        self._tagged: Array = np.zeros(limit, np.int64)
+        self._used: Array = np.zeros(limit, np.int64)  # when a row was stored or found last
+        self._reach: Array = np.zeros(limit)
         self._clock = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._slots
-
     def add(self, key: bytes, item: Described, reach: float = 1.0) -> bytes | None:
-        """Store a vector; returns the key that had to go, used longest ago, if it was full."""
+        """Store a vector; returns the key that had to go, used longest ago, if it was full.
+
+        A vector of another length than those that are there is not stored.
+        """
         gone = None
-        if key in self._slots:
+        if key in self._rows:
             self.remove(key)
-        elif len(self._keys) >= self.limit:
-            gone = self._keys[int(self._used[: len(self._keys)].argmin())]
+        elif len(self._keys) == self.limit:
+            gone = self._keys[int(self._used.argmin())]
             self.remove(gone)
-        row = len(self._keys)
-        self._make_room(len(item.vector))
+        row, width = len(self._keys), len(item.vector)
+        if row == 0 and self._matrix.shape[1] != width:
+            self._matrix = np.zeros((self.limit, width), np.float32)
+        if self._matrix.shape[1] != width:
+            return gone
         self._matrix[row] = item.vector
         self._tagged[row] = self._tags.setdefault(item.tag, len(self._tags))
         self._reach[row] = reach
         self._keys.append(key)
-        self._slots[key] = row
+        self._rows[key] = row
         self.touch(key)
         return gone
 
     def touch(self, key: bytes) -> None:
-        """It was of use just now."""
-        self._clock += 1
-        self._used[self._slots[key]] = self._clock
+        """It was of use just now, if it is still there."""
+        if key in self._rows:
+            self._clock += 1
+            self._used[self._rows[key]] = self._clock
 
     def remove(self, key: bytes) -> None:
-        """Forget a vector; the last row takes its place."""
-        row, last = self._slots.pop(key), len(self._keys) - 1
+        """Forget a vector, if it is there; the last row takes its place."""
+        row = self._rows.pop(key, None)
+        if row is None:
+            return
+        last = len(self._keys) - 1
         moved = self._keys.pop()
         if moved != key:
             self._keys[row] = moved
-            self._slots[moved] = row
+            self._rows[moved] = row
             for column in (self._matrix, self._tagged, self._used, self._reach):
                 column[row] = column[last]
 
     def nearest(self, item: Described) -> tuple[bytes, float, float] | None:
         """Key, distance and reach of the nearest vector with the same tag."""
-        tag = self._tags.get(item.tag)
-        n = len(self._keys)
+        tag, n = self._tags.get(item.tag), len(self._keys)
         if tag is None or n == 0 or self._matrix.shape[1] != len(item.vector):
             return None
         cosines = self._matrix[:n] @ item.vector
@@ -185,17 +190,3 @@ class Index:
         if best == -math.inf:
             return None
         return self._keys[row], math.sqrt(max(0.0, 2 - 2 * best)), float(self._reach[row])
-
-    def _make_room(self, width: int) -> None:
-        rows, kept = len(self._matrix), len(self._keys)
-        if kept < rows and self._matrix.shape[1] == width:
-            return
-        size = min(self.limit, max(ROWS, 2 * kept))
-        grown = np.zeros((size, width), np.float32)
-        grown[:kept] = self._matrix[:kept]
-        self._matrix = grown
-        for name in ("_tagged", "_used", "_reach"):
-            old = getattr(self, name)
-            column = np.zeros(size, old.dtype)
-            column[:kept] = old[:kept]
-            setattr(self, name, column)

@@ -221,8 +221,7 @@ class NearCache:
         u = self._chance()
         with self._lock:
             self._hits += 1
-            if key in self._index:
-                self._index.touch(key)
+            self._index.touch(key)
             wanted = audit.wants(self._audit, u)
         return Near(unpack(_entry(value).outputs), distance, wanted, item)
 

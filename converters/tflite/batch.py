@@ -51,10 +51,9 @@ class _Freer:
         ops = [new for op in self._graph.operators for new in self._taken(op)]
         for i in self._graph.outputs:
             self._tracker.output(str(i))
+        for i in _inputs(self._graph.operators) - _inputs(ops):
+            tensors[i].buffer = 0  # nothing reads it any more
         self._graph.operators = ops
-        used = {int(i) for op in ops for i in (*op.inputs, *op.outputs)}
-        for i, tensor in enumerate(tensors):
-            tensor.buffer = tensor.buffer if i in used else 0  # of what was rewritten
         for i in (*self._graph.inputs, *self._graph.outputs):
             tensors[i].shapeSignature = np.array([-1, *flat.shape(tensors[i])[1:]], np.int32)
 
@@ -102,8 +101,9 @@ class _Freer:
 
     def _alone(self, unit: Sequence[Op], fed: Sequence[int], made: Sequence[int]) -> flat.Model:
         """A model of the ops only, with the tensors and the buffers that they use."""
-        used = [*fed, *made, *(int(i) for u in unit for i in u.inputs if i >= 0)]
-        number = {i: n for n, i in enumerate(dict.fromkeys(used))}
+        used = dict.fromkeys([*fed, *made, *sorted(_inputs(unit))])
+        scales = {i: int(q.details.scales) for i in used if (q := self._blocks(i))}
+        number = {i: n for n, i in enumerate(dict.fromkeys([*used, *scales.values()]))}
         model, graph = self._schema.ModelT(), self._schema.SubGraphT()
         model.version, model.operatorCodes = 3, self._model.operatorCodes
         model.buffers, model.subgraphs, graph.tensors = [self._schema.BufferT()], [graph], []
@@ -114,6 +114,10 @@ class _Freer:
             if data is not None and len(data):
                 tensor.buffer = len(model.buffers)
                 model.buffers.append(self._model.buffers[self._graph.tensors[i].buffer])
+            if i in scales:
+                tensor.quantization = copy.copy(tensor.quantization)
+                tensor.quantization.details = copy.copy(tensor.quantization.details)
+                tensor.quantization.details.scales = number[scales[i]]
             graph.tensors.append(tensor)
         graph.operators = []
         for op in unit:
@@ -126,6 +130,11 @@ class _Freer:
         graph.inputs = np.array([number[i] for i in fed], np.int32)
         graph.outputs = np.array([number[i] for i in made], np.int32)
         return model
+
+    def _blocks(self, index: int) -> Any:
+        """The quantisation of a tensor whose blocks have scales of their own, in another tensor."""
+        q = self._graph.tensors[index].quantization
+        return q if q is not None and q.details is not None else None
 
     # What converters write down, rewritten. ``x`` is what the first input is for one row.
 
@@ -268,6 +277,10 @@ class _Freer:
         tensor.shape, tensor.hasRank = np.array(shape, np.int32), True
         self._graph.tensors.append(tensor)
         return len(self._graph.tensors) - 1
+
+
+def _inputs(ops: Sequence[Op]) -> set[int]:
+    return {int(i) for op in ops for i in op.inputs if i >= 0}
 
 
 def _free_at(shape: Shape, place: int) -> Shape:

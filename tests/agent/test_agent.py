@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from agent import Agent, Answer, Image
+from agent.caches import calibration
+from agent.caches.rules import Rule
+from agent.caching import calibration_file
 from agent.config import Config, Serve
 from agent.install import install
 from agent.slots import Slots
@@ -265,6 +268,48 @@ def wait_for_hit(agent: Agent) -> Answer:
             return answer
         time.sleep(0.02)
     raise AssertionError("never remembered")
+
+
+def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, make_package):
+    """Requests come around forty centres; the calibration has seen others like them."""
+    config = msgspec.structs.replace(config, serve=Serve(cache=True))
+    slot = install(config, make_package(width=16)).slot
+    rng = np.random.default_rng(3)
+    centres = rng.normal(size=(40, 16))
+
+    def like(i: int) -> dict[str, np.ndarray]:
+        x = centres[i % 40] + 0.002 * rng.normal(size=16)
+        return {"x": x[None].astype(np.float32)}
+
+    with Agent(config) as agent:
+        manifest = agent.model("dense").manifest
+        assert manifest
+        found = calibration.calibrate_model(
+            lambda feeds: agent.infer("dense", feeds, cache=False).outputs,
+            ((like(i), None) for i in range(1200)),
+            model=slot.digest, inputs=manifest.inputs, rule=Rule(), epsilon=0.05,
+        )  # fmt: skip
+        assert found.threshold > 0, found.why
+        assert agent.infer("dense", like(0)).cached == ""
+        path = calibration_file(config.root, "dense")
+        path.parent.mkdir(mode=0o700)
+        calibration.write(path, found)
+        assert agent.reload() == ()  # nothing was installed, and the calibration is taken up
+        for i in range(40):
+            agent.infer("dense", like(i))
+        answers = [(x := like(i), agent.infer("dense", x)) for i in range(200)]
+        reused = [(x, a) for x, a in answers if a.cached == "near"]
+        assert len(reused) > 100
+        wrong = sum(
+            agent.infer("dense", x, cache=False).outputs["y"].argmax() != a.outputs["y"].argmax()
+            for x, a in reused
+        )
+        assert wrong <= 0.05 * len(reused)
+        assert agent.status().caches["near dense"]["hits"] >= len(reused)
+        install(config, make_package(version="2.0.0", seed=2, width=16))
+        agent.reload()
+        assert agent.infer("dense", like(0)).cached == ""
+        assert "another version" in str(agent.status().caches["near dense"]["health"])
 
 
 def test_nothing_is_written_where_other_users_can_read_it(installed):

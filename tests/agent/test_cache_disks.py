@@ -101,7 +101,7 @@ def test_writing_begins_again_when_there_is_space_again(small_disk):
     filler.write_bytes(bytes(2_000_000))
     db = database(small_disk)
     insert = "INSERT INTO t (v) VALUES (?)"
-    until(lambda: not db.write(insert, (bytes(4000),), size=1) and db.health())
+    until(lambda: not all(db.write(insert, (bytes(4000),)) for _ in range(99)) and db.health())
     assert "full" in db.health()
     ((before,),) = db.rows("SELECT count(*) FROM t")
     assert before > 0
@@ -339,6 +339,22 @@ def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
         assert cache.flush() or found
         until(lambda cache=cache, found=found: bool(cache.health()) == found)
         cache.close()
+
+
+def test_a_file_whose_entries_are_mostly_wrong_is_begun_anew(filled, tmp_path):
+    shutil.copy(filled, tmp_path)
+    plain = sqlite3.connect(tmp_path / "results.db")
+    with plain:
+        plain.execute("UPDATE entries SET made = made + 1")
+    plain.close()
+    cache = opened(tmp_path)
+    assert right(cache) == 0
+    until(cache.health)
+    assert "checksums" in cache.health()
+    fill(cache)
+    assert cache.flush()
+    assert right(cache) == COUNT
+    cache.close()
 
 
 def test_embeddings_survive_a_damaged_file_too(tmp_path):

@@ -1,4 +1,4 @@
-"""What the idle agent keeps in memory: no command line, no decoder, no cryptography, no database."""
+"""What the idle agent keeps in memory: no command line, no decoder, no database, no runtime."""
 
 from __future__ import annotations
 

@@ -186,6 +186,5 @@ def test_damaged_requests_are_refused_and_the_server_goes_on(root, caplog):
                 assert np.array_equal(client.infer("dense", given).as_numpy("y"), want)
         assert np.array_equal(client.infer("dense", given).as_numpy("y"), want)
         assert client.is_server_ready()
-    print(n, seen)
     assert {200, 400, 404} <= seen.keys()
     assert [r.getMessage() for r in caplog.records] == []
