@@ -31,7 +31,7 @@ from agent.journal import Inside, Journal
 from agent.live import Guard, Inputs, Live, Pulse, load
 from agent.requests import Answer, Request
 from agent.scheduler import Ran
-from agent.slots import Slot, Slots
+from agent.slots import Active, Slot, Slots
 from agent.timing import Stage
 from agent.tuning import allowed_threads
 from edge_core.errors import EdgeError, MeasureError, StorageError, Unavailable, UnknownModel
@@ -252,29 +252,41 @@ class Agent:
             return tuple(changed)
 
     def _renew(self, name: str) -> bool:
+        """Serve what is current; False if it is served already, or cannot be."""
         try:
-            active = self._slots.active(name)
-            slot = None if active.disabled else active.current
-            old = self._live.get(name)
-            if slot is None:
-                self._failed[name] = active.disabled or "no version of it is installed"
-            elif old is None or old.slot != slot:
-                self._live[name] = self._load(slot)
-                self._failed.pop(name, None)
-                log.info("event=serving model=%s digest=%s", name, slot.digest)
-            else:
-                self._failed.pop(name, None)
-                return False
+            active, fresh = self._current(name)
         except EdgeError as e:
             log.error("event=load_failed model=%s why=%r", name, e.what)
             self._failed[name] = e.what
             return False
+        old = self._live.get(name)
+        self._failed.pop(name, None)
+        if fresh:
+            self._live[name] = fresh
+            log.info("event=serving model=%s digest=%s", name, fresh.slot.digest)
+        elif active.disabled or active.current is None:
+            self._failed[name] = active.disabled or "no version of it is installed"
+            self._live.pop(name, None)
+        else:
+            return False
         if old:
-            if slot is None:
-                del self._live[name]
             self._swaps += 1
             self._retire(old)
         return True
+
+    def _current(self, name: str) -> tuple[Active, Live | None]:
+        """What is to be served, loaded unless it is served already."""
+        while True:
+            active, old = self._slots.active(name), self._live.get(name)
+            slot = active.current
+            if active.disabled or slot is None or (old and old.slot == slot):
+                return active, None
+            try:
+                return active, self._load(slot)
+            except EdgeError:
+                # Two quick installations: the second one swept what was being loaded.
+                if self._slots.active(name).current == slot:
+                    raise
 
     def _load(self, slot: Slot) -> Live:
         self._slots.check(slot.name, slot.digest)
@@ -344,6 +356,7 @@ class Agent:
     def close(self) -> None:
         """Answer what is inside, then unload everything; new requests are refused."""
         self._journal.stop()  # a kill from here on is no crash
+        self._journal.stop()
         with self._switching:
             self._closed = True
             left = list(self._live.values())

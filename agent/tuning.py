@@ -1,6 +1,6 @@
 """How many threads a model gets here, and whether several requests at once are faster.
 
-    tune(child, manifest, model, vectors, folder, limits) -> Tuning     about limit_s, in a child
+    tune(child, manifest, model, vectors, folder, limits) -> Tuning     about tune_s, in a child
 
 Both are measured with the model's own golden inputs, interleaved, so that a busy moment of the
 machine hits every candidate alike. One session is loaded at a time: on a small device there is no
@@ -36,7 +36,6 @@ VISIT_S = 0.1  # of one candidate in one round
 MAX_RUNS = 2000  # in one visit
 SAMPLES = 8  # golden inputs that are used
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # threads that are tried
-
 
 Visit = Callable[..., list[float]]  # rows of an inference, taken in turn -> milliseconds
 

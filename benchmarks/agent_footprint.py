@@ -2,10 +2,10 @@
 
     python -m benchmarks.agent_footprint [--starts 5] [--no-sizes]
 
-The daemon is started as its systemd unit starts it. Memory is what the kernel counts for the process
-(Rss, and Pss, which shares pages with others) after the last answer. Sizes are those of fresh
-environments without pip, from a wheel of this tree. Held to: 60 MB idle, 120 MB with LiteRT and
-EfficientNet-Lite0 INT8, 2 s to ready.
+The daemon is started as its systemd unit starts it. Memory is what the kernel counts for the
+process (Rss, and Pss, which shares pages with others) after the last answer. Sizes are those of
+fresh environments without pip, from a wheel of this tree. Held to: 60 MB idle, 120 MB with LiteRT
+and EfficientNet-Lite0 INT8, 2 s to ready.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.serve_peers [--model lite0|digits] [--rounds 3] [--seconds 4] [--offline]
 
-Every server has one copy of the model in ONNX Runtime with one thread, and runs alone in its
-process or processes; clients are another process (benchmarks.load). The servers take turns; figures
-are over all rounds. Each server's answer is held against the model's own before it is timed.
+Every server has one copy of the model in ONNX Runtime with one thread, and none makes batches.
+Clients are another process (benchmarks.load). The servers take turns; figures are over all rounds.
+Each server's answer is held against the model's own before it is timed.
 
     MLServer   the same protocol. Its HTTP has no binary tensors: JSON numbers, and base64, which is
                the least it can do; in its own process (no workers) and with one worker.
@@ -103,7 +103,7 @@ def agent(job: Job) -> Server:
     body, headers = agent_daemon.infer_body(job.feeds, [output])
 
     def launch(folder: Path, port: int) -> Launch:
-        serve = Serve(threads=THREADS, instances=1)
+        serve = Serve(threads=THREADS, instances=1, batching=False)
         config = agent_daemon.prepare(folder, [job.package], port=port, serve=serve)
         command = [sys.executable, "-m", "agent", "run"]
         return Launch(

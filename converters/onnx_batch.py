@@ -53,7 +53,9 @@ class _Freer:
         self._own = {t.name: t for t in self._graph.initializer}
         self._tracker = Tracker()
         self._new: list[NodeProto] = []
-        self._used = {n for node in self._graph.node for n in (*node.input, *node.output)}
+        self._read = {n for node in self._graph.node for n in node.input}
+        self._read |= {v.name for v in self._graph.output}
+        self._names = self._read | {n for node in self._graph.node for n in node.output}
 
     def free(self) -> tuple[str, ...]:
         kinds, array = self._onnx.helper.tensor_dtype_to_np_dtype, self._onnx.numpy_helper.to_array
@@ -94,7 +96,7 @@ class _Freer:
             raise refused(f"{label} is control flow, which takes one way for all rows of a batch")
         made_here = {n for u in unit for n in u.output}
         inputs = [n for u in unit for n in u.input if n and n not in made_here]
-        results = [n for n in node.output if n]
+        results = [n for n in node.output if n in self._read]  # "" is in none
         self._tracker.step(label, inputs, results, lambda *given: self._load(unit, *given))
         return False
 
@@ -282,9 +284,9 @@ class _Freer:
 
     def _name(self, node: NodeProto, part: str) -> str:
         name = f"{node.output[0]}_{part}"
-        while name in self._used:
+        while name in self._names:
             name += "_"
-        self._used.add(name)
+        self._names.add(name)
         return name
 
     def _make(self, op: str, inputs: Sequence[str], output: str, **how: Any) -> NodeProto:

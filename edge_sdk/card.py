@@ -100,7 +100,7 @@ def _run(m: Manifest) -> str:
     return (
         "```console\n"
         "$ edge-agent verify PACKAGE.edgepkg\n"
-        f"$ edge-agent run PACKAGE.edgepkg {given}\n"
+        f"$ edge-agent infer PACKAGE.edgepkg {given}\n"
         "```\n\n"
         "`verify` checks every digest and replays the golden vectors on the device."
     )

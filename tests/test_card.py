@@ -55,10 +55,10 @@ def test_a_gate_without_a_stable_value_has_an_empty_cell(manifest):
 
 
 def test_preprocessing_and_the_command_fit_each_other(manifest):
-    assert "edge-agent run PACKAGE.edgepkg inputs.npz" in card.card(manifest, ARTIFACT)
+    assert "edge-agent infer PACKAGE.edgepkg inputs.npz" in card.card(manifest, ARTIFACT)
     prepared = msgspec.structs.replace(manifest, preprocess=BUILT_IN["efficientnet-lite0"])
     text = card.card(prepared, ARTIFACT)
-    assert "edge-agent run PACKAGE.edgepkg photo.jpg" in text
+    assert "edge-agent infer PACKAGE.edgepkg photo.jpg" in text
     assert "the central 87.5% is resized to 224 x 224 (bicubic)" in text
     assert "`(value x 1 - [127.0]) / [128.0]`, as float32 in NCHW" in text
 

@@ -166,8 +166,8 @@ def choose(
             break
         proven = k
     if proven < begin:
-        share = shares[begin] / max(groups[begin], 1)
-        return None, _refusal(float(share), int(groups[begin]), int(sum(~pilot)), epsilon, alpha)
+        n, tested = int(groups[begin]), int(sum(~pilot))
+        return None, _refusal(float(shares[begin]), n, tested, epsilon, alpha, whole)
     n = int(groups[proven])
     level = Level(
         threshold=grid[proven],
@@ -196,19 +196,24 @@ def _begin(shares: Array, groups: Array, epsilon: float, alpha: float, whole: bo
     return expected.index(min(expected))
 
 
-def _refusal(share: float, n: int, tested: int, epsilon: float, alpha: float) -> str:
-    """Why not even the first threshold is proven."""
+def _refusal(shares: float, n: int, tested: int, epsilon: float, alpha: float, whole: bool) -> str:
+    """Why not even the first threshold is proven, and how much data would do."""
+    goal = f"a wrong rate below {epsilon:.2%}"
     least = needed(epsilon, 1 - alpha)
-    total = PILOT / (PILOT - 1) * tested  # with those set aside
-    if n >= least:
-        return (
-            f"{share:.2%} of the reuses in {n} groups were wrong: "
-            f"too many to prove a rate below {epsilon:.2%}"
-        )
-    goal = f"{least} groups with a reuse and none wrong are needed to prove a rate below {epsilon}"
     if n == 0:
-        return f"no sample was near an earlier one; {goal}"
-    return f"{n} groups had a reuse; {goal}: about {math.ceil(total * least / n)} groups in all"
+        return (
+            f"no sample was near an earlier one; {goal} takes reuses in {least} groups, none wrong"
+        )
+    share = shares / n
+    if share >= epsilon:
+        return f"{share:.2%} of the reuses in {n} groups were wrong; the limit is {epsilon:.2%}"
+    while p_value(share * least, least, epsilon, whole=whole) > alpha:
+        least = math.ceil(least * 1.1)
+    total = math.ceil(PILOT / (PILOT - 1) * tested * least / n)  # with those set aside
+    return (
+        f"{share:.2%} of the reuses in {n} groups were wrong; to prove {goal} from that takes "
+        f"{least} groups with a reuse, about {total} in all"
+    )
 
 
 def _shares(counts: Replay, chosen: Array) -> tuple[Array, Array]:

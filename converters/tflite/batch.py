@@ -21,6 +21,7 @@ from converters import batch
 from converters.batch import Run, Shape, Tensor, Tracker, Values, refused
 from converters.foreign import foreign
 from converters.tflite import flat
+from converters.tflite.op_versions import BLOCKWISE
 from edge_core.extras import need
 from edge_core.tensors import Array
 
@@ -132,9 +133,9 @@ class _Freer:
         return model
 
     def _blocks(self, index: int) -> Any:
-        """The quantisation of a tensor whose blocks have scales of their own, in another tensor."""
+        """The quantisation of a tensor whose blocks have scales, which are in another tensor."""
         q = self._graph.tensors[index].quantization
-        return q if q is not None and q.details is not None else None
+        return q if q is not None and q.detailsType == BLOCKWISE else None
 
     # What converters write down, rewritten. ``x`` is what the first input is for one row.
 

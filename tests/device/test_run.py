@@ -70,7 +70,7 @@ def agent(*arguments: object, ok: int = 0) -> subprocess.CompletedProcess[str]:
 
 def test_the_agent_verifies_runs_and_times_a_package(detector: Path):
     assert "1 of 1 golden samples reproduced" in agent("verify", detector).stdout
-    answer = json.loads(agent("run", detector, PHOTO, "--json").stdout)
+    answer = json.loads(agent("infer", detector, PHOTO, "--json").stdout)
     (outputs,) = answer["outputs"].values()
     assert len(outputs[0]) == 85
     (timed,) = json.loads(agent("bench", detector, "--runs", "5", "--json").stdout)
@@ -81,7 +81,7 @@ def test_a_damaged_package_is_refused_before_it_is_run(detector: Path, tmp_path:
     raw = bytearray(detector.read_bytes())
     raw[-100_000] ^= 1
     (tmp_path / "bad.edgepkg").write_bytes(raw)
-    for command in (("verify",), ("run", PHOTO), ("bench",)):
+    for command in (("verify",), ("infer", PHOTO), ("bench",)):
         name, *rest = command
         done = agent(name, tmp_path / "bad.edgepkg", *rest, ok=1)
         assert done.stderr.startswith("error: ")
