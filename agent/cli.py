@@ -13,10 +13,12 @@ from typing import Annotated
 
 import typer
 
-from agent import commands, config, doctor, show
+from agent import cache_commands, commands, config, doctor, show
+from agent.caches.rules import Rule
 from agent.config import Config
 from edge_core import console, detect, run
 from edge_core.console import Json
+from edge_core.errors import GateFailed
 
 app = console.new_app("Installs packages on this device and serves them, offline.")
 cache = typer.Typer(help="Remembered answers: what they save, and how to forget them.")
@@ -130,18 +132,40 @@ def caches(context: typer.Context, path: Settings = None, as_json: Json = False)
     """Show what each cache holds, and its counters if the agent runs."""
     if context.invoked_subcommand:
         return
-    found = commands.caches(load(path))
+    found = cache_commands.caches(load(path))
     console.print_json(found) if as_json else show.caches(found)
 
 
 @cache.command("clear")
 def clear(path: Settings = None, as_json: Json = False) -> None:
     """Forget every remembered answer; the agent must not run."""
-    gone = commands.clear(load(path))
+    gone = cache_commands.clear(load(path))
     if as_json:
         console.print_json({"cleared": gone})
     else:
         typer.echo(f"cleared: {', '.join(gone) or 'nothing was there'}")
+
+
+@cache.command("calibrate")
+def calibrate(
+    name: Name,
+    samples: Annotated[Path, typer.Argument(help="Folder of inputs; a sub-folder is one clip.")],
+    epsilon: Annotated[float, typer.Option(help="Largest share of wrong reuses.")],
+    confidence: Annotated[float, typer.Option(help="Of the proof.")] = 0.95,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Answers may differ by it; 0: the best class counts.")
+    ] = 0.0,
+    path: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Find how near is near enough for NAME. Exit code 2: no threshold is proven, it stays off."""
+    rule = Rule(kind="tolerance" if tolerance else "top1", tolerance=tolerance)
+    found = cache_commands.calibrate(
+        load(path), name, samples, rule=rule, epsilon=epsilon, confidence=confidence
+    )
+    console.print_json(found) if as_json else show.calibrated(found)
+    if found.level is None:
+        raise typer.Exit(GateFailed.exit_code)
 
 
 @app.command("verify")
@@ -175,7 +199,8 @@ def detect_(as_json: Json = False) -> None:
 
 
 def load(path: Path | None) -> Config:
-    """The settings that count; raises InputError."""
+    """The settings that count, for a command that may write into data_dir; raises InputError."""
+    os.umask(0o077)
     return config.load(config.find(path))
 
 

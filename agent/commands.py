@@ -14,14 +14,11 @@ import msgspec
 
 from agent import client, config, running
 from agent import install as installing
-from agent.caches import file as cache_file
-from agent.caches.file import Table
 from agent.config import Config
 from agent.running import Running
 from agent.slots import Active, Slot, Slots
 from edge_core import run
-from edge_core.errors import EdgeError, StorageError, Unavailable
-from edge_core.files import storage_error
+from edge_core.errors import EdgeError, Unavailable
 
 Progress = Callable[[str], None]
 
@@ -61,15 +58,6 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     agent: Running | None
     status: client.Document | None  # of the running agent, if it serves HTTP
     models: tuple[Model, ...]
-
-
-class CacheFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One cache's file."""
-
-    name: str
-    bytes: int
-    tables: tuple[Table, ...] = ()
-    counters: client.Document = {}  # of the running agent
 
 
 def begin(path: Path | None, data_dir: Path | None) -> Begun:
@@ -142,42 +130,16 @@ def _infer_installed(
     settings: Config, active: Active, target: str, source: Path, top: int
 ) -> run.Answer:
     slots, here = Slots(settings.root), running.found(settings.root)
-    if active.current is None or active.disabled:
+    slot = active.current
+    if slot is None or active.disabled:
         raise Unavailable(f"'{target}' cannot be served: {active.disabled or 'nothing is current'}")
-    manifest = slots.manifest(target, active.current.digest)
+    manifest = slots.manifest(target, slot.digest)
     if here and here.address:
         return client.infer(here, manifest, source, top=top)
-    slots.check(target, active.current.digest)
-    model = slots.folder(target, active.current.digest) / manifest.file
-    threads = settings.of(target).threads or active.current.tuning.threads
+    slots.check(target, slot.digest)
+    model = slots.folder(target, slot.digest) / manifest.file
+    threads = settings.of(target).threads or slot.tuning.threads
     return run.infer(model, manifest, source, top=top, threads=threads)
-
-
-def caches(settings: Config) -> tuple[CacheFile, ...]:
-    """The caches' files; with counters if an agent runs."""
-    here = running.found(settings.root)
-    told = client.status(here)["caches"] if here and here.address else {}
-    return tuple(
-        CacheFile(
-            name=path.stem,
-            bytes=cache_file.size(path),
-            tables=_tables(path),
-            counters=told.get(path.stem, {}),
-        )
-        for path in _cache_files(settings)
-    )
-
-
-def clear(settings: Config) -> tuple[str, ...]:
-    """Delete the caches' files; their names. Raises InputError while an agent runs."""
-    found = _cache_files(settings)
-    with running.alone(settings.root):
-        for path in found:
-            try:
-                cache_file.erase(path)
-            except OSError as e:
-                raise storage_error(e, path) from e
-    return tuple(path.stem for path in found)
 
 
 def _take_up(settings: Config, slot: Slot) -> tuple[str, str]:
@@ -205,14 +167,3 @@ def _model(slots: Slots, name: str) -> Model:
         refused=active.refused,
         why=active.disabled,
     )
-
-
-def _cache_files(settings: Config) -> list[Path]:
-    return sorted((settings.root / "caches").glob("*.db"))
-
-
-def _tables(path: Path) -> tuple[Table, ...]:
-    try:
-        return cache_file.inspect(path)
-    except Exception as e:  # sqlite-utils lets sqlite3's errors through
-        raise StorageError(f"cannot read {path}: {e}", hint="edge-agent cache clear") from e

@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from agent import client, config, running
+from agent import cache_commands, client, config, running
 from agent.config import Config
 from agent.slots import Slot, Slots
 from edge_core import linux_facts, runtimes
@@ -51,7 +51,7 @@ def check(path: Path | None = None) -> tuple[Check, ...]:
         return (*found, Check("settings", "fail", e.what, e.hint))
     found += [Check("settings", "ok", str(where)), *_data_dir(settings.root)]
     if settings.root.is_dir():
-        found += [*_models(settings), *_caches(settings.root / "caches"), _agent(settings)]
+        found += [*_models(settings), *_caches(settings), _agent(settings)]
     return tuple(found)
 
 
@@ -177,9 +177,9 @@ def clock(now: float, newest: float) -> Check:
     return Check("clock", "ok", told)
 
 
-def _caches(folder: Path) -> Iterator[Check]:
-    for path in sorted(folder.glob("*.db")):
-        name, size = f"cache {path.stem}", f"{path.stat().st_size / 1e6:.1f} MB"
+def _caches(settings: Config) -> Iterator[Check]:
+    for name, path in cache_commands.files(settings).items():
+        size = f"{path.stat().st_size / 1e6:.1f} MB"
         try:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as db:
                 db.execute("PRAGMA query_only=1")
@@ -187,9 +187,9 @@ def _caches(folder: Path) -> Iterator[Check]:
         except sqlite3.Error as e:
             verdict = str(e)
         if verdict == "ok":
-            yield Check(name, "ok", size)
+            yield Check(f"cache {name}", "ok", size)
         else:  # the agent begins it anew by itself
-            yield Check(name, "warn", f"{verdict}", "edge-agent cache clear")
+            yield Check(f"cache {name}", "warn", f"{verdict}", "edge-agent cache clear")
 
 
 def _agent(settings: Config) -> Check:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import typer
 
+from agent.cache_commands import CacheFile
+from agent.caches.calibrate import Calibration
 from agent.client import Document
-from agent.commands import CacheFile, Model, Overview, Switched
+from agent.commands import Model, Overview, Switched
 from agent.doctor import Check
 from agent.slots import Slot
 from edge_core import console
@@ -86,6 +88,19 @@ def caches(found: Sequence[CacheFile]) -> None:
         counted = ", ".join(f"{k} {v}" for k, v in c.counters.items())
         t.add_row(c.name, f"{c.bytes / 1e6:.2f}", holds, counted)
     console.stdout().print(t)
+
+
+def calibrated(found: Calibration) -> None:
+    """What `edge-agent cache calibrate` prints."""
+    typer.echo(f"{found.trials} samples in {found.groups} independent groups")
+    if found.level is None:
+        typer.echo(f"off: {found.why}")
+        return
+    seen = found.level
+    typer.echo(
+        f"threshold {found.threshold:g}: {seen.hits} reuses, {seen.wrong} wrong; below "
+        f"{seen.upper:.2%} at {found.confidence:.0%} confidence (asked for {found.epsilon:.2%})"
+    )
 
 
 def answer(found: Answer) -> None:

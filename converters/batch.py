@@ -95,12 +95,15 @@ def reshape(where: Where, have: Shape, want: Shape) -> int | None:
     """The dimension of ``want`` that the rows of a tensor of shape ``have`` multiply.
 
     A reshape keeps the order of the elements, so the rows stay behind as many of them as before.
-    None where that is in the middle of a dimension of another size.
+    None where they must be moved to the front: that is in the middle of a dimension, or a 1 at
+    the front is what was left of them (a Transpose of one row is a reshape).
     """
     if have[: where.axis + 1] == want[: where.axis + 1]:
         return where.axis
     before = math.prod(have[: where.axis]) * where.outer
-    return next((k for k in range(len(want)) if math.prod(want[:k]) == before), None)
+    place = next((k for k in range(len(want)) if math.prod(want[:k]) == before), None)
+    waiting = before > 1 and want[0] == 1
+    return None if place is None or (waiting and want[place] != 1) else place
 
 
 class Tracker:
@@ -143,7 +146,7 @@ class Tracker:
         given = {n: self.rows[n] for n in names if n in self.rows}
         with told(f"{label} does not run"):
             run = load(given, {n: self.constants[n] for n in names if n in self.constants})
-            samples = [{n: self._random(t) for n, t in given.items()} for _ in range(ROWS)]
+            samples = [{n: self.sample(t) for n, t in given.items()} for _ in range(ROWS)]
             alone = [run(s) for s in samples[: ROWS if given else 1]]
         if not given:
             self.constants |= {n: alone[0][n] for n in outputs}
@@ -157,7 +160,7 @@ class Tracker:
                 raise refused(f"{label} mixes the rows of a batch, or fixes their number")
             self.rows[n] = Tensor(alone[0][n].shape, alone[0][n].dtype, where)
 
-    def _random(self, t: Tensor) -> Array:
+    def sample(self, t: Tensor) -> Array:
         """Values for one row: normal floats; integers that are valid as indices, or all."""
         if t.dtype.kind == "f":
             return self._rng.standard_normal(t.shape).astype(t.dtype)

@@ -42,6 +42,7 @@ MAX_TRIALS = 20_000
 # Chord over reach. A float32 product tells chords below 0.001 from 0 no more.
 GRID: tuple[float, ...] = tuple(float(t) for t in np.geomspace(0.002, 2.0, 61).round(6))
 PILOT = 5  # every fifth group is set aside
+MAX_GROUPS = 1_000_000  # what a refusal asks for at most
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -207,7 +208,7 @@ def _refusal(shares: float, n: int, tested: int, epsilon: float, alpha: float, w
     share = shares / n
     if share >= epsilon:
         return f"{share:.2%} of the reuses in {n} groups were wrong; the limit is {epsilon:.2%}"
-    while p_value(share * least, least, epsilon, whole=whole) > alpha:
+    while least < MAX_GROUPS and p_value(share * least, least, epsilon, whole=whole) > alpha:
         least = math.ceil(least * 1.1)
     total = math.ceil(PILOT / (PILOT - 1) * tested * least / n)  # with those set aside
     return (

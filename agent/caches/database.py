@@ -3,7 +3,7 @@
     write(sql, row)  -> queue (bounded) -> writer thread -> one transaction for many rows
     rows(sql, args)  <- a connection of its own for every query that runs at the moment
 
-A cache must not fail a request. So nothing here raises after the constructor: a disk that is
+A cache must not fail a request. So nothing here raises but the constructor: a disk that is
 full, read-only or failing makes write() False and, if it cannot be read either, rows() empty;
 health() says it, and the writer tries again now and then. A damaged file is deleted and begun
 anew (a cache holds nothing that cannot be computed again, and a copy set aside would take the
@@ -50,7 +50,7 @@ class Database:
     The file, its log and its index never take more than ``max_bytes`` together. ``evict`` deletes
     the least useful rows, few at a time, and returns how many; it is called inside the writer's
     transaction while the tables are fuller than HIGH. ``noted`` is called at the end of each
-    transaction, the first time in the constructor, with the share of the bound that is in use
+    transaction, the first time in start(), with the share of the bound that is in use
     (counters are saved there). Raises InputError if ``max_bytes`` is below LEAST.
     """
 
@@ -92,8 +92,11 @@ class Database:
         # Closing removes the log, so a log at the start tells of a crash or a power cut.
         self._crashed = file.size(path, "-wal") > 0
         self._tidy_due = False
-        self._attempt([])
         self._thread = threading.Thread(target=self._run, name=f"cache-{path.stem}", daemon=True)
+
+    def start(self) -> None:
+        """Open the file, or be in trouble; then write in the background."""
+        self._attempt([])
         self._thread.start()
 
     # Reading
@@ -231,9 +234,10 @@ class Database:
                 self._tidy(self._writer)
             answers = self._commit(self._writer, batch)
         except Exception as e:  # noqa: BLE001  a thread's root: a job's bug must not end the writing
-            self._gone(batch, e)
             self._drop_writer()
-            return self._begin_anew(e) if file.damaged(e) else self._in_trouble(e)
+            works = self._begin_anew(e) if file.damaged(e) else self._in_trouble(e)
+            self._gone(batch if works else batch + self._waiting(), e)
+            return works
         self._landed(batch, answers)
         self._readable = True
         if self._trouble:
@@ -270,15 +274,18 @@ class Database:
             if item.answer is not None:
                 item.answer.set_result(answer)
 
-    def _gone(self, batch: list[_Item], e: Exception) -> None:
-        """The group, and all that waits behind it, is lost."""
+    def _waiting(self) -> list[_Item]:
         with self._wake:
-            batch = batch + list(self._queue)
+            waiting = list(self._queue)
             self._queue.clear()
             self._queued = 0
-            self.dropped += sum(item.size > 0 for item in batch)
-        self._forget(batch)
-        for item in batch:
+        return waiting
+
+    def _gone(self, items: list[_Item], e: Exception) -> None:
+        with self._wake:
+            self.dropped += sum(item.size > 0 for item in items)
+        self._forget(items)
+        for item in items:
             if item.answer is not None:
                 item.answer.set_exception(e)
 
@@ -328,12 +335,16 @@ class Database:
             self._readers = Readers(self.path)
         self._trouble, self._readable, self._crashed = "", True, False
         self.renewed += 1
-        self._notice = f"{self.path} was damaged ({e}) and was begun anew"
-        log.warning("cache=%s was damaged and was begun anew: %s", self.path.name, e)
+        why = file.told(e)
+        self._notice = f"{self.path} was damaged ({why}) and was begun anew"
+        log.warning("cache=%s was damaged and was begun anew: %s", self.path.name, why)
         return True
 
     def _in_trouble(self, e: Exception) -> bool:
-        why = storage_error(e, self.path).what if isinstance(e, OSError) else f"{self.path}: {e}"
+        if isinstance(e, OSError):
+            why = storage_error(e, self.path).what
+        else:
+            why = f"cannot write {self.path}: {file.told(e)}"
         if not self._trouble:
             log.warning("cache=%s is not written: %s", self.path.name, why)
         self._trouble = f"{why}; requests are answered without it"

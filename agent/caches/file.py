@@ -67,6 +67,11 @@ def damaged(e: Exception) -> bool:
     return isinstance(e, sqlite3.DatabaseError | UnicodeError) and not isinstance(e, bugs)
 
 
+def told(e: Exception) -> str:
+    """What an error says, as one short printable line: it may quote a damaged file."""
+    return "".join(c if c.isprintable() else "?" for c in str(e))[:200]
+
+
 def open_for_writing(path: Path, migrations: tuple[Migration, ...]) -> sqlite3.Connection:
     """The one writing connection to a file of the newest schema; sqlite3.Error or OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -18,50 +18,68 @@ IDLE = 16  # connections kept open
 
 
 class Readers:
-    """Runs queries side by side."""
+    """Runs queries side by side. A query takes no lock: list.pop() and append() are atomic."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Condition()
-        self._idle: list[sqlite3.Connection] = []
-        self._busy = 0
+        self._idle: list[sqlite3.Cursor] = []
         self._closed = False
+        self._changed = threading.Condition()
+        self._count = 0  # open connections, idle or not
 
     def fetch(self, sql: str, args: Row) -> list[Row]:
-        """All rows of a query; [] after close(); raises sqlite3.Error."""
-        with self._lock:
-            if self._closed:
-                return []
-            db = self._idle.pop() if self._idle else None
-            self._busy += 1
+        """All rows of a query; [] after close(); raises what sqlite3 raises."""
         try:
-            if db is None:
-                db = open_for_reading(self._path)
-            rows = db.execute(sql, args).fetchall()
+            cursor = self._idle.pop()
+        except IndexError:
+            new = self._open()
+            if new is None:
+                return []
+            cursor = new
+        try:
+            rows = cursor.execute(sql, args).fetchall()
         except BaseException:
-            self._give_back(None)
-            if db is not None:
-                db.close()
+            self._shut(cursor)
             raise
-        self._give_back(db)
+        if len(self._idle) < IDLE:
+            self._idle.append(cursor)
+            if self._closed:
+                self._shut_idle()
+        else:
+            self._shut(cursor)
         return rows
 
     def close(self) -> None:
         """Close all, after those in use: SQLite must not have a file open that is deleted."""
-        with self._lock:
-            self._closed = True
-            self._lock.wait_for(lambda: not self._busy, timeout=5)
-            for db in self._idle:
-                db.close()
-            self._idle.clear()
+        self._closed = True
+        self._shut_idle()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._count, timeout=5)
 
-    def _give_back(self, db: sqlite3.Connection | None) -> None:
-        with self._lock:
-            self._busy -= 1
-            if db is not None and len(self._idle) < IDLE:
-                self._idle.append(db)
-                db = None
+    def _open(self) -> sqlite3.Cursor | None:
+        with self._changed:
             if self._closed:
-                self._lock.notify_all()
-        if db is not None:
-            db.close()
+                return None
+            self._count += 1
+        try:
+            return open_for_reading(self._path).cursor()
+        except BaseException:
+            self._less()
+            raise
+
+    def _shut_idle(self) -> None:
+        while self._idle:
+            try:
+                cursor = self._idle.pop()
+            except IndexError:  # another thread was faster
+                return
+            self._shut(cursor)
+
+    def _shut(self, cursor: sqlite3.Cursor) -> None:
+        cursor.connection.close()
+        self._less()
+
+    def _less(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()

@@ -1,19 +1,22 @@
 """Values under 16-byte keys in one SQLite file: bounded, ageing, counted. The exact caches use it.
 
-    put -> checksum -> queue -> entries       get <- what waits for its commit, else entries
+    put -> seal -> queue -> entries        get <- read lately, else waiting for commit, else entries
 
 A row's id is its place in the order of last use: new rows go to the end, the oldest ids are
 evicted. A hit in the older half of a file that fills up moves its row to the end, with the next
 commit; so most hits write nothing.
 
-Every value carries an XXH3 checksum seeded with its key and time. SQLite does not see a changed
-byte inside a value or a wrong pointer in an index; the checksum does, and the row is deleted.
+Every value carries its time and an XXH3 checksum seeded with its key. SQLite does not see a
+changed byte inside a value or a wrong pointer in an index; the checksum does, and the row is
+deleted. What was read lately is kept in memory, so that asking again touches no file.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -25,16 +28,25 @@ import xxhash
 
 from agent.caches.database import Database
 
-_CHECK = 8  # bytes
-_PUT = "INSERT OR REPLACE INTO entries (key, model, made, value) VALUES (?, ?, ?, ?)"
-_GET = "SELECT id, model, made, value FROM entries WHERE key = ?"
+RECENT = 1_000_000  # bytes in memory
+
+_PUT = "INSERT OR REPLACE INTO entries (key, model, value) VALUES (?, ?, ?)"
+_GET = "SELECT id, model, value FROM entries WHERE key = ?"
 _MOVE = "UPDATE entries SET id = (SELECT max(id) FROM entries) + 1 WHERE id = ?"
 _EVICT = "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY id LIMIT ?)"
 _FLUSH = "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE model = ? LIMIT 500)"
-_WALK = "SELECT id, key, made, value FROM entries WHERE model = ? AND id > ? ORDER BY id LIMIT 256"
+_WALK = "SELECT id, key, value FROM entries WHERE model = ? AND id > ? ORDER BY id LIMIT 256"
 _ENDS = "SELECT (SELECT min(id) FROM entries), (SELECT max(id) FROM entries)"
 _TOO_MANY = 20  # unsound entries since the start (or the last new file) for a new file
 _FILLING = 0.7  # share of the bound from which the order of use matters
+
+
+_CHECK, _HEAD = 8, 16  # bytes of the checksum, and of all that stands before a value
+_HALVES = struct.Struct("<QQ").unpack
+_TIME = struct.Struct("<q").unpack_from
+_NO_PLACE = sys.maxsize  # of a row that waits for its commit
+
+_Row = tuple[int, int, bytes]  # place, model, sealed value
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +69,7 @@ def _schema(db: sqlite3.Connection) -> None:
         " id INTEGER PRIMARY KEY,"  # order of last use
         " key BLOB NOT NULL UNIQUE,"
         " model INTEGER NOT NULL,"  # number()
-        " made INTEGER NOT NULL,"  # ms since 1970
-        " value BLOB NOT NULL)"  # checksum, then the value
+        " value BLOB NOT NULL)"  # _seal()
     )
     db.execute("CREATE INDEX entries_model ON entries (model)")
     db.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID")
@@ -91,68 +102,46 @@ class Store:
         self._loaded = False
         self._middle = 0  # a hit below this id moves its row
         self._kept: frozenset[int] | None = None
-        self._db: Database | None = None
-        self._db = Database(
+        self._recent: dict[bytes, _Row] = {}
+        self._recent_bytes = 0
+        self.database = Database(
             path, (_schema,), max_bytes=max_bytes, evict=self._evict, noted=self._note
         )
-
-    @property
-    def database(self) -> Database:
-        """The file."""
-        assert self._db is not None
-        return self._db
+        self.database.start()
 
     def get(self, model: str, key: bytes) -> memoryview | None:
         """The value stored under ``key``, or None; counted, and noted as its last use."""
-        place, found, why = self._find(model, key)
+        row, why = self._find(model, key)
         with self._lock:
-            self._count["misses" if found is None else "hits"] += 1
-            if why:
-                self._count[why] += 1
-            if why == "damaged":
-                self._unsound += 1
-        if self._unsound >= _TOO_MANY:
-            self._unsound = 0
-            self.database.distrust(f"{_TOO_MANY} entries do not match their checksums")
-        if 0 < place < self._middle:
-            self._move(place)
-        return found
+            if row is None:
+                self._count["misses"] += 1
+                if why:
+                    self._count[why] += 1
+                    self._distrust(why)
+                return None
+            self._count["hits"] += 1
+            place, _, value = row
+            if place < self._middle:
+                self._move(key, place)
+            elif key not in self._recent:
+                self._remember(key, row)
+        return memoryview(value)[_HEAD:]
 
     def peek(self, model: str, key: bytes) -> memoryview | None:
         """The same without a trace."""
-        return self._find(model, key)[1]
-
-    def _find(self, model: str, key: bytes) -> tuple[int, memoryview | None, str]:
-        """Place (0: none yet), value, and the counter of a miss that is more than a miss."""
-        db = self.database
-        waiting = db.pending.get(key)
-        if waiting is not None:
-            place = 0
-            _, owner, made, value = waiting
-        else:
-            rows = db.rows(_GET, (key,))
-            if not rows:
-                return 0, None, ""
-            ((place, owner, made, value),) = rows
-        if owner != number(model):
-            return 0, None, ""
-        # In a damaged file a column may hold anything.
-        if not isinstance(place, int) or not _sound(key, made, value):
-            db.write("DELETE FROM entries WHERE key = ?", (key,), size=0)
-            return 0, None, "damaged"
-        # A device without a battery-backed clock jumps; a far future is as unknown as a far past.
-        if abs(self._clock() * 1000 - made) > self._ttl_ms:
-            return 0, None, "stale"
-        return place, memoryview(value)[_CHECK:], ""
+        row, _ = self._find(model, key)
+        return None if row is None else memoryview(row[2])[_HEAD:]
 
     def put(self, model: str, key: bytes, value: bytes) -> None:
         """Store ``value`` soon; at once for get()."""
         owner = number(model)
         if self._kept is not None and owner not in self._kept:
             return  # a request that ends after its model was replaced
-        made = int(self._clock() * 1000)
-        checked = _checksum(key, made, value) + value
-        self.database.write(_PUT, (key, owner, made, checked), size=len(checked) + 100, key=key)
+        sealed = _seal(key, int(self._clock() * 1000), value)
+        self.database.write(_PUT, (key, owner, sealed), size=len(sealed) + 100, key=key)
+        if key in self._recent:
+            with self._lock:
+                self._forget(key)
 
     def refuse(self) -> None:
         """Count a value that cannot be stored."""
@@ -163,6 +152,9 @@ class Store:
         """Remove every other model's entries, now and in future; how many were removed."""
         kept = self._kept = frozenset(map(number, models))
         self.database.flush()
+        with self._lock:
+            for key in [k for k, (_, owner, _) in self._recent.items() if owner not in kept]:
+                self._forget(key)
         flushed, after = 0, -1
         while rows := self.database.rows(
             "SELECT min(model) FROM entries WHERE model > ?", (after,)
@@ -182,9 +174,9 @@ class Store:
         New and moved entries always get the highest place.
         """
         while rows := self.database.rows(_WALK, (number(model), after)):
-            for after, key, made, value in rows:
-                if isinstance(key, bytes) and _sound(key, made, value):
-                    yield after, key, memoryview(value)[_CHECK:]
+            for after, key, value in rows:
+                if isinstance(key, bytes) and _sound(key, value):
+                    yield after, key, memoryview(value)[_HEAD:]
 
     def lost(self) -> int:
         """Grows by one for each entry that is gone, and by much when all are."""
@@ -213,14 +205,65 @@ class Store:
         self.database.flush()
         self.database.close()
 
-    def _move(self, place: int) -> None:
-        key = b"move %d" % place
-        if key not in self.database.pending:
-            self.database.write(_MOVE, (place,), size=0, key=key)
+    def _find(self, model: str, key: bytes) -> tuple[_Row | None, str]:
+        """The row, or None and the counter of a miss that is more than a miss."""
+        row, why = self._recent.get(key), ""
+        if row is None:
+            row, why = self._read(key)
+        if row is None or row[1] != number(model):
+            return None, why
+        # A device without a battery-backed clock jumps; a far future is as unknown as a far past.
+        (made,) = _TIME(row[2], _CHECK)
+        if abs(self._clock() * 1000 - made) > self._ttl_ms:
+            with self._lock:
+                self._forget(key)
+            return None, "stale"
+        return row, ""
+
+    def _read(self, key: bytes) -> tuple[_Row | None, str]:
+        waiting = self.database.pending.get(key)
+        if waiting is not None:
+            _, owner, value = waiting
+            return (_NO_PLACE, owner, value), ""
+        rows = self.database.rows(_GET, (key,))
+        if not rows:
+            return None, ""
+        place, owner, value = rows[0]
+        if isinstance(place, int) and _sound(key, value):  # else: a damaged file holds anything
+            return (place, owner, value), ""
+        self.database.write("DELETE FROM entries WHERE key = ?", (key,), size=0)
+        return None, "damaged"
+
+    # Under the lock
+
+    def _remember(self, key: bytes, row: _Row) -> None:
+        place, _, value = row
+        if place == _NO_PLACE or len(value) > RECENT // 16:
+            return
+        self._recent[key] = row
+        self._recent_bytes += len(value)
+        while self._recent_bytes > RECENT:
+            self._forget(next(iter(self._recent)))
+
+    def _forget(self, key: bytes) -> None:
+        row = self._recent.pop(key, None)
+        self._recent_bytes -= len(row[2]) if row else 0
+
+    def _move(self, key: bytes, place: int) -> None:
+        self._forget(key)  # its place changes
+        mark = b"move %d" % place
+        if mark not in self.database.pending:
+            self.database.write(_MOVE, (place,), size=0, key=mark)
+
+    def _distrust(self, why: str) -> None:
+        self._unsound += why == "damaged"
+        if self._unsound >= _TOO_MANY:
+            self._unsound = 0
+            self.database.distrust(f"{_TOO_MANY} entries do not match their checksums")
 
     def _totals(self) -> dict[str, int]:
-        now = {"evicted": self._db.evicted, "dropped": self._db.dropped} if self._db else {}
-        return {name: n + now.get(name, 0) for name, n in self._before.items()}
+        now = {"evicted": self.database.evicted, "dropped": self.database.dropped}
+        return {name: n + now[name] for name, n in self._before.items()}
 
     # In the writer's transaction
 
@@ -264,15 +307,20 @@ def _flusher(model: int) -> Callable[[sqlite3.Connection], int]:
     return lambda db: db.execute(_FLUSH, (model,)).rowcount
 
 
-def _checksum(key: bytes, made: int, value: bytes | memoryview) -> bytes:
-    halves = int.from_bytes(key[:8], "little") ^ int.from_bytes(key[8:], "little")
-    return xxhash.xxh3_64_digest(value, halves ^ (made & 0xFFFF_FFFF_FFFF_FFFF))
+def _seal(key: bytes, made: int, value: bytes) -> bytes:
+    """Checksum (8 bytes), time in ms since 1970 (8 bytes), value."""
+    timed = struct.pack("<q", made) + value
+    return _checksum(key, timed) + timed
 
 
-def _sound(key: bytes, made: object, value: object) -> bool:
+def _checksum(key: bytes, timed: bytes | memoryview) -> bytes:
+    a, b = _HALVES(key)
+    return xxhash.xxh3_64_digest(timed, a ^ b)
+
+
+def _sound(key: bytes, sealed: object) -> bool:
     return (
-        isinstance(made, int)
-        and isinstance(value, bytes)
-        and len(value) >= _CHECK
-        and _checksum(key, made, memoryview(value)[_CHECK:]) == value[:_CHECK]
+        isinstance(sealed, bytes)
+        and len(sealed) >= _HEAD
+        and _checksum(key, memoryview(sealed)[_CHECK:]) == sealed[:_CHECK]
     )

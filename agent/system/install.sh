@@ -82,6 +82,8 @@ make_environment() {
     "$python" -m venv "$venv" # again after an update of Python, too
     "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --upgrade "${from}[${extras}]"
     chmod -R go=rX "$venv"
+    su -s /bin/sh "$user" -c "$venv/bin/python -c ''" 2>/dev/null ||
+        fail "the user $user cannot run $python" "take one outside of home folders with --python"
     mkdir -p "${link%/*}"
     ln -sfn "$venv/bin/edge-agent" "$link"
 }

@@ -118,11 +118,39 @@ def edge_agent(*words: object, config: Path | None = None, ok: int = 0) -> Said:
     return Said(out.getvalue(), err.getvalue())
 
 
+def opening(*wanted: Path) -> list[str]:
+    """Shell commands for a mount namespace: every user may reach these folders.
+
+    They may lie below one that only root may enter, such as /root: an open one takes its place.
+    """
+    aside = {path: f"/mnt/{i}" for i, path in enumerate(wanted)}
+    closed = {
+        next((p for p in reversed(w.parents) if not p.stat().st_mode & 1), None) for w in aside
+    }
+    return [
+        "mount -t tmpfs tmpfs /mnt",
+        *(f"mkdir {mnt} && mount --bind {path} {mnt}" for path, mnt in aside.items()),
+        *(f"mount -t tmpfs -o mode=755 tmpfs {path}" for path in closed if path),
+        *(f"mkdir -p {path} && mount --bind {mnt} {path}" for path, mnt in aside.items()),
+    ]
+
+
 def numbers(folder: Path, **arrays: object) -> Path:
     """An input file."""
     path = folder / "input.npz"
     np.savez(path, **{name: np.asarray(a) for name, a in arrays.items()})
     return path
+
+
+def clips(folder: Path) -> Path:
+    """A hundred clips of four inputs, near one another, for the model with four inputs."""
+    rng = np.random.default_rng(1)
+    for clip in range(100):
+        (folder / f"{clip:03}").mkdir(parents=True)
+        for frame in range(4):
+            x = 4 * np.eye(4)[clip % 3] + rng.normal(0, 0.01, 4)
+            np.savez(folder / f"{clip:03}" / f"{frame}.npz", x=x[None].astype(np.float32))
+    return folder
 
 
 def turner(folder: Path, *, version: str = "1.0", step: int = 1) -> Path:

@@ -27,7 +27,9 @@ def evict(db: sqlite3.Connection) -> int:
 
 
 def opened(path: Path, *steps: file.Migration, max_bytes: int = LEAST, **more: float) -> Database:
-    return Database(path, steps or (table,), max_bytes=max_bytes, evict=evict, **more)
+    db = Database(path, steps or (table,), max_bytes=max_bytes, evict=evict, **more)
+    db.start()
+    return db
 
 
 def until(condition: object, seconds: float = 20) -> None:

@@ -114,13 +114,15 @@ def test_writing_begins_again_when_there_is_space_again(small_disk):
 
 
 def database(folder: Path) -> Database:
-    return Database(
+    db = Database(
         folder / "t.db",
         (lambda db: db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)"),),
         max_bytes=LEAST,
         evict=lambda db: db.execute("DELETE FROM t WHERE id % 2").rowcount,
         retry_s=0.02,
     )
+    db.start()
+    return db
 
 
 # Read-only and absent
@@ -306,7 +308,7 @@ def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled,
     with plain:
         changed = value[:100] + bytes([value[100] ^ 1]) + value[101:]
         plain.execute("UPDATE entries SET value = ? WHERE key = ?", (changed, key(5)))
-        plain.execute("UPDATE entries SET made = made + 1 WHERE key = ?", (key(6),))
+        plain.execute("UPDATE entries SET value = zeroblob(3) WHERE key = ?", (key(6),))
         plain.execute("UPDATE entries SET value = 'text' WHERE key = ?", (key(7),))
         plain.execute("UPDATE entries SET key = ? WHERE key = ?", (b"x" * 16, key(8)))
     plain.close()
@@ -345,7 +347,7 @@ def test_a_file_whose_entries_are_mostly_wrong_is_begun_anew(filled, tmp_path):
     shutil.copy(filled, tmp_path)
     plain = sqlite3.connect(tmp_path / "results.db")
     with plain:
-        plain.execute("UPDATE entries SET made = made + 1")
+        plain.execute("UPDATE entries SET value = CAST(value || x'00' AS BLOB)")
     plain.close()
     cache = opened(tmp_path)
     assert right(cache) == 0

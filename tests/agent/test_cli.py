@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 import stat
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 
 from agent import cli, doctor
-from agent.config import Config, Http, load
+from agent.config import Config, Http, Serve, load
 from agent.install import install
 from edge_core import golden, package
-from tests.agent.service import Service, edge_agent, numbers, settings
+from tests.agent.service import Service, clips, edge_agent, numbers, settings
 
 X = [[1.0, -2.0, 3.0, 0.5]]
 COMMANDS = (
@@ -140,11 +141,13 @@ def test_without_http_the_agent_takes_an_installation_up_by_itself(
     config = msgspec.structs.replace(config, http=Http(enabled=False))
     install(config, make_package())
     with Service(config) as service:
-        said = service.command("install", make_package(version="2", seed=2))
+        path = service.path
+        said = edge_agent("install", make_package(version="2", seed=2), config=path).stdout
         assert "takes it up within a second" in said
-        assert "no HTTP" in service.command("status")
-        assert "right" in service.command("infer", "dense", numbers(tmp_path, x=X))
-        assert "process" in service.command("doctor")
+        assert "no HTTP" in edge_agent("status", config=path).stdout
+        source = numbers(tmp_path, x=X)
+        assert "right" in edge_agent("infer", "dense", source, config=path).stdout
+        assert "HTTP is off" in edge_agent("doctor", config=path).stdout
         assert service.end() == 0
 
 
@@ -155,17 +158,39 @@ def test_caches_are_shown_and_cleared(config: Config, make_package, tmp_path: Pa
     source = numbers(tmp_path, x=X)
     with Service(config) as service:
         for _ in range(3):
-            service.command("infer", "dense", source)
+            edge_agent("infer", "dense", source, config=service.path)
         status = told("status", config=service.path)
         counters = status["status"]["caches"]["exact"]
         assert (counters["hits"], counters["misses"], counters["health"]) == (2, 1, "")
-        assert "results" in service.command("cache")
+        assert "hits 2" in edge_agent("cache", config=service.path).stdout
         assert "another agent" in edge_agent("cache", "clear", config=service.path, ok=1).stderr
         service.end()
     (before,) = told("cache", config=service.path)
     assert {t["name"]: t["rows"] for t in before["tables"]}["entries"] == 1
-    assert told("cache", "clear", config=service.path) == {"cleared": ["results"]}
+    assert told("cache", "clear", config=service.path) == {"cleared": ["exact"]}
     assert told("cache", config=service.path) == []
+
+
+def test_a_near_duplicate_cache_is_calibrated_on_the_users_samples(
+    config: Config, make_package, tmp_path: Path
+):
+    config = msgspec.structs.replace(config, serve=Serve(cache=True))
+    slot = install(config, make_package()).slot
+    samples = clips(tmp_path / "samples")
+    with Service(config) as service:
+        words = ("cache", "calibrate", "dense", samples, "--epsilon", "0.1")
+        done = told(*words, config=service.path)
+        assert (done["model"], done["trials"], done["groups"]) == (slot.digest, 400, 100)
+        assert done["threshold"] > 0
+        assert done["level"]["upper"] <= 0.1
+        near = told("status", config=service.path)["status"]["caches"]["near dense"]
+        assert (near["state"], near["threshold"]) == ("calibrated", done["threshold"])
+        assert "100 independent groups" in edge_agent(*words, config=service.path).stdout
+    # Ten clips prove nothing: the cache is off, and says why.
+    for folder in sorted(samples.iterdir())[10:]:
+        shutil.rmtree(folder)
+    done = edge_agent(*words, config=service.path, ok=2)
+    assert "off: " in done.stdout
 
 
 # --- what goes wrong ----------------------------------------------------------------------------

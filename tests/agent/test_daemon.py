@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_loaded_is_told_by_the_command(installed: Config,
         old = service.digest("dense")
         new = install(installed, package).slot
         until(lambda: service.digest("dense") == new.digest)
-        service.command("rollback", "dense")
+        edge_agent("rollback", "dense", config=service.path)
         assert service.digest("dense") == old
         # Bit rot in the installed file: the old model goes on.
         model = next((installed.root / "models/dense/slots" / new.digest[7:]).glob("model.onnx"))

@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -94,22 +95,22 @@ def test_a_device_without_models_is_told_what_to_do(config: Config):
 
 
 def test_a_damaged_cache_is_found(installed: Config):
-    folder = installed.root / "caches"
-    folder.mkdir(mode=0o700)
-    for name in ("good", "bad"):
-        with sqlite3.connect(folder / f"{name}.db") as db:
+    good = installed.root / "caches" / "results.db"
+    bad = installed.root / "caches" / "near" / "dense.db"
+    for path in (good, bad):
+        path.parent.mkdir(mode=0o700)
+        with closing(sqlite3.connect(path)) as db:
             db.execute("CREATE TABLE t (x)")
             db.executemany("INSERT INTO t VALUES (?)", [("x" * 500,)] * 100)
-        db.close()
-        (folder / f"{name}.db").chmod(0o600)
-    with (folder / "bad.db").open("r+b") as f:
+            db.commit()
+        path.chmod(0o600)
+    with bad.open("r+b") as f:
         f.seek(4096)
         f.write(b"\xff" * 4096)
     checks = found(installed)
-    assert checks["cache good"].state == "ok"
-    assert (checks["cache bad"].state, checks["cache bad"].hint) == (
-        "warn", "edge-agent cache clear"
-    )  # fmt: skip
+    assert checks["cache exact"].state == "ok"
+    check = checks["cache near dense"]
+    assert (check.state, check.hint) == ("warn", "edge-agent cache clear")
 
 
 def test_the_running_agent_is_asked(installed: Config):

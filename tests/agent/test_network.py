@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.config import Config, Http
+from agent.config import Config, Http, Install
 from edge_core import run
-from tests.agent.service import PYTHON, Service, numbers, settings, until
+from tests.agent.service import PYTHON, Service, numbers, opening, settings, until
 from tests.cases import ROOT
 
 X = [[1.0, -2.0, 3.0, 0.5]]
@@ -123,27 +123,6 @@ def test_the_filter_is_what_it_should_be():
     assert len(calls) > 200
 
 
-def open_paths() -> tuple[str, ...]:
-    """Words before a command: its user may reach the interpreter and this checkout.
-
-    They may lie below a folder that only root may enter, such as /root: in a mount namespace an
-    open folder takes its place.
-    """
-    wanted = {Path(sys.base_prefix): "$s/base", ROOT: "$s/root"}
-    closed = {
-        next((p for p in reversed(w.parents) if not p.stat().st_mode & 0o001), None) for w in wanted
-    } - {None}
-    script = "; ".join([
-        "set -e",
-        "s=/mnt && mount -t tmpfs tmpfs $s",
-        *(f"mkdir {aside} && mount --bind {path} {aside}" for path, aside in wanted.items()),
-        *(f"mount -t tmpfs -o mode=755 tmpfs {path}" for path in closed),
-        *(f"mkdir -p {path} && mount --bind {aside} {path}" for path, aside in wanted.items()),
-        'cd "$PWD"; exec "$@"',
-    ])  # fmt: skip
-    return "unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"
-
-
 @pytest.fixture
 def commons() -> Iterator[Path]:
     """A folder that everybody may enter; pytest's are for their owner."""
@@ -153,18 +132,26 @@ def commons() -> Iterator[Path]:
 
 
 def test_it_serves_as_nobody_with_no_rights_and_no_call_that_the_unit_forbids(
-    commons: Path, make_package
+    commons: Path, make_package, monkeypatch: pytest.MonkeyPatch
 ):
-    folder = commons / "nobody"
-    folder.mkdir()
-    config = Config(data_dir=str(folder / "data"), http=Http(socket=str(folder / "http.sock")))
-    config.root.mkdir(mode=0o700)
+    folder, home = commons / "nobody", commons / "home"
+    config = Config(
+        data_dir=str(folder / "data"),
+        http=Http(socket=str(folder / "http.sock")),
+        install=Install(tune_s=0.2),
+    )
+    for path in (folder, home, config.root):
+        path.mkdir(mode=0o700)
     package, source = folder / "p.edgepkg", numbers(folder, x=X)
     package.write_bytes(make_package().read_bytes())
-    for path in (folder, config.root, package, source):
+    for path in (folder, home, config.root, package, source):
         os.chown(path, NOBODY, NOBODY)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    script = " && ".join([*opening(Path(sys.base_prefix), ROOT), 'cd "$PWD"', 'exec "$@"'])
     prefix = (
-        *open_paths(), "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+        "unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh",
+        "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
         "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs",
         sys.executable, "-I", "-c", CONFINE, allowed_calls(),
     )  # fmt: skip
@@ -179,6 +166,7 @@ def test_it_serves_as_nobody_with_no_rights_and_no_call_that_the_unit_forbids(
         expected = [s.label for s in run.run(package, source).top]
         assert [s["label"] for s in answer["top"]] == expected
         assert service.end(signal.SIGTERM) == 0
+    assert list(home.iterdir()) == []  # no runtime keeps anything of its own
 
 
 def test_the_confinement_is_real(tmp_path: Path):

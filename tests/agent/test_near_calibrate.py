@@ -1,0 +1,315 @@
+"""The threshold that calibration gives is proven: too large a one is rare, whatever the data."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.caches.bounds import needed, p_value
+from agent.caches.calibrate import GRID, Level, Replay, Trial, calibrate, choose, replay
+from agent.caches.calibration import calibrate_model, clips, descriptor_of, read, write
+from agent.caches.descriptors import Described, Descriptor, Index, describe, unit
+from agent.caches.rules import Rule, lead
+from edge_core.errors import InputError
+from edge_core.runtimes import onnxruntime
+from edge_core.tensors import Array, Feeds, TensorSpec
+from examples import data
+from tests import packages
+
+MODEL = "sha256:" + "a" * 64
+EMBEDDING = Descriptor(kind="vector")
+EXACT = Rule(kind="exact")
+
+
+def answer(name: object) -> Feeds:
+    return {"answer": np.array(str(name))}
+
+
+def trial(numbers: Array, name: object, group: object = None, tag: str = "") -> Trial:
+    made = unit(numbers)
+    assert made is not None
+    return Trial(Described(made, tag), answer(name), group)  # type: ignore[arg-type]  # hashable
+
+
+# The replay is the cache
+
+
+def one_cache(trials: list[Trial], rule: Rule, threshold: float) -> list[tuple[bool, bool]]:
+    """Hit and wrong of every trial, by the cache's own index, one look-up after the other."""
+    index, answers, seen = Index(len(trials)), {}, []
+    for i, t in enumerate(trials):
+        found = index.nearest(t.item)
+        if found is not None and found[1] <= threshold * found[2]:
+            seen.append((True, rule.differ(answers[found[0]], t.answer)))
+            continue
+        key = i.to_bytes(2, "big")
+        index.add(key, t.item, rule.reach(t.answer))
+        answers[key] = t.answer
+        seen.append((False, False))
+    return seen
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), tags=st.integers(1, 3))
+def test_the_replay_counts_what_a_cache_at_each_threshold_does(seed, n, tags):
+    rng = np.random.default_rng(seed)
+    grid = (0.05, 0.2, 0.4, 0.8, 1.6)
+    trials = []
+    for i in range(n):
+        scores = rng.random(3)
+        vector = unit(rng.normal([2, 0, 0], 0.5, 3))
+        assert vector is not None
+        tag = "abc"[int(rng.integers(tags))]
+        trials.append(Trial(Described(vector, tag), {"y": scores / scores.sum()}, int(i // 4)))
+    counts = replay(trials, Rule(kind="top1"), grid)
+    assert counts.sizes.tolist() == [len(range(i, min(i + 4, n))) for i in range(0, n, 4)]
+    for row, threshold in enumerate(grid):
+        seen = one_cache(trials, Rule(kind="top1"), threshold)
+        for group in range(len(counts.sizes)):
+            part = seen[4 * group : 4 * group + 4]
+            assert counts.hits[row, group] == sum(hit for hit, _ in part)
+            assert counts.wrong[row, group] == sum(bad for _, bad in part)
+
+
+# The proof
+
+
+def drawn(rng: np.random.Generator, groups: int, size: int, rate: Array) -> Replay:
+    """Groups whose hits have distances spread over the grid, wrong at ``rate`` by threshold.
+
+    The trials of a group are wrong together: with more than one the group has one coin.
+    """
+    at = rng.integers(0, len(GRID), (groups, size))
+    coin = rng.random((groups, 1)) if size > 1 else rng.random((groups, size))
+    wrong = coin < rate[at]
+    steps = np.arange(len(GRID))[:, None, None]
+    return Replay(
+        hits=(at <= steps).sum(axis=2),
+        wrong=(wrong & (at <= steps)).sum(axis=2),
+        sizes=np.full(groups, size),
+    )
+
+
+def proven(counts: Replay, epsilon: float) -> Level | None:
+    return choose(counts, epsilon, 0.95)[0]
+
+
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("excess", [1.0, 1.3])
+def test_a_rate_above_epsilon_is_accepted_in_at_most_five_percent_of_runs(size, excess):
+    rng, epsilon, runs = np.random.default_rng(11), 0.1, 800
+    flat = np.full(len(GRID), excess * epsilon)
+    fooled = sum(proven(drawn(rng, 120, size, flat), epsilon) is not None for _ in range(runs))
+    assert fooled <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
+
+
+def test_the_chosen_threshold_is_too_large_in_at_most_five_percent_of_runs():
+    """The rate grows with the distance and crosses epsilon at a threshold in the middle."""
+    rng, epsilon, runs = np.random.default_rng(12), 0.1, 500
+    rate = np.linspace(0, 0.5, len(GRID)) ** 2
+    true = np.cumsum(rate) / np.arange(1, len(GRID) + 1)  # of all hits up to a threshold
+    limit = max(t for t, r in zip(GRID, true, strict=True) if r <= epsilon)
+    found = [proven(drawn(rng, 400, 1, rate), epsilon) for _ in range(runs)]
+    levels = [f.threshold for f in found if f is not None]
+    assert len(levels) > 0.9 * runs  # it does find one
+    assert np.median(levels) > limit / 2  # and no needlessly small one
+    too_large = sum(t > limit for t in levels)
+    assert too_large <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
+
+
+def test_taking_the_best_of_all_thresholds_would_be_fooled_more_often():
+    """What the order of the tests is for."""
+    rng, epsilon, runs = np.random.default_rng(13), 0.1, 400
+    naive = ours = 0
+    for _ in range(runs):
+        counts = drawn(rng, 300, 1, np.full(len(GRID), epsilon))
+        sums = zip(counts.wrong.sum(axis=1), counts.hits.sum(axis=1), strict=True)
+        naive += any(p_value(w, int(n), epsilon, whole=True) <= 0.05 for w, n in sums)
+        ours += proven(counts, epsilon) is not None
+    assert naive > 0.08 * runs
+    assert ours <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
+
+
+def clean(groups: int) -> list[Trial]:
+    """Pairs of the same direction and the same answer, each pair a group."""
+    angles = np.linspace(0, 3, groups)
+    return [
+        trial(np.array([math.cos(a), math.sin(a)]), i, i)
+        for i, a in enumerate(angles)
+        for _ in "ab"
+    ]
+
+
+def test_nothing_is_proven_without_enough_groups_and_the_reason_says_how_many_it_takes():
+    epsilon = 0.1
+    least = needed(epsilon)  # 29; a fifth is set aside
+    enough = math.ceil(least * 5 / 4) + 1
+    made = calibrate(clean(20), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=epsilon)
+    assert made.threshold == 0
+    assert made.level is None
+    assert f"takes {least} groups with a reuse, about {math.ceil(5 / 4 * least)} in all" in made.why
+    made = calibrate(clean(enough), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=epsilon)
+    assert made.threshold > 0
+    assert made.why == ""
+    assert made.level is not None
+    assert made.level.upper <= epsilon
+
+
+def test_many_trials_of_few_groups_prove_nothing():
+    """Frames of one clip say the same thing many times."""
+    trials = [trial(np.array([1.0, i % 3]), i % 3, group=i % 3) for i in range(900)]
+    made = calibrate(trials, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1)
+    assert made.threshold == 0
+    alone = [msgspec.structs.replace(t, group=None) for t in trials]
+    assert calibrate(alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1).threshold
+
+
+def test_a_refusal_tells_wrong_answers_from_missing_neighbours():
+    rng = np.random.default_rng(0)
+    coin = [trial(np.array([1.0, 0.0]), rng.integers(2)) for _ in range(300)]
+    made = calibrate(coin, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
+    assert "of the reuses" in made.why
+    assert "the limit is 5.00%" in made.why
+    apart = [trial(np.eye(50)[i], i) for i in range(50)]
+    made = calibrate(apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
+    assert "takes" in made.why or "near an earlier one" in made.why
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "confidence", "trials"),
+    [(0.0, 0.95, 1), (0.6, 0.95, 1), (0.1, 1.0, 1), (0.1, 0.95, 0)],
+)
+def test_what_cannot_be_proven_is_refused(epsilon, confidence, trials):
+    with pytest.raises(InputError):
+        calibrate(
+            clean(1)[:trials], model=MODEL, descriptor=EMBEDDING, rule=EXACT,
+            epsilon=epsilon, confidence=confidence,
+        )  # fmt: skip
+
+
+# Rules
+
+
+def test_answers_differ_as_the_rule_says():
+    a, b = {"y": np.array([[0.1, 0.9]])}, {"y": np.array([[0.3, 0.7]])}
+    c = {"y": np.array([[0.6, 0.4]])}
+    assert not Rule(kind="top1").differ(a, b)
+    assert Rule(kind="top1").differ(a, c)
+    assert not Rule(kind="tolerance", tolerance=0.21).differ(a, b)
+    assert Rule(kind="tolerance", tolerance=0.19).differ(a, b)
+    assert Rule(kind="tolerance", tolerance=9.0).differ(a, {"y": np.array([[np.nan, 0.0]])})
+    assert Rule(kind="exact").differ(a, b)
+    assert not EXACT.differ(answer("yes"), answer("yes"))
+    assert EXACT.differ(answer("yes"), answer("no"))
+    assert EXACT.differ(a, {**a, "z": np.zeros(1)})
+    assert not Rule(kind="exact", output="y").differ(a, {**a, "z": np.zeros(1)})
+    assert Rule(kind="top1", output="missing").differ(a, a)
+    assert Rule(kind="top1").differ({}, {})
+
+
+def test_an_answer_that_won_by_a_hair_reaches_nowhere():
+    assert lead(np.array([0.9, 0.1])) == pytest.approx(0.8)
+    assert lead(np.array([0.5, 0.5])) == 0
+    assert lead(np.log(np.array([[9.0, 1.0]]))) == pytest.approx(0.8)  # the same as logits
+    assert lead(np.array([1.0])) == 0
+    assert lead(np.array([])) == 0
+    assert Rule(kind="top1").reach({"y": np.array([0.9, 0.1])}) == pytest.approx(0.8)
+    assert EXACT.reach(answer("x")) == 1
+
+
+# Models and files
+
+
+def test_the_input_that_is_compared_is_a_picture_or_a_short_tensor():
+    picture = TensorSpec("x", "uint8", (1, 224, 224, 3), "NHWC")
+    size = TensorSpec("size", "int64", (2,))
+    assert descriptor_of((picture, size)) == Descriptor(kind="image", input="x", layout="NHWC")
+    sound = TensorSpec("mel", "float32", (1, 147, 32))
+    assert descriptor_of((sound,)) == Descriptor(kind="vector", input="mel")
+    tokens = TensorSpec("ids", "int64", (1, 64))
+    unknown = TensorSpec("x", "float32", (1, 3, 224, 224))
+    for inputs in ((tokens,), (unknown,), (sound, sound), (TensorSpec("x", "float32", ("n",)),)):
+        with pytest.raises(InputError, match="no input is a picture"):
+            descriptor_of(inputs)
+
+
+@pytest.fixture(scope="module")
+def seen(digits: Path) -> list[tuple[Array, Feeds]]:
+    """2400 real digits in random order, with what the real model says."""
+    session = onnxruntime.open(digits, threads=1, options={})
+    pixels = [x for x, _ in data.digits_eval()]
+    order = np.random.default_rng(5).permutation(len(pixels))[:2400]
+    return [(pixels[i], session.run({"input": pixels[i]})) for i in order]
+
+
+def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(seen):
+    answers = {x.tobytes(): y for x, y in seen}
+    spec = (TensorSpec("input", "float32", (1, 1, 28, 28), "NCHW"),)
+    ran: list[Feeds] = []
+
+    def run(feeds: Feeds) -> Feeds:
+        ran.append(feeds)
+        return answers[feeds["input"].tobytes()]
+
+    known = [({"input": x}, None) for x, _ in seen[:1200]]
+    thresholds = []
+    for epsilon in (0.03, 0.05, 0.1, 0.2):
+        made = calibrate_model(
+            run, [*known, known[0]], model=MODEL, inputs=spec, rule=Rule(), epsilon=epsilon
+        )
+        assert made.trials == 1200  # the repeated one is the exact cache's
+        assert made.level is not None
+        assert made.level.upper <= epsilon
+        thresholds.append(made.threshold)
+        later = calibration_trials(seen[1200:], made.descriptor)
+        counts = replay(later, Rule(), (made.threshold,))
+        assert counts.hits.sum() > 100
+        assert counts.wrong.sum() / counts.hits.sum() < epsilon
+    assert thresholds == sorted(thresholds)
+    assert len(ran) == 4 * 1200
+
+
+def calibration_trials(pairs: list[tuple[Array, Feeds]], descriptor: Descriptor) -> list[Trial]:
+    made = []
+    for x, y in pairs:
+        item = describe(descriptor, {"input": x})
+        assert item is not None
+        made.append(Trial(item, y))
+    return made
+
+
+def test_a_folder_of_clips_is_read_in_order_with_its_groups(tmp_path):
+    manifest, _ = packages.contents(tmp_path)
+    folder = tmp_path / "clips"
+    for place, value in (("a/2.npy", 2), ("a/1.npy", 1), ("b/1.npy", 3), ("c.npy", 4)):
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full((1, 4), value, np.float32))
+    found = [(float(feeds["x"][0, 0]), group) for feeds, group in clips(folder, manifest)]
+    assert found == [(1, "a"), (2, "a"), (3, "b"), (4, None)]
+    (folder / "note.txt").write_text("no input")
+    with pytest.raises(InputError, match=r"note\.txt"):
+        list(clips(folder, manifest))
+    with pytest.raises(InputError, match="is no folder"):
+        list(clips(folder / "c.npy", manifest))
+
+
+def test_the_file_comes_back_as_it_was_and_a_bad_one_is_refused(tmp_path):
+    path = tmp_path / "near" / "model.json"
+    made = calibrate(clean(80), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1)
+    write(path, made)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read(path) == made
+    text = path.read_text()
+    for bad in ("", "{}", text.replace('"format": 1', '"format": 2'), text[:-40], "\ud800"):
+        path.write_bytes(bad.encode("utf-8", "surrogatepass"))
+        with pytest.raises(InputError):
+            read(path)
+    with pytest.raises(InputError):
+        read(tmp_path / "nothing.json")
