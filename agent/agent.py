@@ -326,14 +326,13 @@ class Agent:
             if why:
                 return ModelStatus(name=name, state="failed", why=why)
             raise self._missing(name)
-        previous = self._slots.active(name).previous
         return ModelStatus(
             name=name,
             state="ready",
             why=why,  # a newer version that could not be loaded
             version=live.manifest.version,
             digest=live.slot.digest,
-            previous=previous.digest if previous else "",
+            previous=self._previous(name),
             slot=live.slot,
             manifest=live.manifest,
             requests=live.inside,
@@ -341,6 +340,13 @@ class Agent:
             batches=live.batches,
             stages=live.stages.read(),
         )
+
+    def _previous(self, name: str) -> str:
+        try:
+            previous = self._slots.active(name).previous
+        except EdgeError:  # its file was damaged or removed: a model that is loaded goes on
+            return ""
+        return previous.digest if previous else ""
 
     def status(self) -> Status:
         """Everything that the agent knows of itself."""

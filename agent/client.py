@@ -85,7 +85,7 @@ def reload(running: Running, name: str) -> Document:
 
 def infer(running: Running, manifest: Manifest, source: Path, *, top: int = 5) -> run.Answer:
     """The agent's answer to one input; ``ms`` is the whole request."""
-    top = top if manifest.class_scores else 0
+    top = top if manifest.class_scores and all(s.name != TOP for s in manifest.outputs) else 0
     head, tail = _inputs(manifest, source)
     text = msgspec.json.encode({"inputs": head, "parameters": {"top": top}})
     headers = {"Content-Type": "application/octet-stream", LENGTH.decode(): str(len(text))}

@@ -85,6 +85,7 @@ class Reloader:
         self._agent, self._slots, self._notifier, self._stamp = agent, slots, notifier, stamp
         self._wake = threading.Event()
         self._asked = self._stopped = False
+        self._trouble = ""
         self._thread = threading.Thread(target=self._poll, name="reload", daemon=True)
         self._thread.start()
 
@@ -110,20 +111,26 @@ class Reloader:
             if self._stopped:
                 return
             self._wake.clear()
-            now = self._slots.stamp()
-            if self._asked or now != self._stamp:
-                self._asked, self._stamp = False, now
-                self._reload()
+            try:
+                self._look()
+                self._trouble = ""
+            except (EdgeError, OSError) as e:  # a disk that fails: what is loaded is served
+                if str(e) != self._trouble:
+                    log.error("event=reload_failed why=%r", str(e))
+                self._trouble = str(e)
 
-    def _reload(self) -> None:
+    def _look(self) -> None:
+        now = self._slots.stamp()
+        if not self._asked and now == self._stamp:
+            return
+        self._asked, self._stamp = False, now
         self._notifier.reloading()
         try:
             for name in self._agent.reload():
                 log.info("event=reloaded model=%s", name)
             self._slots.sweep()
-        except EdgeError as e:
-            log.error("event=reload_failed why=%r", e.what)
-        self._notifier.ready(_line(self._agent))
+        finally:
+            self._notifier.ready(_line(self._agent))
 
 
 class Watch:
@@ -196,7 +203,10 @@ def _signals() -> Iterator[Signals]:
 
 def _line(agent: Agent) -> str:
     """One line for `systemctl status`."""
-    models = agent.models()
+    try:
+        models = agent.models()
+    except EdgeError as e:
+        return f"serving; {e.what}"
     failed = [m.name for m in models if m.state == "failed"]
     serving = ", ".join(f"{m.name} {m.version}" for m in models if m.state == "ready") or "no model"
     return f"serving {serving}" + (f"; failed: {', '.join(failed)}" if failed else "")

@@ -3,13 +3,14 @@
     python -m benchmarks.agent_caches [--rounds 40]
 
 A look-up starts at the input, 602,112 bytes as EfficientNet-Lite0 takes them, and ends with arrays
-that the caller may change; so it includes the hash. diskcache gets the same XXH3 key with outputs
-as it pickles them, with the bytes that our cache stores, and the input's bytes as its key. All four
-hold the same 64 inputs among others, and take turns in one process.
+that the caller may change; so it includes the hash. Every cache holds the outputs of 5,000 inputs
+("any hit" asks for any of them, "hit again" for 64 of them in turn), and all take turns in one
+process. diskcache gets the same XXH3 key, and stores the outputs as it pickles them or, packed, as
+the bytes that our cache stores. With the input's bytes as its key it holds the 64 only.
 
 Our put() returns when the outputs are queued, diskcache's set() when they are committed (both WAL,
-NORMAL); the last column is ours until the commit, too. Exit code 2 if a hit is not below 100 us at
-the median or not faster than every form of diskcache.
+NORMAL); "put until commit" is ours until the commit, too. Exit code 2 if a hit is not below 100 us
+at the median, or if one is not faster than diskcache's as one uses it: outputs in, outputs out.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ from agent.caches.results import ResultCache, input_key, pack, unpack
 from edge_core import console
 from edge_core.tensors import Feeds
 
-INPUTS = 64
-OTHERS = 5000  # entries beside them
+INPUTS = 5000
+AGAIN = 64
 SHAPE = (1, 224, 224, 3)  # float32
 CLASSES = 1000  # 4 KB of outputs
 MAX_BYTES = 64_000_000
 HIT_US = 100.0
 PUTS = 50  # of each, before all of ours must be committed
 MODEL = "sha256:" + "0" * 64
-OURS = "edge-agent"
-HIT, MISS, PUT = "hit", "miss", "put"
+OURS, THEIRS, PACKED = "edge-agent", "diskcache, XXH3 key", "diskcache, XXH3 key, packed"
+BYTES = "diskcache, input as key"
+ANY, LATELY, MISS, PUT = "any hit", "hit again", "miss", "put"
 
 Times = dict[tuple[str, str], list[float]]  # (cache, operation) -> us
 
@@ -52,21 +54,15 @@ class Cache(msgspec.Struct, frozen=True):
 
     look: Callable[[Feeds], Feeds | None]
     put: Callable[[Feeds, Feeds], object]
-    fill: Callable[[bytes, Feeds], object]  # by key
     flush: Callable[[], object]
     close: Callable[[], object]
 
 
 def ours(folder: Path) -> Cache:
     c = ResultCache(folder / "results.db", max_bytes=MAX_BYTES, ttl_s=3600)
-
-    def put(feeds: Feeds, outputs: Feeds) -> None:
-        c.put(MODEL, c.key(MODEL, feeds), outputs)
-
     return Cache(
         look=lambda feeds: c.get(MODEL, c.key(MODEL, feeds)),
-        put=put,
-        fill=lambda key, outputs: c.put(MODEL, key, outputs),
+        put=lambda feeds, outputs: c.put(MODEL, c.key(MODEL, feeds), outputs),
         flush=c.flush,
         close=c.close,
     )
@@ -74,114 +70,143 @@ def ours(folder: Path) -> Cache:
 
 def theirs(folder: Path, key: Callable[[Feeds], bytes], *, packed: bool = False) -> Cache:
     c = diskcache.Cache(str(folder), size_limit=8 * MAX_BYTES)  # it never evicts
-    if packed:
 
-        def look(feeds: Feeds) -> Feeds | None:
-            found = c.get(key(feeds))
-            return None if found is None else unpack(found)
+    def look(feeds: Feeds) -> Feeds | None:
+        found = c.get(key(feeds))
+        return unpack(found) if packed and found is not None else found
 
-        fill = lambda k, outputs: c.set(k, pack(outputs))  # noqa: E731
-    else:
-        look, fill = (lambda feeds: c.get(key(feeds))), c.set
-    return Cache(look, lambda feeds, outputs: fill(key(feeds), outputs), fill, lambda: 0, c.close)
+    def put(feeds: Feeds, outputs: Feeds) -> None:
+        c.set(key(feeds), pack(outputs) if packed else outputs)
 
-
-def hashed(feeds: Feeds) -> bytes:
-    return input_key(1, MODEL, feeds)
-
-
-def as_bytes(feeds: Feeds) -> bytes:
-    return feeds["x"].tobytes()
+    return Cache(look, put, flush=lambda: None, close=c.close)
 
 
 def caches(folder: Path) -> dict[str, Cache]:
+    def hashed(feeds: Feeds) -> bytes:
+        return input_key(1, MODEL, feeds)
+
     return {
         OURS: ours(folder / "ours"),
-        "diskcache, XXH3 key": theirs(folder / "hashed", hashed),
-        "diskcache, XXH3 key, packed": theirs(folder / "packed", hashed, packed=True),
-        "diskcache, input as key": theirs(folder / "bytes", as_bytes),
+        THEIRS: theirs(folder / "hashed", hashed),
+        PACKED: theirs(folder / "packed", hashed, packed=True),
+        BYTES: theirs(folder / "bytes", lambda feeds: feeds["x"].tobytes()),
     }
 
 
+class Workload:
+    """Inputs and the outputs that belong to them."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(1)
+        self._x = self.rng.random(SHAPE, np.float32)
+        self._y = self.rng.random((1, CLASSES), np.float32)
+
+    def input(self, n: int) -> Feeds:
+        """Input number n, just written, so near to the processor as a request's is."""
+        x = self._x.copy()
+        x[0, 0, 0, 0] = n
+        return {"x": x}
+
+    def outputs(self, n: int) -> Feeds:
+        y = self._y.copy()
+        y[0, 0] = n
+        return {"y": y}
+
+    def fill(self, all_caches: dict[str, Cache]) -> None:
+        for n in range(INPUTS):
+            feeds, outputs = self.input(n), self.outputs(n)
+            for name, cache in all_caches.items():
+                if name != BYTES or n < AGAIN:
+                    cache.put(feeds, outputs)
+                if n % 200 == 0:
+                    cache.flush()
+        for cache in all_caches.values():
+            cache.flush()
+
+    def mixed(self, numbers: np.ndarray, names: list[str]) -> Iterator[tuple[int, str]]:
+        """Each number with each name; the names in another order each time."""
+        for n in numbers:
+            for i in self.rng.permutation(len(names)):
+                yield int(n), names[i]
+
+
 def measure(all_caches: dict[str, Cache], rounds: int) -> tuple[Times, dict[str, float]]:
-    """Times of each operation, and of a put until its commit, in us."""
-    rng = np.random.default_rng(1)
-    inputs = [{"x": rng.random(SHAPE, np.float32)} for _ in range(INPUTS)]
-    outputs = [{"y": rng.random((1, CLASSES), np.float32)} for _ in range(INPUTS)]
-    for cache in all_caches.values():
-        for feeds, out in zip(inputs, outputs, strict=True):
-            cache.put(feeds, out)
-        for i in range(OTHERS):
-            cache.fill(i.to_bytes(16, "little"), outputs[i % INPUTS])
-            if i % 200 == 0:
-                cache.flush()
-        cache.flush()
+    """Times of each operation, and the median of a put until its commit, in us."""
     times: Times = defaultdict(list)
-    names = list(all_caches)
-    for _ in range(rounds):
-        for i, name in _mixed(rng, INPUTS, names):
-            inputs[i]["x"].max()  # a request's input was just written, so it is near
-            start = time.perf_counter_ns()
-            found = all_caches[name].look(inputs[i])
-            times[name, HIT].append((time.perf_counter_ns() - start) / 1e3)
-            assert found is not None, f"{name} forgot"
-            assert np.array_equal(found["y"], outputs[i]["y"]), f"{name} gave a wrong answer"
-        unknown = {"x": rng.random(SHAPE, np.float32)}
-        for _, name in _mixed(rng, 8, names):
-            unknown["x"].max()
-            start = time.perf_counter_ns()
-            found = all_caches[name].look(unknown)
-            times[name, MISS].append((time.perf_counter_ns() - start) / 1e3)
-            assert found is None
-    return times, _puts(all_caches, rounds, times)
+    load = Workload()
+    load.fill(all_caches)
+    for r, names in itertools.product(range(rounds), ([OURS, THEIRS, PACKED], [BYTES])):
+        again = load.rng.permutation(AGAIN)
+        _look(load, all_caches, times, LATELY, load.mixed(again, names))
+        if BYTES not in names:
+            some = load.rng.integers(AGAIN, INPUTS, AGAIN)
+            _look(load, all_caches, times, ANY, load.mixed(some, names))
+        unknown = np.arange(8) + INPUTS * (r + 1)
+        _look(load, all_caches, times, MISS, load.mixed(unknown, names))
+    return times, _put(load, all_caches, times, max(rounds // 8, 2))
 
 
-def _mixed(rng: np.random.Generator, count: int, names: list[str]) -> Iterator[tuple[int, str]]:
-    """Each number with each name; the names in another order each time."""
-    for i in rng.permutation(count):
-        for n in rng.permutation(len(names)):
-            yield int(i), names[n]
+def _look(
+    load: Workload,
+    all_caches: dict[str, Cache],
+    times: Times,
+    what: str,
+    turns: Iterator[tuple[int, str]],
+) -> None:
+    for n, name in turns:
+        feeds, look = load.input(n), all_caches[name].look
+        start = time.perf_counter_ns()
+        found = look(feeds)
+        times[name, what].append((time.perf_counter_ns() - start) / 1e3)
+        if (found is None) != (what == MISS) or (found and found["y"][0, 0] != n):
+            raise SystemExit(f"{name}: wrong answer to input {n} ({what})")
 
 
-def _puts(all_caches: dict[str, Cache], rounds: int, times: Times) -> dict[str, float]:
-    rng = np.random.default_rng(2)
+def _put(
+    load: Workload, all_caches: dict[str, Cache], times: Times, rounds: int
+) -> dict[str, float]:
     until: dict[str, list[float]] = defaultdict(list)
-    batch = [{"x": rng.random(SHAPE, np.float32)} for _ in range(PUTS)]
-    out = {"y": rng.random((1, CLASSES), np.float32)}
-    for r, (name, cache) in itertools.product(range(max(rounds // 8, 2)), all_caches.items()):
-        for feeds in batch:
-            feeds["x"][0, 0, 0, 0] = r + 2
+    for r, (name, cache) in itertools.product(range(rounds), all_caches.items()):
+        batch = [(load.input(-1 - r * PUTS - i), load.outputs(i)) for i in range(PUTS)]
         begin = time.perf_counter_ns()
-        for feeds in batch:
+        for feeds, outputs in batch:
             start = time.perf_counter_ns()
-            cache.put(feeds, out)
+            cache.put(feeds, outputs)
             times[name, PUT].append((time.perf_counter_ns() - start) / 1e3)
         cache.flush()
         until[name].append((time.perf_counter_ns() - begin) / 1e3 / PUTS)
     return {name: statistics.median(t) for name, t in until.items()}
 
 
-def p99(values: list[float]) -> float:
-    return float(np.percentile(values, 99))
-
-
 def show(times: Times, until: dict[str, float]) -> None:
-    columns = [f"{what} {p}" for what in (HIT, MISS, PUT) for p in ("p50", "p99")]
-    table = Table("us", *columns, "hit, ratio", "put until commit")
+    kinds = (ANY, LATELY, MISS, PUT)
+    table = Table("us, p50 / p99", *kinds, "put until commit")
     for name in until:
         cells = []
-        for what in (HIT, MISS, PUT):
-            t = times[name, what]
-            cells += [f"{statistics.median(t):.1f}", f"{p99(t):.1f}"]
-        ratio = statistics.median(times[name, HIT]) / statistics.median(times[OURS, HIT])
-        table.add_row(name, *cells, f"{ratio:.2f}", f"{until[name]:.1f}")
+        for what in kinds:
+            t = times.get((name, what))
+            cells.append(f"{statistics.median(t):.1f} / {np.percentile(t, 99):.0f}" if t else "")
+        table.add_row(name, *cells, f"{until[name]:.1f}")
     console.stdout().print(table)
 
 
+def held(times: Times) -> dict[str, bool]:
+    """What the exact cache is held to, and whether it is met."""
+    found = {}
+    for what in (ANY, LATELY):
+        p50 = {n: statistics.median(times[n, what]) for n in (OURS, THEIRS, PACKED)}
+        found[f"{what}: {p50[OURS]:.1f} us at p50, the hash included (below {HIT_US:.0f})"] = (
+            p50[OURS] < HIT_US
+        )
+        found[
+            f"{what}: diskcache takes {p50[THEIRS] / p50[OURS]:.2f} times as long (above 1); "
+            f"{p50[PACKED] / p50[OURS]:.2f} packed"
+        ] = p50[THEIRS] > p50[OURS]
+    return found
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
@@ -192,17 +217,10 @@ def main() -> int:
             for cache in all_caches.values():
                 cache.close()
     show(times, until)
-    hit = {name: statistics.median(times[name, HIT]) for name in until}
-    best = min(t for name, t in hit.items() if name != OURS)
-    held = {
-        f"a hit takes {hit[OURS]:.1f} us at p50, the hash included (below {HIT_US:.0f})": hit[OURS]
-        < HIT_US,
-        f"diskcache takes {best / hit[OURS]:.2f} times as long at its best (above 1)": best
-        > hit[OURS],
-    }
-    for what, met in held.items():
+    figures = held(times)
+    for what, met in figures.items():
         print(f"{'met    ' if met else 'NOT MET'} {what}")
-    return 0 if all(held.values()) else 2
+    return 0 if all(figures.values()) else 2
 
 
 if __name__ == "__main__":

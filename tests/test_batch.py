@@ -282,7 +282,7 @@ def test_a_graph_that_cannot_is_refused_and_the_op_named(why):
 def test_a_constant_beside_the_rows_has_no_free_form_in_tflite(tmp_path):
     graphs.saved(FREE["class_token"], tmp_path / "model.onnx")
     lower.to_tflite(tmp_path / "model.onnx", tmp_path / "model.tflite")
-    with pytest.raises(ConvertError, match="^CONCATENATION at 'tokens' fixes the batch: LiteRT"):
+    with pytest.raises(ConvertError, match=r"^CONCATENATION at 'tokens' fixes the batch: LiteRT"):
         tflite_batch.free(flat.read(tmp_path / "model.tflite"))
 
 

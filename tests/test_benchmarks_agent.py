@@ -196,26 +196,30 @@ def test_the_interval_holds_the_true_slope_about_19_times_in_20(alike):
     assert held >= 88
 
 
+def told(samples, ended=(), wanted=0, swaps=(90, 90)) -> list[str]:
+    return missed(soak.verdicts(samples, ended, wanted, soak.Swaps(*swaps)))
+
+
 def test_a_leak_is_told_and_a_flat_line_is_not():
     e = noise(1, 0.8) * 0.05
-    asked = [soak.Asked("x", 1.0)] * 10
-    assert missed(soak.verdicts(samples(lambda s: 100 + e[s]), asked, 10)) == []
-    leak = soak.verdicts(samples(lambda s: 100 + 10 * s / 3600 + e[s]), asked, 10)
-    (text,) = missed(leak)
+    assert told(samples(lambda s: 100 + e[s])) == []
+    (text,) = told(samples(lambda s: 100 + 10 * s / 3600 + e[s]))
     assert text.startswith("memory +")
 
 
 def test_growth_within_the_warm_up_does_not_count():
-    assert missed(soak.verdicts(samples(lambda s: min(100 + s, 250.0)), [], 0)) == []
+    assert told(samples(lambda s: min(100 + s, 250.0))) == []
 
 
-def test_lost_and_failed_requests_and_open_files_are_told():
+def test_lost_and_failed_requests_lost_swaps_and_open_files_are_told():
     flat = samples(lambda s: 100.0)
     one = soak.Asked("x", 1.0)
-    assert len(missed(soak.verdicts(flat, [one], 2))) == 1
-    assert len(missed(soak.verdicts(flat, [one, soak.Asked("x", 1.0, "429")], 2))) == 1
+    assert told(flat, [one], 2) == ["1 of 2 requests answered, 0 failed"]
+    failed = soak.Asked("x", 1.0, "429")
+    assert told(flat, [one, failed], 2) == ["2 of 2 requests answered, 1 failed"]
+    assert told(flat, swaps=(90, 89)) == ["90 swaps, 89 served"]
     more = [soak.Sample(x.s, x.mb, 20 + int(x.s / 100), 12) for x in flat]
-    assert [text.split(":")[0] for text in missed(soak.verdicts(more, [], 0))] == ["open files"]
+    assert [text.split(":")[0] for text in told(more)] == ["open files"]
 
 
 def test_speed_is_the_ratio_of_the_same_round():

@@ -20,7 +20,10 @@ from edge_core import errors
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = sorted([README, *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
-PLAIN = {"bash", "cat", "cd", "cp", "git", "jq", "ls", "mkdir", "python3", "scp", "skopeo", "ssh"}
+PLAIN = {
+    "bash", "cat", "cd", "cp", "git", "journalctl", "jq", "ls", "mkdir", "python3", "scp", "skopeo",
+    "ssh", "sudo", "systemctl",
+}  # fmt: skip
 OURS = {"edge": "edge_sdk.cli", "edge-agent": "agent.cli"}
 
 

@@ -1,14 +1,16 @@
 """How sure a count of errors makes us. Pure mathematics, no SciPy: the device has none.
 
-    clopper_pearson(wrong, n)    interval for an error rate, from independent yes/no trials
-    p_value(shares, n, epsilon)  how likely so few errors are if the rate is epsilon or more
-    upper_bound(shares, n)       the largest rate that such a test does not rule out
-    needed(epsilon)              trials without an error after which epsilon is ruled out
+    clopper_pearson(wrong, n)              interval for an error rate, from yes/no trials
+    p_value(reused, wrong, epsilon, ...)   how likely so few errors are at a rate of epsilon or more
+    upper_bound(reused, wrong, ...)        the smallest rate that such a test rules out
+    needed(epsilon)                        trials without an error that rule out epsilon
 
-Yes/no trials are tested by the binomial tail (Clopper-Pearson). Groups of trials, whose outcome is
-a share between 0 and 1, are tested by the Hoeffding-Bentkus bound of "Learn then Test"
-(Angelopoulos, Bates, Candes, Jordan, Lei 2021): valid for any independent values in 0..1 with a
-common mean, and equal to the binomial tail where no error was seen.
+Independent yes/no trials are tested by the binomial tail (Clopper-Pearson). Groups of dependent
+trials are tested by betting ("Estimating means of bounded random variables by betting",
+Waudby-Smith & Ramdas 2024): a group with the share h of its trials reused and the share w wrongly
+reused multiplies a stake of 1 by 1 + b (epsilon h - w). If wrong reuses are epsilon of all reuses
+or more, the product has a mean of at most 1, so it reaches 20 with a probability of at most 1/20.
+Nothing is assumed about the trials of one group.
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
+from edge_core.tensors import Array
+
+SINGLE = 0.0  # the stake that stands for groups of one trial
 _STEPS = 60  # of a bisection: 2**-60 is below what a float can tell apart
 
 
@@ -42,28 +49,30 @@ def clopper_pearson(wrong: int, n: int, confidence: float = 0.95) -> tuple[float
     return low, high
 
 
-def p_value(shares: float, n: int, epsilon: float, *, whole: bool) -> float:
-    """How likely ``n`` shares that add up to ``shares`` are if their mean is ``epsilon`` or more.
+def p_value(reused: Array, wrong: Array, epsilon: float, stake: float) -> float:
+    """How likely these shares, one of each a group, are at a wrong rate of ``epsilon`` or more.
 
-    ``whole``: every share is 0 or 1 by design, that is, each group is one trial.
+    ``stake`` is the share of the money that a group can lose, below 1 and fixed without looking at
+    these groups. SINGLE: every group is one trial, its shares are 0 or 1, and the test is exact.
     """
-    if n == 0:
-        return 1.0
-    if whole:
-        return binomial_tail(round(shares), n, epsilon)
-    mean = shares / n
-    if mean >= epsilon:
-        return 1.0
-    hoeffding = math.exp(-n * _divergence(mean, epsilon))
-    bentkus = math.e * binomial_tail(math.ceil(shares - 1e-9), n, epsilon)
-    return min(hoeffding, bentkus, 1.0)
+    if stake == SINGLE:
+        return binomial_tail(round(wrong.sum()), round(reused.sum()), epsilon)
+    return min(1.0, math.exp(-log_wealth(reused, wrong, epsilon, stake)))
 
 
-def upper_bound(shares: float, n: int, confidence: float = 0.95, *, whole: bool = True) -> float:
-    """The one-sided upper bound of the mean; 1.0 without data."""
-    if n == 0 or shares >= n:
+def log_wealth(reused: Array, wrong: Array, epsilon: float, stake: float) -> float:
+    """ln of what the bets against "``epsilon`` or more" make of 1."""
+    bet = stake / (1 - epsilon)
+    return float(np.log1p(bet * (epsilon * reused - wrong)).sum())
+
+
+def upper_bound(
+    reused: Array, wrong: Array, confidence: float = 0.95, stake: float = SINGLE
+) -> float:
+    """The one-sided upper bound of the wrong rate; 1.0 if nothing can be ruled out."""
+    if wrong.sum() >= reused.sum():
         return 1.0
-    return _bisect(lambda p: p_value(shares, n, p, whole=whole) <= 1 - confidence)
+    return _bisect(lambda p: p < 1 and p_value(reused, wrong, p, stake) <= 1 - confidence)
 
 
 def needed(epsilon: float, confidence: float = 0.95) -> int:
@@ -85,12 +94,6 @@ def _run(start: int, n: int, p: float, step: int) -> float:
         total += term
         i += step
     return min(1.0, math.exp(log_term) * total)
-
-
-def _divergence(a: float, b: float) -> float:
-    """Kullback-Leibler divergence between two coins."""
-    left = a * math.log(a / b) if a > 0 else 0.0
-    return left + (1 - a) * (math.log1p(-a) - math.log1p(-b))
 
 
 def _bisect(turned: Callable[[float], bool]) -> float:

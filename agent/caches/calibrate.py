@@ -7,12 +7,14 @@ What is bounded. The wrong-reuse rate is the share of REUSES whose answer is not
 would have said: the stricter of the two rates in use (the other divides by all requests, and so
 gets better when the cache does nothing).
 
-Groups. Frames of one clip, or wordings of one question, are wrong together, so trials inside a
-group prove little more than one of them. The unit of the proof is the group: its outcome is the
-share of its reuses that were wrong, and the bounded rate is that of a random reuse of a random
-group. Where every trial is a group of its own, the proof is Clopper-Pearson's bound; otherwise the
-Hoeffding-Bentkus bound over the shares (agent/caches/bounds.py). Groups must be independent of
-each other; nobody can check that from the data, so the caller states it by naming them.
+Groups. Frames of one clip, or wordings of one question, are wrong together, so many trials of one
+group prove little more than one of them. The unit of the proof is the group, and the bounded rate
+is that of a random request of a random group: if it is reused, how likely is it wrong? Where groups
+are equally long, that is the share of all reuses. Where every trial is a group of its own, the
+proof is Clopper-Pearson's bound; otherwise a bet on each group as a whole (agent/caches/bounds.py),
+which asks for about as many groups as one trial of each would, without throwing the others away.
+Groups must be independent of each other; nobody can check that from the data, so the caller states
+it by naming them.
 
 The threshold. Many are tried on the same data; taking the best would spoil the confidence. Every
 fifth group is set aside and decides where to begin; the other groups then test one threshold
@@ -31,7 +33,14 @@ from collections.abc import Hashable, Iterator, Sequence
 import msgspec
 import numpy as np
 
-from agent.caches.bounds import needed, p_value, upper_bound
+from agent.caches.bounds import (
+    SINGLE,
+    binomial_tail,
+    log_wealth,
+    needed,
+    p_value,
+    upper_bound,
+)
 from agent.caches.descriptors import Described, Descriptor
 from agent.caches.rules import Rule
 from edge_core.errors import InputError
@@ -42,7 +51,8 @@ MAX_TRIALS = 20_000
 # Chord over reach. A float32 product tells chords below 0.001 from 0 no more.
 GRID: tuple[float, ...] = tuple(float(t) for t in np.geomspace(0.002, 2.0, 61).round(6))
 PILOT = 5  # every fifth group is set aside
-MAX_GROUPS = 1_000_000  # what a refusal asks for at most
+STAKES = (0.9, 0.5, 0.2)  # shares that one group can lose; the groups set aside choose
+MOST_TIMES = 1000.0  # the data that a refusal asks for at most
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -60,8 +70,8 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
     groups: int  # with at least one reuse
     hits: int
     wrong: int
-    share: float  # mean over groups of the share of wrong reuses
-    upper: float  # one-sided bound of that mean
+    rate: float  # of wrong reuses: of a random request of a random group, if it is reused
+    upper: float  # one-sided bound of that rate
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,71 +166,76 @@ def choose(
     counts: Replay, epsilon: float, confidence: float, grid: Sequence[float] = GRID
 ) -> tuple[Level | None, str]:
     """The largest proven threshold, or None and the reason."""
-    whole = bool(counts.sizes.max() == 1)
     alpha = 1 - confidence
+    stakes = (SINGLE,) if counts.sizes.max() == 1 else STAKES
     pilot = np.arange(len(counts.sizes)) % PILOT == 0
-    shares, groups = _shares(counts, ~pilot)
-    begin = _begin(*_shares(counts, pilot), epsilon, alpha, whole)
+    reused, wrong = counts.hits / counts.sizes, counts.wrong / counts.sizes
+    begin, stake = _begin(reused[:, pilot], wrong[:, pilot], epsilon, alpha, stakes)
+    reused, wrong = reused[:, ~pilot], wrong[:, ~pilot]
     proven = begin - 1
     for k in range(begin, len(grid)):
-        if p_value(shares[k], int(groups[k]), epsilon, whole=whole) > alpha:
+        if p_value(reused[k], wrong[k], epsilon, stake) > alpha:
             break
         proven = k
     if proven < begin:
-        n, tested = int(groups[begin]), int(sum(~pilot))
-        return None, _refusal(float(shares[begin]), n, tested, epsilon, alpha, whole)
-    n = int(groups[proven])
+        return None, _refusal(reused[begin], wrong[begin], epsilon, alpha, stake)
+    h, w = reused[proven], wrong[proven]
     level = Level(
         threshold=grid[proven],
-        groups=n,
+        groups=int((h > 0).sum()),
         hits=int(counts.hits[proven, ~pilot].sum()),
         wrong=int(counts.wrong[proven, ~pilot].sum()),
-        share=float(shares[proven] / n),
-        upper=upper_bound(shares[proven], n, confidence, whole=whole),
+        rate=float(w.sum() / h.sum()),
+        upper=upper_bound(h, w, confidence, stake),
     )
     return level, ""
 
 
-def _begin(shares: Array, groups: Array, epsilon: float, alpha: float, whole: bool) -> int:
-    """Where the test begins: what the groups set aside say about the others.
+def _begin(
+    reused: Array, wrong: Array, epsilon: float, alpha: float, stakes: Sequence[float]
+) -> tuple[int, float]:
+    """Where the test begins and with which stake: what the groups set aside say of the others.
 
-    The smallest threshold that should pass with one error to spare; if none should, the likeliest.
+    The smallest threshold that should pass with one more group wrong; if there is none, the one
+    that is likeliest to pass.
     """
-    more = PILOT - 1
-    for spare in (1, 0):
-        expected = [
-            p_value(more * s + spare, more * int(n), epsilon, whole=whole)
-            for s, n in zip(shares, groups, strict=True)
-        ]
-        if min(expected) <= alpha:
-            return next(k for k, p in enumerate(expected) if p <= alpha)
-    return expected.index(min(expected))
+    expected = []
+    for h, w in zip(reused, wrong, strict=True):
+        spare = h[h > 0].mean(keepdims=True) if h.any() else np.zeros(1)
+        more = np.tile(h, PILOT - 1), np.tile(w, PILOT - 1)
+        careful = np.append(more[0], spare), np.append(more[1], spare)
+        with_spare, stake = min((p_value(*careful, epsilon, s), s) for s in stakes)
+        expected.append((with_spare, p_value(*more, epsilon, stake), stake))
+    for k, (with_spare, _, stake) in enumerate(expected):
+        if with_spare <= alpha:
+            return k, stake
+    best = min(range(len(expected)), key=lambda k: expected[k][1])
+    return best, expected[best][2]
 
 
-def _refusal(shares: float, n: int, tested: int, epsilon: float, alpha: float, whole: bool) -> str:
+def _refusal(reused: Array, wrong: Array, epsilon: float, alpha: float, stake: float) -> str:
     """Why not even the first threshold is proven, and how much data would do."""
-    goal = f"a wrong rate below {epsilon:.2%}"
-    least = needed(epsilon, 1 - alpha)
-    if n == 0:
+    if not reused.any():
         return (
-            f"no sample was near an earlier one; {goal} takes reuses in {least} groups, none wrong"
+            f"no sample was near an earlier one; a wrong rate below {epsilon:.2%} takes "
+            f"{needed(epsilon, 1 - alpha)} reuses in different groups, none of them wrong"
         )
-    share = shares / n
-    if share >= epsilon:
-        return f"{share:.2%} of the reuses in {n} groups were wrong; the limit is {epsilon:.2%}"
-    while least < MAX_GROUPS and p_value(share * least, least, epsilon, whole=whole) > alpha:
-        least = math.ceil(least * 1.1)
-    total = math.ceil(PILOT / (PILOT - 1) * tested * least / n)  # with those set aside
-    return (
-        f"{share:.2%} of the reuses in {n} groups were wrong; to prove {goal} from that takes "
-        f"{least} groups with a reuse, about {total} in all"
-    )
+    rate, n = wrong.sum() / reused.sum(), int((reused > 0).sum())
+    found = f"{rate:.2%} of the reuses in {n} groups were wrong"
+    if rate >= epsilon:
+        return f"{found}; the limit is {epsilon:.2%}"
+    times = 1.0
+    while times < MOST_TIMES and _repeated(reused, wrong, epsilon, stake, times) > alpha:
+        times *= 1.05
+    total = math.ceil(times * len(reused) * PILOT / (PILOT - 1))  # with those set aside
+    return f"{found}; to prove a rate below {epsilon:.2%} from that takes about {total} groups"
 
 
-def _shares(counts: Replay, chosen: Array) -> tuple[Array, Array]:
-    """By threshold: the sum of the groups' shares of wrong reuses, and how many groups had any."""
-    hits, wrong = counts.hits[:, chosen], counts.wrong[:, chosen]
-    return (wrong / np.maximum(hits, 1)).sum(axis=1), (hits > 0).sum(axis=1)
+def _repeated(reused: Array, wrong: Array, epsilon: float, stake: float, times: float) -> float:
+    """p_value() of so many times the data."""
+    if stake == SINGLE:
+        return binomial_tail(round(times * wrong.sum()), int(times * reused.sum()), epsilon)
+    return math.exp(-max(0.0, times * log_wealth(reused, wrong, epsilon, stake)))
 
 
 def _columns(trials: Sequence[Trial]) -> list[int]:

@@ -10,8 +10,10 @@ requests to this device and knows the seed would at most mislead himself and its
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ import xxhash
 from agent.caches.store import Counters, Store
 from edge_core.tensors import Array, Feeds
 
+_LENGTH = struct.Struct("<I")
 _STRINGS = "O"  # dtype of an array whose data is a list of strings or bytes
-_Packed = list[tuple[str, str, tuple[int, ...], memoryview]]  # name, dtype, shape, data
+_Layout = list[tuple[str, str, tuple[int, ...], int]]  # name, dtype, shape, bytes
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Packed).decode
+_decode = msgspec.msgpack.Decoder(_Layout).decode
 _decode_strings = msgspec.msgpack.Decoder(list[Any]).decode  # str or bytes
 
 
@@ -97,20 +100,31 @@ def input_key(seed: int, model: str, inputs: Feeds | bytes, salt: bytes = b"") -
 
 def pack(arrays: Feeds) -> bytes:
     """Named arrays as compact bytes; TypeError if one holds objects other than strings."""
-    return _encode([(name, a.dtype.str, a.shape, _data(a)) for name, a in arrays.items()])
+    data = [_data(a) for a in arrays.values()]
+    head = _encode(
+        [(n, a.dtype.str, a.shape, len(d)) for (n, a), d in zip(arrays.items(), data, strict=True)]
+    )
+    return b"".join((_LENGTH.pack(len(head)), head, *data))
 
 
 def unpack(packed: bytes | memoryview) -> Feeds:
     """What pack() was given, in memory of its own."""
+    begin = _LENGTH.size + _LENGTH.unpack_from(packed)[0]
     found: Feeds = {}
-    for name, dtype, shape, data in _decode(packed):
-        if dtype[1:] == _STRINGS:
+    for name, dtype, shape, size in _layout(bytes(packed[_LENGTH.size : begin])):
+        if dtype.hasobject:
             a: Array = np.empty(shape, object)
-            a.flat[:] = _decode_strings(data)
-        else:  # copied, because the view is not aligned and may not be written
-            a = np.ndarray(shape, dtype, data).copy()
+            a.flat[:] = _decode_strings(packed[begin : begin + size])
+        else:  # copied, because it is not aligned there and may not be written
+            a = np.ndarray(shape, dtype, packed, begin).copy()
         found[name] = a
+        begin += size
     return found
+
+
+@lru_cache(64)  # the answers of a model have one layout
+def _layout(head: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int]]:
+    return [(name, np.dtype(dtype), shape, size) for name, dtype, shape, size in _decode(head)]
 
 
 def _data(a: Array) -> bytes:

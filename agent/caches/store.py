@@ -29,6 +29,7 @@ import xxhash
 from agent.caches.database import Database
 
 RECENT = 1_000_000  # bytes in memory
+ASKED = 500  # keys
 
 _PUT = "INSERT OR REPLACE INTO entries (key, model, value) VALUES (?, ?, ?)"
 _GET = "SELECT id, model, value FROM entries WHERE key = ?"
@@ -47,6 +48,8 @@ _TIME = struct.Struct("<q").unpack_from
 _NO_PLACE = sys.maxsize  # of a row that waits for its commit
 
 _Row = tuple[int, int, bytes]  # place, model, sealed value
+_NONE: _Row = (_NO_PLACE, -1, b"")
+_DAMAGED: _Row = (_NO_PLACE, -2, b"")
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +107,7 @@ class Store:
         self._kept: frozenset[int] | None = None
         self._recent: dict[bytes, _Row] = {}
         self._recent_bytes = 0
+        self._asked: set[bytes] = set()
         self.database = Database(
             path, (_schema,), max_bytes=max_bytes, evict=self._evict, noted=self._note
         )
@@ -111,26 +115,25 @@ class Store:
 
     def get(self, model: str, key: bytes) -> memoryview | None:
         """The value stored under ``key``, or None; counted, and noted as its last use."""
-        row, why = self._find(model, key)
+        known = self._recent.get(key)
+        row = known or self._read(key)
+        why = self._unfit(row, model)
         with self._lock:
-            if row is None:
-                self._count["misses"] += 1
-                if why:
-                    self._count[why] += 1
-                    self._distrust(why)
+            if why:
+                self._missed(key, why)
                 return None
             self._count["hits"] += 1
             place, _, value = row
             if place < self._middle:
                 self._move(key, place)
-            elif key not in self._recent:
+            elif known is None and place != _NO_PLACE:
                 self._remember(key, row)
         return memoryview(value)[_HEAD:]
 
     def peek(self, model: str, key: bytes) -> memoryview | None:
         """The same without a trace."""
-        row, _ = self._find(model, key)
-        return None if row is None else memoryview(row[2])[_HEAD:]
+        row = self._recent.get(key) or self._read(key)
+        return None if self._unfit(row, model) else memoryview(row[2])[_HEAD:]
 
     def put(self, model: str, key: bytes, value: bytes) -> None:
         """Store ``value`` soon; at once for get()."""
@@ -205,61 +208,63 @@ class Store:
         self.database.flush()
         self.database.close()
 
-    def _find(self, model: str, key: bytes) -> tuple[_Row | None, str]:
-        """The row, or None and the counter of a miss that is more than a miss."""
-        row, why = self._recent.get(key), ""
-        if row is None:
-            row, why = self._read(key)
-        if row is None or row[1] != number(model):
-            return None, why
-        # A device without a battery-backed clock jumps; a far future is as unknown as a far past.
-        (made,) = _TIME(row[2], _CHECK)
-        if abs(self._clock() * 1000 - made) > self._ttl_ms:
-            with self._lock:
-                self._forget(key)
-            return None, "stale"
-        return row, ""
-
-    def _read(self, key: bytes) -> tuple[_Row | None, str]:
+    def _read(self, key: bytes) -> _Row:
+        """The row that waits for its commit or stands in the file; _NONE, or _DAMAGED."""
         waiting = self.database.pending.get(key)
         if waiting is not None:
-            _, owner, value = waiting
-            return (_NO_PLACE, owner, value), ""
-        rows = self.database.rows(_GET, (key,))
-        if not rows:
-            return None, ""
-        place, owner, value = rows[0]
-        if isinstance(place, int) and _sound(key, value):  # else: a damaged file holds anything
-            return (place, owner, value), ""
-        self.database.write("DELETE FROM entries WHERE key = ?", (key,), size=0)
-        return None, "damaged"
+            return _NO_PLACE, waiting[1], waiting[2]
+        for place, owner, value in self.database.rows(_GET, (key,)):
+            if isinstance(place, int) and _sound(key, value):  # a damaged file holds anything
+                return place, owner, value
+            return _DAMAGED
+        return _NONE
+
+    def _unfit(self, row: _Row, model: str) -> str:
+        """Why a row is no hit: the counter that it belongs to; "" if it is one."""
+        if row[1] != number(model):
+            return "damaged" if row is _DAMAGED else "misses"
+        # A device without a battery-backed clock jumps; a far future is as unknown as a far past.
+        age = self._clock() * 1000 - _TIME(row[2], _CHECK)[0]
+        return "" if -self._ttl_ms <= age <= self._ttl_ms else "stale"
 
     # Under the lock
 
-    def _remember(self, key: bytes, row: _Row) -> None:
-        place, _, value = row
-        if place == _NO_PLACE or len(value) > RECENT // 16:
+    def _missed(self, key: bytes, why: str) -> None:
+        self._count["misses"] += 1
+        if why == "misses":
             return
-        self._recent[key] = row
-        self._recent_bytes += len(value)
-        while self._recent_bytes > RECENT:
-            self._forget(next(iter(self._recent)))
+        self._count[why] += 1
+        self._forget(key)
+        if why == "damaged":
+            self.database.write("DELETE FROM entries WHERE key = ?", (key,), size=0)
+            self._unsound += 1
+            if self._unsound == _TOO_MANY:
+                self._unsound = 0
+                self.database.distrust(f"{_TOO_MANY} entries do not match their checksums")
+
+    def _remember(self, key: bytes, row: _Row) -> None:
+        """Keep a row in memory if its key was asked for lately."""
+        size = len(row[2])
+        if key not in self._asked:  # one look-up is no habit, and filling memory takes time
+            if len(self._asked) == ASKED:
+                self._asked.clear()
+            self._asked.add(key)
+        elif size <= RECENT // 16:
+            self._recent[key] = row
+            self._recent_bytes += size
+            while self._recent_bytes > RECENT:
+                self._forget(next(iter(self._recent)))
 
     def _forget(self, key: bytes) -> None:
         row = self._recent.pop(key, None)
-        self._recent_bytes -= len(row[2]) if row else 0
+        if row is not None:
+            self._recent_bytes -= len(row[2])
 
     def _move(self, key: bytes, place: int) -> None:
         self._forget(key)  # its place changes
         mark = b"move %d" % place
         if mark not in self.database.pending:
             self.database.write(_MOVE, (place,), size=0, key=mark)
-
-    def _distrust(self, why: str) -> None:
-        self._unsound += why == "damaged"
-        if self._unsound >= _TOO_MANY:
-            self._unsound = 0
-            self.database.distrust(f"{_TOO_MANY} entries do not match their checksums")
 
     def _totals(self) -> dict[str, int]:
         now = {"evicted": self.database.evicted, "dropped": self.database.dropped}
@@ -319,8 +324,6 @@ def _checksum(key: bytes, timed: bytes | memoryview) -> bytes:
 
 
 def _sound(key: bytes, sealed: object) -> bool:
-    return (
-        isinstance(sealed, bytes)
-        and len(sealed) >= _HEAD
-        and _checksum(key, memoryview(sealed)[_CHECK:]) == sealed[:_CHECK]
-    )
+    if not isinstance(sealed, bytes) or len(sealed) < _HEAD:
+        return False
+    return _checksum(key, memoryview(sealed)[_CHECK:]) == sealed[:_CHECK]

@@ -112,8 +112,12 @@ def edge_agent(*words: object, config: Path | None = None, ok: int = 0) -> Said:
         patch.setattr(sys, "argv", ["edge-agent", *map(str, words)])
         patch.setenv("COLUMNS", "250")
         patch.setenv("EDGE_AGENT_CONFIG", str(config or ""))
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        mask = os.umask(0o022)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            os.umask(mask)
     assert ended.value.code == ok, f"exit {ended.value.code}\n{out.getvalue()}\n{err.getvalue()}"
     return Said(out.getvalue(), err.getvalue())
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from agent.caches.bounds import binomial_tail, clopper_pearson, needed, p_value, upper_bound
+from agent.caches.bounds import (
+    SINGLE,
+    binomial_tail,
+    clopper_pearson,
+    needed,
+    p_value,
+    upper_bound,
+)
+from edge_core.tensors import Array
 
 
 @given(n=st.integers(1, 3000), k=st.integers(0, 3000), p=st.floats(1e-6, 1 - 1e-6))
@@ -29,57 +37,80 @@ def test_the_interval_is_scipys(n, share, confidence):
 def test_published_values():
     # Clopper and Pearson (1934), as tabled since: 95 % for 10 of 20, and the rule of three.
     assert clopper_pearson(10, 20) == pytest.approx((0.2720, 0.7280), abs=5e-5)
-    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert upper_bound(0, 100) == pytest.approx(3 / 100, rel=0.02)
+    assert upper_bound(*trials(0, 100)) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert upper_bound(*trials(0, 100)) == pytest.approx(3 / 100, rel=0.02)
+
+
+def trials(wrong: int, n: int) -> tuple[Array, Array]:
+    """Groups of one trial that was reused."""
+    return np.ones(n), np.arange(n) < wrong
 
 
 def test_the_ends_of_the_scale_are_no_surprise():
+    none = np.zeros(0)
     assert clopper_pearson(0, 0) == (0.0, 1.0)
     assert clopper_pearson(0, 5)[0] == 0.0
     assert clopper_pearson(5, 5)[1] == 1.0
-    assert upper_bound(5, 5) == 1.0
-    assert p_value(0, 0, 0.02, whole=True) == 1.0
+    assert upper_bound(*trials(5, 5)) == 1.0
     assert binomial_tail(-1, 5, 0.5) == 0.0
     assert binomial_tail(5, 5, 0.5) == 1.0
+    for stake in (SINGLE, 0.5):
+        assert p_value(none, none, 0.02, stake) == 1.0
+        assert upper_bound(none, none, stake=stake) == 1.0
 
 
 @pytest.mark.parametrize("epsilon", [0.001, 0.01, 0.02, 0.05, 0.2])
 def test_the_needed_number_without_an_error_is_the_least_that_proves(epsilon):
     n = needed(epsilon)
     assert n == math.ceil(math.log(0.05) / math.log(1 - epsilon))
-    for whole in (True, False):
-        assert p_value(0, n, epsilon, whole=whole) <= 0.05
-        assert p_value(0, n - 1, epsilon, whole=whole) > 0.05
+    assert p_value(*trials(0, n), epsilon, SINGLE) <= 0.05
+    assert p_value(*trials(0, n - 1), epsilon, SINGLE) > 0.05
+    # With nearly all the money at stake, groups that were reused as a whole ask for no more.
+    assert p_value(*trials(0, n + 2), epsilon, 0.9995) <= 0.05
 
 
-@given(
-    n=st.integers(1, 500), shares=st.floats(0, 500), epsilon=st.floats(0.001, 0.5),
-    whole=st.booleans(),
-)  # fmt: skip
-def test_more_errors_prove_less_and_more_trials_prove_more(n, shares, epsilon, whole):
-    shares = min(shares, n)
-    p = p_value(shares, n, epsilon, whole=whole)
-    assert 0 <= p <= 1
-    assert p_value(min(shares + 1, n), n, epsilon, whole=whole) >= p - 1e-12
-    assert p_value(shares, n + 1, epsilon, whole=whole) <= p + 1e-12
-    assert p_value(shares, n, min(0.5, epsilon * 1.1), whole=whole) <= p + 1e-12
+STAKE = st.sampled_from((SINGLE, 0.2, 0.5, 0.9))
 
 
-@given(n=st.integers(1, 300), wrong=st.integers(0, 300))
-def test_groups_are_never_trusted_more_than_single_trials(n, wrong):
+@given(n=st.integers(1, 300), wrong=st.integers(0, 300), epsilon=st.floats(0.001, 0.5), stake=STAKE)
+def test_more_errors_prove_less_and_more_trials_prove_more(n, wrong, epsilon, stake):
     wrong = min(wrong, n)
-    loose = upper_bound(wrong, n, whole=False)
-    assert loose >= upper_bound(wrong, n, whole=True) - 1e-9
+    p = p_value(*trials(wrong, n), epsilon, stake)
+    assert 0 <= p <= 1
+    assert p_value(*trials(min(wrong + 1, n), n), epsilon, stake) >= p - 1e-12
+    assert p_value(*trials(wrong, n + 1), epsilon, stake) <= p + 1e-12
+    assert p_value(*trials(wrong, n), epsilon * 1.1, stake) <= p + 1e-12
 
 
-@pytest.mark.parametrize("share", ["all or nothing", "spread", "rare and heavy"])
-def test_the_bound_of_group_shares_holds(share):
-    """Over 2000 data sets whose true mean is just epsilon, at most 5 % may 'prove' less."""
-    rng, epsilon, n = np.random.default_rng(3), 0.1, 120
-    draw = {
-        "all or nothing": lambda: rng.random(n) < epsilon,
-        "spread": lambda: rng.beta(0.5, 0.5 * (1 / epsilon - 1), n),
-        "rare and heavy": lambda: np.where(rng.random(n) < 2 * epsilon, rng.random(n), 0),
-    }[share]
-    fooled = sum(p_value(float(draw().sum()), n, epsilon, whole=False) <= 0.05 for _ in range(2000))
-    assert fooled <= 2000 * 0.05 + 3 * math.sqrt(2000 * 0.05 * 0.95)
+@given(n=st.integers(1, 200), wrong=st.integers(0, 200), stake=st.sampled_from((0.2, 0.5, 0.9)))
+def test_the_upper_bound_is_where_the_test_turns(n, wrong, stake):
+    wrong = min(wrong, n)
+    for s in (SINGLE, stake):
+        bound = upper_bound(*trials(wrong, n), stake=s)
+        assert bound >= wrong / n
+        if bound < 0.999:
+            assert p_value(*trials(wrong, n), bound + 1e-6, s) <= 0.05
+            assert p_value(*trials(wrong, n), bound - 1e-6, s) >= 0.05 - 1e-4
+    # Groups are never trusted more than the same number of independent trials.
+    assert upper_bound(*trials(wrong, n), stake=stake) >= upper_bound(*trials(wrong, n)) - 1e-9
+
+
+@pytest.mark.parametrize("stake", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["all or nothing", "spread", "few reuses, often wrong"])
+def test_the_bound_of_groups_holds(kind, stake):
+    """Over 1000 data sets whose true rate is just epsilon, at most 5 % may 'prove' less."""
+    rng, epsilon, n = np.random.default_rng(3), 0.1, 150
+
+    def draw() -> tuple[Array, Array]:
+        if kind == "all or nothing":
+            reused = (rng.random(n) < 0.7).astype(float)
+            return reused, reused * (rng.random(n) < epsilon)
+        if kind == "spread":
+            reused = rng.random(n)
+            return reused, reused * rng.beta(0.5, 0.5 * (1 / epsilon - 1), n)
+        few = rng.random(n) < 0.5  # a group with few reuses has all of the errors
+        reused = np.where(few, 0.2, 0.8)
+        return reused, np.where(few & (rng.random(n) < 0.5), 0.2, 0.0)
+
+    fooled = sum(p_value(*draw(), epsilon, stake) <= 0.05 for _ in range(1000))
+    assert fooled <= 1000 * 0.05 + 3 * math.sqrt(1000 * 0.05 * 0.95)

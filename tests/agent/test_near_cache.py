@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
@@ -16,6 +15,7 @@ import tokenizers
 
 from agent.caches.calibrate import Calibration
 from agent.caches.calibration import calibrate_model
+from agent.caches.database import LEAST
 from agent.caches.descriptors import Descriptor
 from agent.caches.guard import signature
 from agent.caches.near import NearCache
@@ -45,7 +45,7 @@ def said(text: str) -> Feeds:
 
 
 def opened(path: Path, made: Calibration = TEXTS, **more) -> NearCache:
-    more = {"max_bytes": 4_000_000, "ttl_s": HOUR, "audit_share": 0.0, **more}
+    more = {"max_bytes": LEAST, "ttl_s": HOUR, "audit_share": 0.0, **more}
     return NearCache(path / "near" / "model.db", made, **more)
 
 
@@ -135,19 +135,20 @@ def test_the_entry_that_was_used_longest_ago_goes_when_it_is_full(tmp_path):
 
 
 def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
-    cache = opened(tmp_path, max_bytes=1_000_000)
+    cache = opened(tmp_path, max_bytes=LEAST)
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(600, 64)).astype(np.float32)
+    vectors = rng.normal(size=(1500, 64)).astype(np.float32)
     for i, v in enumerate(vectors):
         cache.put(MODEL, v, {"y": np.full(1000, i, np.float32)})
-        if i % 50 == 0:
+        if i % 100 == 0:
             cache.flush()
     assert cache.flush()
-    assert (tmp_path / "near" / "model.db").stat().st_size <= 1_000_000
+    files = list((tmp_path / "near").iterdir())
+    assert sum(f.stat().st_size for f in files) <= LEAST
     found = [cache.find(MODEL, v) for v in vectors]
     assert all(f is None or f.outputs["y"][0] == i for i, f in enumerate(found))
     kept = sum(f is not None for f in found)
-    assert 50 < kept < 400
+    assert 100 < kept < 1000
     assert cache.counters().entries == kept
     assert cache.counters().evicted > 0
     cache.close()
@@ -211,19 +212,20 @@ def test_it_forgets_when_its_model_serves_no_more(cache):
 def test_a_tightened_threshold_survives_a_restart_and_ends_with_a_new_calibration(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     cache = opened(tmp_path, audit_share=1.0)
-    cache.put(MODEL, off(0), said("zero"))
-    while (told := cache.counters()).alarms == 0:
-        near = cache.find(MODEL, off(0.1))
+    for place in np.eye(16, dtype=np.float32)[:15]:
+        cache.put(MODEL, place, said("stored"))
+        beside = place + np.float32(0.1) * np.eye(16, dtype=np.float32)[15]
+        near = cache.find(MODEL, beside)
+        if near is None:
+            break
         cache.audited(MODEL, near, said("something else"))
-        cache.keep((OTHER,))  # the wrong answers were remembered as entries of their own
-        cache.put(MODEL, off(0), said("zero"))
-        assert told.audited < 20
+    told = cache.counters()
+    assert (told.state, told.alarms) == ("probation", 1)
+    assert told.threshold < 0.1
     assert "wrong answers above 0.05" in caplog.text
-    tight = cache.counters().threshold
-    assert tight < 0.15
     cache.close()
     cache = opened(tmp_path)
-    assert cache.counters().threshold == tight
+    assert cache.counters().threshold == told.threshold
     cache.close()
     cache = opened(tmp_path, msgspec.structs.replace(TEXTS, trials=1))
     assert cache.counters().threshold == TEXTS.threshold
@@ -348,7 +350,7 @@ def calibrated(digit_model: OrtSession, pixels: list[Array]) -> Calibration:
 
 
 def serve(cache: NearCache, model: OrtSession, stream: list[Array]) -> tuple[int, int]:
-    """What the agent does with each request; hits that were served, and the wrong ones among them."""
+    """What the agent does with each request: the hits that were served, and the wrong ones."""
     hits = wrong = 0
     for x in stream:
         feeds = {"input": x}
@@ -401,7 +403,7 @@ PAIRS = [
     ("Can I take this medicine with milk?", "Can I not take this medicine with milk?", False),
     ("You should restart the router", "You should never restart the router", False),
     ("Set a timer for 5 minutes", "Set a timer for 50 minutes", False),
-    ("Set a timer for 5 minutes", "Please set a timer for five minutes", False),  # 5 is not "five"
+    ("Set a timer for 5 minutes", "Please set a timer for five minutes", True),
     ("Set a timer for 20 minutes", "Set a timer for 20 seconds", False),
     ("Are any windows open?", "Are all windows open?", False),
     ("Is it before noon?", "Is it after noon?", False),
@@ -411,8 +413,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("a", "b", "same"), PAIRS)
 def test_the_guard_reads_negations_numbers_and_opposites(a, b, same):
-    a, b = a.replace("for 5 minutes", "for five minutes") if "five" in b else a, b
-    assert (signature(a) == signature(b)) is (same or "five" in b)
+    assert (signature(a) == signature(b)) is same
 
 
 def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(tmp_path, minilm):
@@ -429,7 +430,7 @@ def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(t
     usual = msgspec.structs.replace(TEXTS, threshold=float(np.sqrt(2 - 2 * 0.9)))
     fooled = kept = 0
     for i, (a, b, same) in enumerate(PAIRS):
-        if same or "five" in b:
+        if same:
             continue
         for guard in (False, True):
             made = msgspec.structs.replace(usual, guard=guard)
@@ -440,4 +441,4 @@ def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(t
             kept += not hit and guard
             cache.close()
     assert fooled >= 4  # a threshold of 0.9 alone lets them through
-    assert kept == sum(not same and "five" not in b for _, b, same in PAIRS)
+    assert kept == sum(not same for _, _, same in PAIRS)

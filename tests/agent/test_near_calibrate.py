@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.caches.bounds import needed, p_value
-from agent.caches.calibrate import GRID, Level, Replay, Trial, calibrate, choose, replay
+from agent.caches.bounds import binomial_tail, needed
+from agent.caches.calibrate import (
+    GRID,
+    Calibration,
+    Level,
+    Replay,
+    Trial,
+    calibrate,
+    choose,
+    replay,
+)
 from agent.caches.calibration import calibrate_model, clips, descriptor_of, read, write
 from agent.caches.descriptors import Described, Descriptor, Index, describe, unit
 from agent.caches.rules import Rule, lead
@@ -103,7 +113,7 @@ def proven(counts: Replay, epsilon: float) -> Level | None:
 @pytest.mark.parametrize("size", [1, 6])
 @pytest.mark.parametrize("excess", [1.0, 1.3])
 def test_a_rate_above_epsilon_is_accepted_in_at_most_five_percent_of_runs(size, excess):
-    rng, epsilon, runs = np.random.default_rng(11), 0.1, 800
+    rng, epsilon, runs = np.random.default_rng(11), 0.1, 400
     flat = np.full(len(GRID), excess * epsilon)
     fooled = sum(proven(drawn(rng, 120, size, flat), epsilon) is not None for _ in range(runs))
     assert fooled <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
@@ -111,7 +121,7 @@ def test_a_rate_above_epsilon_is_accepted_in_at_most_five_percent_of_runs(size, 
 
 def test_the_chosen_threshold_is_too_large_in_at_most_five_percent_of_runs():
     """The rate grows with the distance and crosses epsilon at a threshold in the middle."""
-    rng, epsilon, runs = np.random.default_rng(12), 0.1, 500
+    rng, epsilon, runs = np.random.default_rng(12), 0.1, 300
     rate = np.linspace(0, 0.5, len(GRID)) ** 2
     true = np.cumsum(rate) / np.arange(1, len(GRID) + 1)  # of all hits up to a threshold
     limit = max(t for t, r in zip(GRID, true, strict=True) if r <= epsilon)
@@ -125,12 +135,12 @@ def test_the_chosen_threshold_is_too_large_in_at_most_five_percent_of_runs():
 
 def test_taking_the_best_of_all_thresholds_would_be_fooled_more_often():
     """What the order of the tests is for."""
-    rng, epsilon, runs = np.random.default_rng(13), 0.1, 400
+    rng, epsilon, runs = np.random.default_rng(13), 0.1, 300
     naive = ours = 0
     for _ in range(runs):
         counts = drawn(rng, 300, 1, np.full(len(GRID), epsilon))
         sums = zip(counts.wrong.sum(axis=1), counts.hits.sum(axis=1), strict=True)
-        naive += any(p_value(w, int(n), epsilon, whole=True) <= 0.05 for w, n in sums)
+        naive += any(binomial_tail(int(w), int(n), epsilon) <= 0.05 for w, n in sums)
         ours += proven(counts, epsilon) is not None
     assert naive > 0.08 * runs
     assert ours <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
@@ -146,19 +156,27 @@ def clean(groups: int) -> list[Trial]:
     ]
 
 
-def test_nothing_is_proven_without_enough_groups_and_the_reason_says_how_many_it_takes():
-    epsilon = 0.1
-    least = needed(epsilon)  # 29; a fifth is set aside
-    enough = math.ceil(least * 5 / 4) + 1
-    made = calibrate(clean(20), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=epsilon)
-    assert made.threshold == 0
-    assert made.level is None
-    assert f"takes {least} groups with a reuse, about {math.ceil(5 / 4 * least)} in all" in made.why
-    made = calibrate(clean(enough), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=epsilon)
-    assert made.threshold > 0
-    assert made.why == ""
-    assert made.level is not None
-    assert made.level.upper <= epsilon
+@pytest.mark.parametrize("grouped", [True, False])
+def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
+    def made(count: int) -> Calibration:
+        trials = clean(count) if grouped else [t for t in clean(count) if t.group != 0]
+        alone = [msgspec.structs.replace(t, group=None) for t in trials]
+        return calibrate(
+            trials if grouped else alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
+        )
+
+    few = made(15)
+    assert few.threshold == 0
+    assert few.level is None
+    asked = int(re.findall(r"takes about (\d+) groups", few.why)[0])
+    enough = made(asked if grouped else math.ceil(asked / 2) + 1)
+    assert enough.threshold > 0
+    assert enough.why == ""
+    assert enough.level is not None
+    assert enough.level.upper <= 0.1
+    assert needed(0.1) == 29
+    assert asked > 29 * 5 / 4  # a fifth is set aside, and not every request is a reuse
+    assert made(int(asked * 0.35)).threshold == 0
 
 
 def test_many_trials_of_few_groups_prove_nothing():
@@ -178,7 +196,8 @@ def test_a_refusal_tells_wrong_answers_from_missing_neighbours():
     assert "the limit is 5.00%" in made.why
     apart = [trial(np.eye(50)[i], i) for i in range(50)]
     made = calibrate(apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
-    assert "takes" in made.why or "near an earlier one" in made.why
+    assert "no sample was near an earlier one" in made.why
+    assert f"takes {needed(0.05)} reuses" in made.why
 
 
 @pytest.mark.parametrize(

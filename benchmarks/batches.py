@@ -1,0 +1,167 @@
+"""What a dynamic batch costs one row, and what batches bring: real models, one thread.
+
+    python -m benchmarks.batches [MODEL ...]
+
+Each candidate with a dynamic batch against its twin for one row, in turns in one process; ms at
+batch 1 may be at most 5 % more. Then rows a second in batches, with a run of another size before
+each: requests come as they come. *with others* is the smallest cosine between what a row gets in
+batches of 8 and what it gets alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+import converters
+from converters import onnx_file, onnx_fix, onnx_graph
+from converters.base import Ceiling, Job
+from edge_core import console, runtimes
+from edge_core.errors import ConvertError
+from edge_core.layouts import inward
+from edge_core.runtimes import ort_facts
+from edge_core.runtimes.base import Session
+from edge_core.tensors import Feeds
+from edge_sdk import reader
+from examples import data, models
+
+SAMPLES = {
+    "digits": "digits", "magika": "magika", "keywords": "keywords", "minilm": "sentences",
+    "lite0": "photo_crops",
+}  # fmt: skip
+CANDIDATES = (
+    "onnx-fp32", "onnx-int8-static-u8s8", "onnx-int8-static-u8s8-ort", "onnx-int8-dynamic",
+    "onnx-int4", "tflite-fp32", "tflite-int8-static", "tflite-int8-dynamic",
+)  # fmt: skip
+SIZES = (1, 4, 8)
+ROUNDS, TURN_S = 25, 0.03
+WORSE = 1.05
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Medians over the rounds."""
+
+    fixed_ms: float
+    ratio: float  # of a round: dynamic over fixed, one row
+    rows_per_s: dict[int, float]
+    cosine: float
+
+
+def timed(session: Session, feeds: Feeds, least: int) -> float:
+    """Median seconds of a run in a turn of at least ``least`` runs."""
+    times: list[float] = []
+    while len(times) < least or sum(times) < TURN_S:
+        start = time.perf_counter()
+        session.run(feeds)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def compare(fixed: Session, free: Session, rows: list[Feeds]) -> Found:
+    """Both in turns, on real samples."""
+    batches = {n: _joined(rows[:n]) for n in SIZES}
+    ones: list[float] = []
+    ratios: list[float] = []
+    times: dict[int, list[float]] = {n: [] for n in SIZES}
+    for _ in range(ROUNDS):
+        for n in SIZES[1:]:
+            free.run(batches[1])
+            times[n].append(timed(free, batches[n], 2))
+        first = timed(fixed, batches[1], 3)
+        times[1].append(timed(free, batches[1], 3))
+        again = timed(fixed, batches[1], 3)
+        ones.append(min(first, again))
+        ratios.append(times[1][-1] / statistics.mean([first, again]))
+    alone = [free.run(r) for r in rows[:8]]
+    together = free.run(batches[8])
+    return Found(
+        fixed_ms=statistics.median(ones) * 1e3,
+        ratio=statistics.median(ratios),
+        rows_per_s={n: n / statistics.median(t) for n, t in times.items()},
+        cosine=min(_cosine(a[k], together[k][i]) for i, a in enumerate(alone) for k in a),
+    )
+
+
+def _joined(rows: list[Feeds]) -> Feeds:
+    return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
+    """Every candidate of one model: its figures, or why there is none."""
+    source = models.BUILDERS[name](folder / "user.onnx")
+    prepared = folder / "prepared.onnx"
+    onnx_graph.prepare(source, prepared, onnx_fix.one_row(onnx_file.load(source), {}))
+    inputs, _ = reader.border(prepared)
+    known = {s.name: s for s in inputs}
+
+    def some(which: str, count: int) -> list[Feeds]:
+        given = islice(getattr(data, f"{SAMPLES[name]}_{which}")(), count)
+        samples = (g[0] if isinstance(g, tuple) else g for g in given)
+        return [s if isinstance(s, dict) else {inputs[0].name: np.asarray(s)} for s in samples]
+
+    versions = {name: runtimes.get(name).version() for name in ("onnxruntime", "litert")}
+    top = ort_facts.ceiling(versions["onnxruntime"])
+    for candidate in CANDIDATES:
+        out = folder / candidate
+        out.mkdir()
+        converter = converters.get(candidate)
+        runtime = converter.SPEC.runtimes[0]
+        job = Job(
+            model=prepared, out_dir=out, ceiling=Ceiling(top.opset, top.ir), arch="x86_64",
+            runtime_version=versions[runtime], samples=some("calibration", 64), batch="dynamic",
+        )  # fmt: skip
+        try:
+            done = converter.convert(job)
+        except ConvertError as e:
+            yield candidate, e.what
+            continue
+        assert done.fixed is not None
+        adapter = runtimes.get(runtime)
+        fixed, free = (
+            adapter.open(f, threads=1, options=done.options) for f in (done.fixed, done.path)
+        )
+        takes = done.inputs or inputs
+        rows = [inward(s, tuple(known.values()), takes) for s in some("eval", 8)]
+        yield candidate, compare(fixed, free, rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=[*SAMPLES])
+    wanted = parser.parse_args().models
+    numbers = ("ms fixed", "dynamic/fixed", *(f"rows/s at {n}" for n in SIZES), "with others")
+    table = console.table("model", "candidate", *numbers, right=numbers)
+    missed = 0
+    for name in wanted:
+        with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
+            for candidate, found in model(name, Path(folder)):
+                if isinstance(found, str):
+                    table.add_row(name, candidate, found)
+                    continue
+                missed += found.ratio > WORSE
+                rates = [f"{found.rows_per_s[n]:.0f}" for n in SIZES]
+                cosine = f"{found.cosine:.5f}"
+                table.add_row(
+                    name, candidate, f"{found.fixed_ms:.3f}", f"{found.ratio:.3f}", *rates, cosine
+                )
+    console.stdout().print(table)
+    print(f"{'NOT MET' if missed else 'met    '} one row costs at most {WORSE - 1:.0%} more")
+    return 2 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
