@@ -15,7 +15,9 @@ BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 DOCS := $(wildcard README.md CHANGELOG.md docs/*.md docs/*/*.md)
-TOOLS := skopeo docker-registry # Debian packages of the same names; tests copy packages with them
+# Programs that tests call, each with its Debian package.
+TOOLS := skopeo:skopeo docker-registry:docker-registry shellcheck:shellcheck \
+  systemd-analyze:systemd setpriv:util-linux
 
 .NOTPARALLEL:
 .PHONY: demo test check device bench lock clean tools debian
@@ -75,7 +77,8 @@ bench: .venv/.dev
 	touch $@
 
 tools:
-	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	@missing=; for t in $(TOOLS); do \
+	  command -v $${t%:*} >/dev/null || missing="$$missing $${t#*:}"; done; \
 	[ -z "$$missing" ] || $(MAKE) --no-print-directory debian NEEDED="$$missing"
 
 # Installs the Debian packages NEEDED, or says what is missing.

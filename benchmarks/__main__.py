@@ -11,7 +11,8 @@ import sys
 # Two are not among them: ort_facts rewrites a data file, agent_soak takes half an hour.
 ALL = (
     "convert_vs_peers", "accuracy", "build_overhead", "devset", "agent_overhead", "agent_batching",
-    "agent_pipeline", "agent_swap",
+    "agent_pipeline", "agent_swap", "agent_caches", "near_duplicates", "agent_footprint",
+    "agent_kills", "http_servers",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("agent", "converters", "device_profiles", "edge_core", "edge_sdk")
-SHIPPED = {".py", ".toml", ".json", ".html", ".typed"}
+SHIPPED = {".py", ".toml", ".json", ".html", ".typed", ".service", ".conf", ".sh"}
 EXCLUDED = (".*", "build", "dist", "*.egg-info", "__pycache__", "examples", "tests", "out")
 
 

@@ -2,7 +2,7 @@
 
     describe_image(tensor, layout)   the 8 x 8 slowest waves of each channel, without brightness
     unit(vector)                     an embedding as it is, scaled to length 1
-    Index(limit).nearest(vector)     exact: one matrix product
+    Index(limit).nearest(vector)     exact: every stored vector is compared
 
 The slowest waves of the discrete cosine transform are what is left of a picture after a strong
 blur: a shift by a few pixels and noise hardly move them. The mean of each channel is left out and
@@ -182,7 +182,9 @@ class Index:
         tag, n = self._tags.get(item.tag), len(self._keys)
         if tag is None or n == 0 or self._matrix.shape[1] != len(item.vector):
             return None
-        cosines = self._matrix[:n] @ item.vector
+        # Not with @: its threads wait for each other, which on a busy machine took 28 ms in one
+        # look-up of ten (4000 x 192) instead of 0.1.
+        cosines = np.einsum("ij,j->i", self._matrix[:n], item.vector)
         if len(self._tags) > 1:
             cosines[self._tagged[:n] != tag] = -np.inf
         row = int(cosines.argmax())

@@ -99,7 +99,11 @@ def open_for_writing(path: Path, migrations: tuple[Migration, ...]) -> sqlite3.C
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """One more connection, which creates and changes nothing; raises sqlite3.Error."""
+    """One more connection, which creates and changes nothing; raises sqlite3.Error.
+
+    It reads with read(): mmap is faster, but a failing disk is an error of read() and a deadly
+    signal in mapped memory.
+    """
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",  # WAL needs to write its index
         uri=True,

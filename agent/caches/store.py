@@ -28,8 +28,8 @@ import xxhash
 
 from agent.caches.database import Database
 
-RECENT = 1_000_000  # bytes in memory
-ASKED = 500  # keys
+RECENT = 4_000_000  # bytes in memory, at most a sixteenth of the file
+ASKED = 2000  # keys
 
 _PUT = "INSERT OR REPLACE INTO entries (key, model, value) VALUES (?, ?, ?)"
 _GET = "SELECT id, model, value FROM entries WHERE key = ?"
@@ -106,7 +106,7 @@ class Store:
         self._middle = 0  # a hit below this id moves its row
         self._kept: frozenset[int] | None = None
         self._recent: dict[bytes, _Row] = {}
-        self._recent_bytes = 0
+        self._recent_bytes, self._recent_bound = 0, min(RECENT, max_bytes // 16)
         self._asked: set[bytes] = set()
         self.database = Database(
             path, (_schema,), max_bytes=max_bytes, evict=self._evict, noted=self._note
@@ -244,15 +244,14 @@ class Store:
 
     def _remember(self, key: bytes, row: _Row) -> None:
         """Keep a row in memory if its key was asked for lately."""
-        size = len(row[2])
         if key not in self._asked:  # one look-up is no habit, and filling memory takes time
             if len(self._asked) == ASKED:
                 self._asked.clear()
             self._asked.add(key)
-        elif size <= RECENT // 16:
+        elif len(row[2]) <= self._recent_bound // 16:
             self._recent[key] = row
-            self._recent_bytes += size
-            while self._recent_bytes > RECENT:
+            self._recent_bytes += len(row[2])
+            while self._recent_bytes > self._recent_bound:
                 self._forget(next(iter(self._recent)))
 
     def _forget(self, key: bytes) -> None:

@@ -178,15 +178,46 @@ def test_a_new_model_flushes_what_the_old_one_said_and_says_after_it(cache):
     assert cache.keep([OTHER]) == 0
 
 
+def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
+    """It is kept in memory, too."""
+    clock = Clock()
+    cache = opened(tmp_path, ttl_s=60, clock=clock)
+    often = b"k" * 16
+
+    def ask() -> Feeds | None:
+        found = [cache.get(MODEL, often) for _ in range(5)]
+        assert all(f is None for f in found) or all(same(f, found[0]) for f in found)
+        return found[0]
+
+    cache.put(MODEL, often, answer(1))
+    cache.flush()
+    assert same(ask(), answer(1))
+    cache.put(MODEL, often, answer(2))
+    assert same(ask(), answer(2))
+    cache.flush()
+    assert same(ask(), answer(2))
+    assert cache.get(OTHER, often) is None
+    clock.now += 61
+    assert ask() is None
+    cache.put(MODEL, often, answer(3))
+    cache.flush()
+    assert same(ask(), answer(3))
+    cache.keep([OTHER])
+    assert ask() is None
+    told = cache.counters()
+    assert (told.hits, told.misses, told.stale, told.flushed) == (20, 11, 5, 1)
+    cache.close()
+
+
 # Bounds
 
 
-@pytest.mark.parametrize("size", [10, 1000, 20_000])
-def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, tmp_path):
+@pytest.mark.parametrize(("size", "batch"), [(10, 500), (1000, 100), (20_000, 20)])
+def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
     cache = opened(tmp_path)
     n = largest = 0
     while cache.counters().evicted < 200:
-        for _ in range(20):
+        for _ in range(batch):
             cache.put(MODEL, cache.key(MODEL, question(n)), answer(n, size))
             n += 1
         cache.flush()
