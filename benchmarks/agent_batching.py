@@ -119,9 +119,7 @@ def verdicts(pays: Found, does_not: Found) -> dict[str, bool]:
         on, off = (pays.all(THREADS, x, n).quantile(0.99) for x in (True, False))
         told[f"digits, {n} threads: p99 {on:.2f} ms with, {off:.2f} without (at most)"] = on <= off
         speed = pays.speed(HTTP, n)
-        told[f"digits, {n} over HTTP: {speed:.2f} times the throughput (at least {SAME})"] = (
-            speed >= SAME
-        )
+        told[f"digits, {n} over HTTP: {speed:.2f} times the throughput (above 1)"] = speed > 1
     for where in (THREADS, HTTP):
         speed = pays.speed(where, 1)
         told[f"digits, one client, {where}: {speed:.2f} times (at least {SAME})"] = speed >= SAME

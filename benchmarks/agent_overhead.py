@@ -5,7 +5,8 @@
 In process: the runtime's own object, edge_core's adapter and Agent.infer() without caches take
 turns in one process, on the same model file with the same threads. HTTP: a daemon, asked over one
 kept connection by http.client and by tritonclient with binary tensors, in turn with Agent.infer()
-here. The table of benchmarks.serve_peers follows.
+here. Ratios and differences are those of the same round, and their median is shown. The table of
+benchmarks.serve_peers follows.
 """
 
 from __future__ import annotations

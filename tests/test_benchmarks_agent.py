@@ -203,8 +203,10 @@ def told(samples, ended=(), wanted=0, swaps=(90, 90)) -> list[str]:
 def test_a_leak_is_told_and_a_flat_line_is_not():
     e = noise(1, 0.8) * 0.05
     assert told(samples(lambda s: 100 + e[s])) == []
-    (text,) = told(samples(lambda s: 100 + 10 * s / 3600 + e[s]))
-    assert text.startswith("memory +")
+    (slow,) = told(samples(lambda s: 100 + 10 * s / 3600 + e[s]))
+    assert slow.startswith("memory +")
+    fast = told(samples(lambda s: 100 + 60 * s / 3600 + e[s]))
+    assert [text.split()[0] for text in fast] == ["memory", "resident"]
 
 
 def test_growth_within_the_warm_up_does_not_count():

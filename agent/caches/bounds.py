@@ -57,7 +57,7 @@ def p_value(reused: Array, wrong: Array, epsilon: float, stake: float) -> float:
     """
     if stake == SINGLE:
         return binomial_tail(round(wrong.sum()), round(reused.sum()), epsilon)
-    return min(1.0, math.exp(-log_wealth(reused, wrong, epsilon, stake)))
+    return math.exp(min(0.0, -log_wealth(reused, wrong, epsilon, stake)))
 
 
 def log_wealth(reused: Array, wrong: Array, epsilon: float, stake: float) -> float:

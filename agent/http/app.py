@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -218,7 +219,8 @@ class App:
         text = len(data) if length is None else length
         request = await _aside(text > ASIDE, oip.parse, data, length, manifest)
         answer = await self._answer(manifest.name, request, len(data) > ASIDE_BINARY)
-        values = sum(answer.outputs[w.name].size for w in request.wanted if not w.binary)
+        as_json = not all(w.binary for w in request.wanted)
+        values = sum(a.size for a in answer.outputs.values()) if as_json else 0
         reply, parts = await _aside(values > ASIDE // 16, oip.encode, answer, request)
         return (200, reply, parts), answer.cached
 
@@ -231,7 +233,7 @@ class App:
                 future.set_result(found)
 
         def done(found: Answer | EdgeError) -> None:
-            if not loop.is_closed():  # it is when the server was stopped meanwhile
+            with suppress(RuntimeError):  # the loop is closed: the server was stopped meanwhile
                 loop.call_soon_threadsafe(settle, found)
 
         def submit() -> None:

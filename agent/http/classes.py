@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from agent.requests import Answer
-from edge_core.tensors import Array
+from edge_core.tensors import Array, TensorSpec
+
+
+def may_fit(spec: TensorSpec) -> bool:
+    """Could an output be one row, or rows, of class scores?"""
+    return spec.dtype != "string" and len(spec.shape) in (1, 2)
+
+
+def fit(a: Array) -> bool:
+    """Is an output one row, or rows, of class scores?"""
+    return a.dtype != object and a.ndim in (1, 2)
 
 
 def of_rows(a: Array, count: int, labels: tuple[str, ...]) -> Array:

@@ -23,7 +23,7 @@ from msgspec import UNSET, Meta, UnsetType
 from agent.http import classes, wire
 from agent.live import Image, Inputs
 from agent.requests import Answer
-from edge_core.errors import InputError
+from edge_core.errors import InputError, Unavailable
 from edge_core.manifest import Manifest
 from edge_core.run import MAX_TOP
 from edge_core.tensors import Array, Feeds, TensorSpec
@@ -169,13 +169,21 @@ def parse(body: memoryview, length: int | None, manifest: Manifest) -> Request:
 
 
 def encode(answer: Answer, request: Request) -> tuple[Headers, list[Part]]:
-    """The response's headers and the parts of its body, in order."""
+    """The response's headers and the parts of its body, in order.
+
+    Raises Unavailable when the model was swapped meanwhile for one that does not give what was
+    asked for.
+    """
     told: list[_Told] = []
     tail: list[Part] = []
     for want in request.wanted:
-        a = answer.outputs[want.name]
+        a = answer.outputs.get(want.name)
+        if a is None or (want.classes and not classes.fit(a)):
+            raise Unavailable(
+                f"{answer.model} {answer.version} came meanwhile; its outputs are others"
+            )
         if want.classes:
-            known = request.version == answer.version  # else the model was swapped meanwhile
+            known = request.version == answer.version
             a = classes.of_rows(a, want.classes, request.labels if known else ())
         told.append(_tell(want.name, a, want.binary, tail))
     if request.top:
@@ -275,9 +283,7 @@ def _wanted(asked: _Body, manifest: Manifest) -> tuple[Wanted, ...]:
         if o.name in found:
             raise InputError(f"output '{o.name}' is asked for twice")
         p = o.parameters
-        if p.classification and (
-            specs[o.name].dtype == "string" or len(specs[o.name].shape) not in (1, 2)
-        ):
+        if p.classification and not classes.may_fit(specs[o.name]):
             raise InputError(f"output '{o.name}' has no rows of class scores")
         binary = default if p.binary_data is UNSET else bool(p.binary_data)
         found[o.name] = Wanted(o.name, binary, p.classification)

@@ -37,11 +37,11 @@ SERVE = Serve()
 SCALE, ZERO = 0.5, 10  # of the quantised echo
 
 
-def dense(folder: Path, *, version: str = "1.0.0") -> Path:
+def dense(folder: Path, *, name: str = "dense", version: str = "1.0.0") -> Path:
     """Four numbers in, three labelled class scores out."""
     manifest, files = packages.contents(folder)
-    out = folder / f"dense-{version}.edgepkg"
-    package.write(out, msgspec.structs.replace(manifest, version=version), files)
+    out = folder / f"{name}-{version}.edgepkg"
+    package.write(out, msgspec.structs.replace(manifest, name=name, version=version), files)
     return out
 
 
@@ -72,7 +72,7 @@ def quantised(folder: Path) -> Path:
     )
 
 
-def picture(folder: Path) -> Path:
+def picture(folder: Path, *, name: str = "picture") -> Path:
     """The mean brightness of each quarter of a picture, as scores of four classes."""
     tensors = [
         (helper.make_tensor_value_info("pixels", TensorProto.FLOAT, (1, 1, 8, 8)),
@@ -84,7 +84,20 @@ def picture(folder: Path) -> Path:
     ]
     feeds = {"pixels": np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)}
     labels = ("top left", "top right", "bottom: left", "bottom right")
-    return _package(folder, "picture", nodes, tensors, feeds, preprocess=PICTURE, labels=labels)
+    return _package(folder, name, nodes, tensors, feeds, preprocess=PICTURE, labels=labels)
+
+
+def lookup(folder: Path) -> Path:
+    """The x-th of three numbers; the runtime fails for any other x."""
+    tensors = [
+        (helper.make_tensor_value_info("x", TensorProto.INT64, (1,)),
+         helper.make_tensor_value_info("y", TensorProto.FLOAT, (1,)))
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("Constant", [], ["table"], value_floats=[1.0, 2.0, 3.0]),
+        helper.make_node("Gather", ["table", "x"], ["y"]),
+    ]
+    return _package(folder, "lookup", nodes, tensors, {"x": np.ones(1, np.int64)})
 
 
 def slow(folder: Path) -> Path:

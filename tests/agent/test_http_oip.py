@@ -23,7 +23,7 @@ from agent import Answer, Image
 from agent.http import oip, wire
 from agent.http.oip import Request
 from agent.http.pieces import ALIGNMENT, Pieces
-from edge_core.errors import InputError
+from edge_core.errors import InputError, Unavailable
 from edge_core.manifest import Manifest, RuntimeNeed, Selector
 from edge_core.preprocess import Recipe
 from edge_core.run import Scored
@@ -388,6 +388,14 @@ def test_classes_have_tritons_form_best_first_the_lower_index_of_equals():
 def test_labels_of_another_version_are_not_given():
     scores = np.array([[0.25, 0.5]], np.float32)
     assert classified(scores, 1, version="4") == [[1, 1], ["0.5:1"]]
+
+
+@pytest.mark.parametrize("outputs", [{"z": np.zeros((1, 3))}, {"y": np.zeros((1, 3, 1))}])
+def test_an_answer_of_a_model_that_came_meanwhile_and_does_not_fit_is_unavailable(outputs):
+    answer = Answer(model="m", version="4", digest="", outputs=outputs)
+    asked = Request(inputs={}, wanted=(oip.Wanted("y", False, 2),), version="3")
+    with pytest.raises(Unavailable, match="m 4 came meanwhile"):
+        oip.encode(answer, asked)
 
 
 def test_top_adds_the_agents_best_classes_as_an_output():

@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("agent")
     for make in (
         http_server.dense, http_server.echo, http_server.quantised, http_server.picture,
-        http_server.slow,
+        http_server.lookup, http_server.slow,
     ):  # fmt: skip
         http_server.install(root, make(tmp_path_factory.mktemp("package")))
     return root
@@ -205,6 +205,13 @@ def test_a_request_that_does_not_fit_is_refused_with_the_reason(client, model, n
     assert why in refused(client, model, [tensor(name, array)])
 
 
+def test_a_failure_of_the_runtime_is_told_and_the_next_request_is_answered(client):
+    assert "[500] onnxruntime could not run the model" in refused(
+        client, "lookup", [tensor("x", np.array([99]))]
+    )
+    assert client.infer("lookup", [tensor("x", np.array([2]))]).as_numpy("y") == [3]
+
+
 def test_a_version_that_is_not_served_is_unknown(client):
     assert "[404] 'dense' has no version '9'; it serves 1.0.0" in refused(
         client, "dense", [tensor("x", ROW)], model_version="9"
@@ -258,7 +265,7 @@ def test_statistics_count_requests_failures_and_stages(root):
         (told,) = client.get_inference_statistics("dense")["model_stats"]
         everything = client.get_inference_statistics()["model_stats"]
     assert told in everything
-    assert len(everything) == 5
+    assert len(everything) == 6
     assert (told["name"], told["version"]) == ("dense", "1.0.0")
     assert (told["inference_count"], told["execution_count"]) == (3, 3)
     stats = told["inference_stats"]

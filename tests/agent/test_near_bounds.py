@@ -57,6 +57,8 @@ def test_the_ends_of_the_scale_are_no_surprise():
     for stake in (SINGLE, 0.5):
         assert p_value(none, none, 0.02, stake) == 1.0
         assert upper_bound(none, none, stake=stake) == 1.0
+        assert p_value(*trials(9000, 9000), 0.02, stake) == 1.0
+        assert p_value(*trials(0, 90_000), 0.02, stake) == pytest.approx(0, abs=1e-200)
 
 
 @pytest.mark.parametrize("epsilon", [0.001, 0.01, 0.02, 0.05, 0.2])
