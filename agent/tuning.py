@@ -30,6 +30,7 @@ from edge_core.tensors import Feeds
 
 NEAR_BEST = 0.95  # a rate this close to the best is as good; fewer threads and rows are cheaper
 PAYS = 1.15  # times the rate of single requests
+AGREED = 0.8  # share of the rounds in which it does; one busy moment must not turn batches on
 ROUNDS = 5
 ENOUGH_ROUNDS = 3  # for a verdict on batches
 VISIT_S = 0.1  # of one candidate in one round
@@ -108,19 +109,21 @@ def judged(rates: Mapping[int, Sequence[float]]) -> Batching:
     if rounds < ENOUGH_ROUNDS:
         return _off(f"{rounds} of {ENOUGH_ROUNDS} rounds fitted in the time", can=True)
     ratios = {
-        n: statistics.median(b / s for b, s in zip(many, rates[1], strict=False))
+        n: [b / s for b, s in zip(many, rates[1], strict=False)]
         for n, many in rates.items()
         if n > 1
     }
-    size = smallest_good(ratios)
-    ratio = ratios[size]
-    pays = ratio >= PAYS
+    size = smallest_good({n: statistics.median(many) for n, many in ratios.items()})
+    ratio = statistics.median(ratios[size])
+    agreed = sum(r >= PAYS for r in ratios[size])
+    pays = ratio >= PAYS and agreed >= AGREED * rounds
     times = f"{ratio:.2f} times" if ratio >= 1 else f"{ratio:.2f} of"
     return Batching(
         can=True,
         pays=pays,
         max_batch_size=size if pays else 1,
-        why=f"{size} rows at once: {times} the rate of single ones",
+        why=f"{size} rows at once: {times} the rate of single ones"
+        + (f", but only in {agreed} of {rounds} rounds" if ratio >= PAYS and not pays else ""),
         single_per_s=statistics.median(rates[1]),
         batched_per_s=statistics.median(rates[size]),
         measured_at=size,

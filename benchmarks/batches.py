@@ -134,13 +134,13 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
             continue
         assert done.fixed is not None
         adapter = runtimes.get(runtime)
-        sessions = [
+        fixed, fresh, free = (
             adapter.open(f, threads=1, options=done.options)
             for f in (done.fixed, done.path, done.path)
-        ]
+        )
         takes = done.inputs or inputs
         rows = [inward(s, tuple(known.values()), takes) for s in some("eval", 8)]
-        yield candidate, compare(*sessions, rows)
+        yield candidate, compare(fixed, fresh, free, rows)
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from converters.batch import ROWS
+from converters.batch import ROWS, WAY_OUT
 from edge_core import feeds as feeds_file
 from edge_core import golden
 from edge_core.child import Child
@@ -50,7 +50,7 @@ def pick(given: samples.Samples) -> Rows:
     if len(seen) < ROWS:
         raise InputError(
             f"{given.source}: {len(seen)} different samples; a dynamic batch is tried on {ROWS}",
-            hint="give more samples, or build without --batch dynamic",
+            hint=f"give more samples, or {WAY_OUT}",
         )
     count = min(BATCHES, len(seen) // ROWS) * ROWS
     places = np.linspace(0, len(seen) - 1, count).round().astype(int)
@@ -71,7 +71,7 @@ def prove(
 
     ``original`` holds what the original, whose ``outputs`` are given, made of ``feeds``; ``rows``
     are the samples that are looked at.
-    """  # fmt: skip
+    """
     assert s.fixed is not None
     about = (feeds.name, rows, measure.machine(host), GENERATION)
     done = workspace.entry("batches", s.key, sha256_file(s.fixed), about)
@@ -157,4 +157,4 @@ def _check(expected: golden.Golden, answers: Sequence[Feeds], wrong: str) -> Non
 
 def _held(right: bool, wrong: str) -> None:
     if not right:
-        raise MeasureError(wrong, hint="build it without --batch dynamic")
+        raise MeasureError(wrong, hint=WAY_OUT)

@@ -334,6 +334,7 @@ class Database:
         finally:
             self._readers = Readers(self.path)
         self._trouble, self._readable, self._crashed = "", True, False
+        self._tidy_due = True
         self.renewed += 1
         why = file.told(e)
         self._notice = f"{self.path} was damaged ({why}) and was begun anew"
@@ -352,6 +353,7 @@ class Database:
 
     def _drop_writer(self) -> None:
         db, self._writer = self._writer, None
+        self._tidy_due = False
         if db is not None:
             with suppress(*file.ERRORS):
                 db.close()

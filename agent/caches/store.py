@@ -41,7 +41,6 @@ _ENDS = "SELECT (SELECT min(id) FROM entries), (SELECT max(id) FROM entries)"
 _TOO_MANY = 20  # unsound entries since the start (or the last new file) for a new file
 _FILLING = 0.7  # share of the bound from which the order of use matters
 
-
 _CHECK, _HEAD = 8, 16  # bytes of the checksum, and of all that stands before a value
 _HALVES = struct.Struct("<QQ").unpack
 _TIME = struct.Struct("<q").unpack_from

@@ -1,7 +1,7 @@
 """The protocol's paths as an ASGI application: a request in, the agent asked, a response out.
 
 The event loop reads, parses and writes; it never waits for an inference or for a disk. Every
-refusal is {"error": "..."} with the status that ``STATUS`` gives it.
+refusal is {"error": "..."} with the status that replies.STATUS gives it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -19,17 +19,14 @@ import msgspec
 from agent.agent import Agent
 from agent.config import Http
 from agent.http import describe, oip
-from agent.http.body import Body, Held, Receive, TooSlow
+from agent.http.body import Body, Held, Receive
 from agent.http.limits import DEFAULT, Limits
-from agent.http.oip import Headers, Part, TooLarge
+from agent.http.oip import Headers, TooLarge
+from agent.http.replies import Refused, Reply, Send, deliver, document, refusal
 from agent.requests import Answer
 from edge_core.errors import (
-    DeadlineExceeded,
     EdgeError,
     InputError,
-    MissingExtra,
-    Overloaded,
-    StorageError,
     Unavailable,
     UnknownModel,
 )
@@ -37,34 +34,9 @@ from edge_core.manifest import Manifest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Reply = tuple[int, Headers, list[Part]]
 
 ASIDE = 256 * 1024  # bytes of JSON, or a sixteenth of it in values, that take more than some ms
 ASIDE_BINARY = 16 * 1024 * 1024
-JOIN = 64 * 1024  # bytes; a smaller response is one write
-
-
-class Refused(InputError):
-    """A request that is no part of the protocol, with its status."""
-
-    def __init__(self, status: int, what: str, *, hint: str = "", allow: str = "") -> None:
-        super().__init__(what, hint=hint)
-        self.status, self.allow = status, allow
-
-
-# The first that fits; anything else is a failure of ours, 500.
-STATUS: tuple[tuple[type[EdgeError], int], ...] = (
-    (UnknownModel, 404),
-    (TooLarge, 413),
-    (TooSlow, 408),
-    (InputError, 400),
-    (Overloaded, 429),
-    (Unavailable, 503),
-    (MissingExtra, 503),
-    (StorageError, 503),
-    (DeadlineExceeded, 504),
-)
 
 
 class App:
@@ -90,7 +62,7 @@ class App:
                 reply = refusal(EdgeError("the server failed; its log says why"))
             if not await body.drop():
                 reply[1].append((b"connection", b"close"))
-            await _send(reply, send)
+            await deliver(reply, send)
         finally:
             body.free()
 
@@ -108,20 +80,20 @@ class App:
         match path:
             case ["v2"]:
                 _only("GET", method)
-                return _json(200, describe.server())
+                return document(200, describe.server())
             case ["v2", "health", "live"]:
                 _only("GET", method)
-                return _json(200, {"live": True})
+                return document(200, {"live": True})
             case ["v2", "health", "ready"]:
                 _only("GET", method)
                 ready = agent.ready()
-                return _json(200 if ready else 503, {"ready": ready})
+                return document(200 if ready else 503, {"ready": ready})
             case ["v2", "edge", "status"]:
                 _only("GET", method)
-                return _json(200, await asyncio.to_thread(agent.status))
+                return document(200, await asyncio.to_thread(agent.status))
             case ["v2", "models", "stats"]:
                 _only("GET", method)
-                return _json(
+                return document(
                     200, describe.stats(await asyncio.to_thread(agent.models), self._tallies)
                 )
             case ["v2", "repository", "index"]:
@@ -129,7 +101,7 @@ class App:
                     _only("POST", method)
                 asked = await self._note(body, _Index)
                 models = await asyncio.to_thread(agent.models)
-                return _json(200, describe.index(models, ready=asked.ready))
+                return document(200, describe.index(models, ready=asked.ready))
             case ["v2", "repository", "models", name, "load" | "unload" as verb]:
                 _only("POST", method)
                 return await self._load(name, verb, await self._note(body, _Load))
@@ -152,10 +124,10 @@ class App:
             return await self._tallied(manifest, headers, body)
         if verb == "stats":
             found = await asyncio.to_thread(self._agent.model, name)
-            return _json(200, describe.stats((found,), self._tallies))
+            return document(200, describe.stats((found,), self._tallies))
         if verb == "ready":
-            return _json(200, {"name": name, "ready": True})
-        return _json(200, describe.model(manifest))
+            return document(200, {"name": name, "ready": True})
+        return document(200, describe.model(manifest))
 
     async def _load(self, name: str, verb: str, note: _Load) -> Reply:
         """Serve what is installed now."""
@@ -168,7 +140,7 @@ class App:
         found = await asyncio.to_thread(self._agent.model, name)
         if found.why:
             raise Unavailable(f"'{name}' cannot be served: {found.why}")
-        return _json(200, {})
+        return document(200, {})
 
     def _check_head(self, scope: dict[str, Any], headers: Headers) -> None:
         size = len(scope["raw_path"]) + len(scope["query_string"])
@@ -256,7 +228,7 @@ async def busy(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     )
     reply[1].append((b"connection", b"close"))
     await Body(scope["headers"], receive, 0, Held(0), DEFAULT).drop()
-    await _send(reply, send)
+    await deliver(reply, send)
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -272,20 +244,6 @@ PATHS = (
     "/infer], /v2/models/stats, /v2/repository/index, /v2/repository/models/NAME/load, "
     "/v2/edge/status"
 )
-
-
-def refusal(e: EdgeError) -> Reply:
-    """The response that tells an error."""
-    status = next((s for kind, s in STATUS if isinstance(e, kind)), 500)
-    reply = _json(
-        e.status if isinstance(e, Refused) else status,
-        {"error": f"{e.what}; {e.hint}" if e.hint else e.what},
-    )
-    if isinstance(e, Refused) and e.allow:
-        reply[1].append((b"allow", e.allow.encode()))
-    elif status in (429, 503):
-        reply[1].append((b"retry-after", b"1"))
-    return reply
 
 
 def _path(raw: bytes) -> list[str]:
@@ -305,19 +263,3 @@ def _only(allowed: str, method: str) -> None:
 async def _aside(slow: bool, f: Callable[..., T], *arguments: Any) -> T:
     """Call ``f``, on another thread if it would hold up the event loop."""
     return await asyncio.to_thread(f, *arguments) if slow else f(*arguments)
-
-
-def _json(status: int, document: object) -> Reply:
-    raw = msgspec.json.encode(document)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
-    return status, headers, [raw]
-
-
-async def _send(reply: Reply, send: Send) -> None:
-    status, headers, parts = reply
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    if sum(map(len, parts)) <= JOIN:
-        parts = [b"".join(parts)]
-    for part in parts[:-1]:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": parts[-1]})

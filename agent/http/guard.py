@@ -61,7 +61,7 @@ class Guard(asyncio.Protocol):
         twice, costs 0.1 ms.
         """
         cycle = self.cycle
-        share = min(GATHER, GATHER_ALL // len(self.connections), self.largest)
+        share = min(GATHER, GATHER_ALL // max(1, len(self.connections)), self.largest)
         if len(cycle.body) + len(body) > share:
             super().on_body(body)  # type: ignore[misc]  # with h11 nobody calls this
         elif not cycle.response_complete:

@@ -23,8 +23,22 @@ MODEL = "sha256:" + "a" * 64
 COUNT = 300
 
 
+OPENED: list[ResultCache | Database] = []
+
+
 def opened(folder: Path) -> ResultCache:
-    return ResultCache(folder / "results.db", max_bytes=2 * LEAST, ttl_s=3600)
+    cache = ResultCache(folder / "results.db", max_bytes=2 * LEAST, ttl_s=3600)
+    OPENED.append(cache)
+    return cache
+
+
+@pytest.fixture
+def disk(small_disk: Path) -> Iterator[Path]:
+    """A small disk on which nothing is open afterwards, so that it can go."""
+    OPENED.clear()
+    yield small_disk
+    for cache in OPENED:
+        cache.close()
 
 
 def answer(n: int) -> Feeds:
@@ -70,8 +84,8 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 # Full
 
 
-def test_a_disk_that_fills_up_costs_new_answers_but_no_old_ones(small_disk):
-    cache = opened(small_disk / "caches")
+def test_a_disk_that_fills_up_costs_new_answers_but_no_old_ones(disk):
+    cache = opened(disk / "caches")
     fill(cache, 100)
     assert cache.flush()
     fill(cache, 1500)
@@ -84,10 +98,10 @@ def test_a_disk_that_fills_up_costs_new_answers_but_no_old_ones(small_disk):
     cache.close()
 
 
-def test_a_disk_that_is_full_from_the_start_costs_all_answers(small_disk):
+def test_a_disk_that_is_full_from_the_start_costs_all_answers(disk):
     with pytest.raises(OSError, match="No space"):
-        (small_disk / "filler").write_bytes(bytes(4_000_000))
-    cache = opened(small_disk)
+        (disk / "filler").write_bytes(bytes(4_000_000))
+    cache = opened(disk)
     fill(cache)
     assert "full" in cache.health() or "no space" in cache.health()
     assert right(cache) == 0
@@ -96,10 +110,23 @@ def test_a_disk_that_is_full_from_the_start_costs_all_answers(small_disk):
     cache.close()
 
 
-def test_writing_begins_again_when_there_is_space_again(small_disk):
-    filler = small_disk / "filler"
+def test_a_disk_that_stays_full_is_looked_at_now_and_then_and_not_all_the_time(disk):
+    cache = opened(disk)
+    cache.close()
+    with pytest.raises(OSError, match="No space"):
+        (disk / "filler").write_bytes(bytes(4_000_000))
+    again = opened(disk)
+    assert again.health()
+    begin = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - begin < 0.1
+    again.close()
+
+
+def test_writing_begins_again_when_there_is_space_again(disk):
+    filler = disk / "filler"
     filler.write_bytes(bytes(2_000_000))
-    db = database(small_disk)
+    db = database(disk)
     insert = "INSERT INTO t (v) VALUES (?)"
     until(lambda: not all(db.write(insert, (bytes(4000),)) for _ in range(99)) and db.health())
     assert "full" in db.health()
@@ -122,6 +149,7 @@ def database(folder: Path) -> Database:
         retry_s=0.02,
     )
     db.start()
+    OPENED.append(db)
     return db
 
 
@@ -129,14 +157,14 @@ def database(folder: Path) -> Database:
 
 
 @pytest.fixture
-def read_only(small_disk: Path) -> Iterator[Path]:
+def read_only(disk: Path) -> Iterator[Path]:
     """A file system with a filled cache that may only be read."""
-    cache = opened(small_disk)
+    cache = opened(disk)
     fill(cache)
     cache.close()
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    yield small_disk
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    yield disk
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
 
 
 def test_a_read_only_disk_costs_the_cache_only(read_only):
@@ -311,14 +339,16 @@ def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled,
         plain.execute("UPDATE entries SET value = zeroblob(3) WHERE key = ?", (key(6),))
         plain.execute("UPDATE entries SET value = 'text' WHERE key = ?", (key(7),))
         plain.execute("UPDATE entries SET key = ? WHERE key = ?", (b"x" * 16, key(8)))
+        plain.execute("DELETE FROM entries WHERE key = ?", (key(9),))
+        plain.execute("UPDATE entries SET key = ? WHERE key = ?", (key(9), key(10)))
     plain.close()
     cache = opened(tmp_path)
-    assert right(cache, 10) == 6
+    assert right(cache, 11) == 5
     assert cache.get(MODEL, b"x" * 16) is None
     told = cache.counters()
-    assert (told.damaged, told.misses) == (4, 5)
+    assert (told.damaged, told.misses) == (5, 7)
     cache.flush()
-    assert cache.counters().entries == COUNT - 4
+    assert cache.counters().entries == COUNT - 6
     cache.close()
 
 

@@ -178,6 +178,13 @@ def test_a_new_model_flushes_what_the_old_one_said_and_says_after_it(cache):
     assert cache.keep([OTHER]) == 0
 
 
+def test_a_flush_takes_what_was_not_even_committed(cache):
+    for n in range(3):
+        cache.put(MODEL, b"%016d" % n, answer(n))
+    assert cache.keep([OTHER]) == 3
+    assert cache.get(MODEL, b"%016d" % 0) is None
+
+
 def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
     """It is kept in memory, too."""
     clock = Clock()
@@ -245,6 +252,9 @@ def test_answers_in_use_outlive_older_and_newer_ones_that_are_not(tmp_path):
     assert cache.get(MODEL, b"%016d" % 8) is None
     assert cache.get(MODEL, b"%016d" % 300) is None
     cache.close()
+    again = opened(tmp_path)  # and not only in memory
+    assert again.get(MODEL, b"%016d" % 7)
+    again.close()
 
 
 def test_hits_write_nothing_while_there_is_room(cache, tmp_path):

@@ -14,7 +14,7 @@ import tomli_w
 from PIL import Image as Pillow
 
 from agent.config import Http
-from agent.http import app, limits, oip, wire
+from agent.http import app, limits, oip, replies, wire
 from agent.http.server import Server
 from tests.agent import http_server
 from tests.cases import ROOT
@@ -114,7 +114,7 @@ def test_every_parameter_is_documented():
 
 def test_every_status_and_limit_is_documented():
     shown = {int(status) for status, _ in table("Refusals")}
-    assert shown == {status for _, status in app.STATUS} | {405, 415, 431, 500}
+    assert shown == {status for _, status in replies.STATUS} | {405, 415, 431, 500}
     d = limits.DEFAULT
     refusals = PAGE.split("### Refusals\n", 1)[1]
     for text in (
