@@ -38,7 +38,7 @@ check: .venv/.dev
 	$(BIN)/python -m pytest --quiet tests/test_docs.py
 
 device: .venv-base/.ready .venv-device/.ready
-	.venv-base/bin/python tests/base_only.py
+	.venv-base/bin/python -m tests.base_only
 	.venv-device/bin/python -m pytest --quiet tests/device
 
 bench: .venv/.dev

@@ -10,53 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from edge_core import golden, package
-from edge_core.files import sha256_file
-from edge_core.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.preprocess import Recipe, to_tensor
-from edge_core.runtimes import onnxruntime
-
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "examples" / "data" / "detection" / "FastestDet.onnx"
 PHOTO = ROOT / "examples" / "data" / "photos" / "bird.jpg"
-RECIPE = Recipe(
-    height=352, width=352, fit="stretch", interpolation="box", color="BGR", scale=1 / 255
-)
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FastestDet as a package, with golden vectors from this machine's runtime."""
-    session = onnxruntime.open(MODEL, threads=1, options={})
-    feeds = {session.inputs[0].name: to_tensor(PHOTO, RECIPE)}
-    answers = session.run(feeds)
-    version = onnxruntime.version()
-    manifest = Manifest(
-        name="detector",
-        version="1.0",
-        model_sha256=sha256_file(MODEL),
-        candidate="onnx-fp32",
-        precision="fp32",
-        file="model.onnx",
-        selector=Selector(("here",), "x86_64", "linux"),
-        runtime=RuntimeNeed("onnxruntime", version, version),
-        inputs=session.inputs,
-        outputs=session.outputs,
-        preprocess=RECIPE,
-    )
-    vectors = golden.make((feeds,), (answers,), (answers,))
-    files: dict[str, Path | bytes] = {
-        "model.onnx": MODEL,
-        "golden.npz": vectors.to_bytes(),
-        "recipe.json": b"{}",
-        "model-card.md": b"# detector\n",
-        "sbom.cdx.json": b"{}",
-    }
-    path = tmp_path_factory.mktemp("package") / "detector.edgepkg"
-    package.write(path, manifest, files)
-    return path
 
 
 def agent(*arguments: object, ok: int = 0) -> subprocess.CompletedProcess[str]:
