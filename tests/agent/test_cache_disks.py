@@ -389,6 +389,40 @@ def test_a_file_whose_entries_are_mostly_wrong_is_begun_anew(filled, tmp_path):
     cache.close()
 
 
+def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
+    """SQLite quotes the damaged schema, and sqlite3 raises UnicodeDecodeError instead."""
+    shutil.copy(filled, tmp_path)
+    cache = opened(tmp_path)
+    plain = sqlite3.connect(tmp_path / "results.db")
+    with plain:
+        plain.execute("PRAGMA writable_schema=1")
+        plain.execute(
+            "UPDATE sqlite_master SET sql = CAST(x'435245415445dcdc' AS TEXT) WHERE name = 'meta'"
+        )
+        (version,) = plain.execute("PRAGMA schema_version").fetchone()
+        plain.execute(f"PRAGMA schema_version={version + 1}")
+    plain.close()
+    assert right(cache) == 0
+    until(cache.health)
+    assert "codec" in cache.health()
+    works(cache)
+    cache.close()
+
+
+def test_embeddings_of_a_file_begun_anew_under_way_are_found(tmp_path):
+    cache = EmbeddingCache(tmp_path / "e.db", max_bytes=LEAST, ttl_s=3600)
+    for n in range(50):
+        cache.put(MODEL, f"text {n}", np.full(4, n + 1, np.float32))
+    assert len(cache.nearest(MODEL, np.ones(4, np.float32), k=50)) == 50
+    with (tmp_path / "e.db").open("r+b") as f:
+        f.write(b"damaged " * 4096)
+    cache.get(MODEL, "text 1")
+    until(cache.health)
+    cache.put(MODEL, "new", np.ones(4, np.float32))
+    assert [m.text for m in cache.nearest(MODEL, np.ones(4, np.float32), k=50)] == ["new"]
+    cache.close()
+
+
 def test_embeddings_survive_a_damaged_file_too(tmp_path):
     cache = EmbeddingCache(tmp_path / "e.db", max_bytes=LEAST, ttl_s=3600)
     cache.put(MODEL, "a text", np.ones(4, np.float32))
