@@ -112,7 +112,7 @@ def videos(folder: Path, calibration: int, test: int) -> list[Row]:
     cases, inference_ms = frames(EVALUATION_PHOTOS, test, session.run)
     rows = []
     for name, epsilon, rule in (
-        ("calibrated", 0.02, TOP), ("calibrated *", 0.05, TOP), ("without the lead", 0.05, LABEL)
+        ("calibrated *", 0.03, TOP), ("calibrated *", 0.05, TOP), ("without the lead", 0.05, LABEL)
     ):  # fmt: skip
         made = calibrate(
             [c.trial for c in known], model="lite0", descriptor=PICTURE, rule=rule, epsilon=epsilon

@@ -22,7 +22,9 @@ after the other, from there upwards, until one fails, each at the full level (fi
 in "Learn then Test", Angelopoulos et al. 2021). Thresholds stand in a fixed grid. Then, whatever
 the data, a threshold that is too large is accepted with a probability of at most 1 - confidence.
 
-The replay is the cache itself: an input that finds no neighbour is added, one that does is not.
+The replay is the cache itself: an input that finds no neighbour is added, one that does is not. Its
+entries go on from group to group, as in use; the little that this makes groups depend on each other
+is neglected.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class EmbeddingCache:
     def key(self, model: str, inputs: str | Feeds) -> bytes:
         """16 bytes that stand for this input to this model."""
         if isinstance(inputs, str):
-            return input_key(self._store.secret, model, normal(inputs).encode(), b"text")
+            return input_key(self._store.secret, model, normal(inputs).encode())
         return input_key(self._store.secret, model, inputs)
 
     def get(self, model: str, inputs: str | Feeds) -> Array | None:

@@ -37,6 +37,7 @@ from edge_core.tensors import Array, Feeds
 log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 4000  # vectors in memory
+_FORMAT = 1  # of an entry
 _SAVE = "INSERT OR REPLACE INTO meta VALUES ('near', ?)"
 _LOAD = "SELECT value FROM meta WHERE name = 'near'"
 
@@ -287,5 +288,5 @@ def embedded(vector: Array, text: str = "", *, guard: bool) -> Described | None:
 
 def _space(c: Calibration) -> str:
     """Entries are good only for the same model, vectors and rule."""
-    parts = msgspec.json.encode((c.model, c.descriptor, c.rule, c.guard), order="sorted")
+    parts = msgspec.json.encode((_FORMAT, c.model, c.descriptor, c.rule, c.guard), order="sorted")
     return hashlib.blake2b(parts, digest_size=16).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -25,10 +26,12 @@ from edge_core.runtimes.onnxruntime import OrtSession
 from edge_core.tensors import Array, Feeds, TensorSpec
 from examples import data
 from examples.wheels import wheel_file
+from tests.cases import ROOT
 
 MODEL = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
 HOUR = 3600.0
+CACHES_PAGE = ROOT / "docs" / "caches.md"
 TEXTS = Calibration(
     model=MODEL, descriptor=Descriptor(kind="vector"), rule=Rule(kind="exact"), guard=True,
     epsilon=0.05, confidence=0.95, threshold=0.3,
@@ -392,6 +395,31 @@ def test_drift_tightens_the_threshold(tmp_path, digit_model, pixels, calibrated)
     assert told.threshold <= calibrated.threshold / 2
     after = serve(cache, digit_model, faded[3300:])
     assert after[1] < before[1] / 2  # in six times as many requests
+    cache.close()
+
+
+def test_the_example_of_the_manual_works(tmp_path, monkeypatch):
+    """Requests are a few directions, one a topic; answers are counted to see what is reused."""
+    (code,) = re.findall(r"```python\n(.*?)```", CACHES_PAGE.read_text("utf-8"), re.S)
+    rng, asked = np.random.default_rng(0), []
+    topics = rng.normal(size=(240, 16))
+
+    def embed(text: str) -> Array:
+        return topics[int(text.split()[1])] + rng.normal(0, 0.02, 16)
+
+    def ask(text: str) -> str:
+        asked.append(text)
+        return text.split()[1]
+
+    requests = [(f"topic {t} again", str(t), t) for t in range(240) for _ in range(4)]
+    monkeypatch.chdir(tmp_path)
+    names = {"embed": embed, "ask": ask, "requests": requests}
+    exec(code, names)
+    cache, reply = names["cache"], names["reply"]
+    assert cache.counters().threshold > 0
+    answers = [reply(cache, f"topic {t} please") for t in (3, 4, 3, 4, 3)]
+    assert answers == ["3", "4", "3", "4", "3"]
+    assert 2 <= len(asked) < 5
     cache.close()
 
 
