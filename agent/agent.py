@@ -17,18 +17,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
 import msgspec
+import numpy as np
 from msgspec.structs import astuple
 
 from agent import crashes
+from agent.beside import Beside
 from agent.caching import Caches
 from agent.config import Config
-from agent.journal import Inside, Journal
-from agent.live import Guard, Inputs, Live, Pulse, load
+from agent.journal import Inside, Journal, Opened
+from agent.live import Guard, Image, Inputs, Live, Pulse, load
 from agent.requests import Answer, Request
 from agent.scheduler import Ran
 from agent.slots import Active, Slot, Slots
@@ -39,6 +41,7 @@ from edge_core.manifest import Manifest
 
 log = logging.getLogger(__name__)
 Done = Callable[[Answer | EdgeError], None]
+JOURNAL = "journal"  # below the data directory
 DRAIN_S = 60.0  # how long a replaced model may take to answer its last requests
 
 
@@ -68,21 +71,19 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     caches: dict[str, dict[str, object]]  # counters and health
     swaps: int
     errors: dict[str, int]  # requests that got an error, by its name
+    health: str = ""  # what else people should know
 
 
 class Agent:
     """All installed models of one data directory."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, journal: Opened | None = None) -> None:
         self._config = config
         self._slots = Slots(config.root)
-        self._journal, inside = Journal.open(config.root / "journal")
+        self._journal, inside = journal or Journal.open(config.root / JOURNAL)
         self._take_back(inside)
         self._caches = Caches(config)
-        # Decoding pictures and looking into caches happens beside the caller of submit().
-        self._beside = ThreadPoolExecutor(
-            allowed_threads(config.install.cpu_share) + 1, thread_name_prefix="prepare"
-        )
+        self._beside = Beside(allowed_threads(config.install.cpu_share) + 1)
         self._live: dict[str, Live] = {}
         self._failed: dict[str, str] = {}
         self._switching = threading.Lock()
@@ -143,19 +144,24 @@ class Agent:
         deadline_ms: float | None = None,
         top: int = 0,
         cache: bool = True,
+        copy: bool = True,
     ) -> None:
         """Answer one request elsewhere: ``done`` is called once, on another thread.
 
-        Raises at once what refuses the request: UnknownModel, InputError, Overloaded, Unavailable.
+        Without ``copy`` the arrays must not change until then. Raises at once what refuses the
+        request: UnknownModel, InputError, Overloaded, Unavailable.
         """
         start = time.perf_counter_ns()
         try:
             live = self._enter(model)
             try:
+                if copy and not isinstance(inputs, Image):
+                    inputs = {name: np.array(a) for name, a in inputs.items()}
                 request = Request(self._caches, live, inputs, top, cache, start)
                 deadline = self._deadline(live, start, deadline_ms)
                 if request.slow:
-                    self._beside.submit(self._prepare_and_post, live, request, deadline, done)
+                    work = partial(self._prepare_and_post, live, request, deadline, done)
+                    self._beside.submit(deadline, work)
                 else:
                     request.look()
                     self._post(live, request, deadline, done)
@@ -166,10 +172,12 @@ class Agent:
             self._count(e)
             raise
 
-    def _prepare_and_post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
+    def _prepare_and_post(
+        self, live: Live, request: Request, deadline: int, done: Done, late: EdgeError | None
+    ) -> None:
         found: Answer | EdgeError | None
         try:
-            found = request.look()
+            found = late or request.look()
             if not found:
                 self._post(live, request, deadline, done)
         except EdgeError as e:
@@ -226,10 +234,10 @@ class Agent:
 
     def ready(self) -> bool:
         """Does every installed model answer?"""
-        serving = self._live  # a failed update of a model that still answers does not matter
+        serving = dict(self._live)  # a failed update of a model that still answers does not matter
         return (
             not self._closed
-            and not (self._failed.keys() - serving.keys())
+            and not (set(self._failed) - serving.keys())
             and all(m.alive for m in serving.values())
         )
 
@@ -244,6 +252,8 @@ class Agent:
         cannot be loaded leaves the old one serving, and is told by status().
         """
         with self._switching:
+            if self._closed:
+                raise Unavailable("the agent is stopping")
             changed = [name for name in self._slots.names() if self._renew(name)]
             for name in set(self._live) - set(self._slots.names()):
                 changed.append(name)
@@ -357,21 +367,26 @@ class Agent:
             caches=self._caches.status(),
             swaps=self._swaps,
             errors=dict(self._errors),
+            health=self._journal.health(),
         )
 
     def close(self) -> None:
-        """Answer what is inside, then unload everything; new requests are refused."""
-        self._journal.stop()  # a kill from here on is no crash
-        self._journal.stop()
+        """Answer what is inside, then unload everything; may be called twice.
+
+        New requests are refused.
+        """
         with self._switching:
+            if self._closed:
+                return
             self._closed = True
+            self._journal.stop()  # a kill from here on is no crash
             left = list(self._live.values())
             self._live.clear()
         for live in left:
             self._retire(live)
         for thread in self._drains:
             thread.join()
-        self._beside.shutdown()
+        self._beside.close()
         self._caches.close()
         self._journal.close()
 

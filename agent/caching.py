@@ -88,7 +88,7 @@ class Caches:
             found["exact"] = _told(self._results)
         for name, cache in dict(self._near).items():
             found[f"near {name}"] = _told(cache)
-        for name, why in self._why.items():
+        for name, why in dict(self._why).items():
             found[f"near {name}"] = {"health": why}
         return found
 

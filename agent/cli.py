@@ -64,14 +64,15 @@ def install(
 
 
 @app.command("run")
-def run_(path: Settings = None) -> None:
+def run_(
+    path: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, an event a line.")] = False,
+) -> None:
     """Serve the installed models until SIGTERM or Ctrl-C."""
-    found = config.find(path)
+    words = ["--config", str(config.find(path)), *(["--json"] if as_json else [])]
     sys.stdout.flush()
     # In place of this process, so that what only commands need is not kept in memory.
-    os.execv(  # noqa: S606
-        sys.executable, [sys.executable, "-I", "-m", "agent.daemon", "--config", str(found)]
-    )
+    os.execv(sys.executable, [sys.executable, "-I", "-m", "agent.daemon", *words])  # noqa: S606
 
 
 @app.command("status")

@@ -63,13 +63,17 @@ class Serve(_Part, frozen=True, kw_only=True):
     batching: Annotated[bool, Meta(description="where the installation saw that it pays")] = True
     max_batch_size: Annotated[Count, Meta(le=1024, description="requests computed at once")] = 8
     min_batch_size: Annotated[Count, Meta(description="a smaller batch waits max_wait_ms")] = 1
+    max_image_mpixels: Annotated[
+        Positive,
+        Meta(description="larger pictures are refused; one takes 3 bytes a pixel and more"),
+    ] = 16.0
     max_wait_ms: Annotated[float, Meta(ge=0, description="how long a batch waits for more")] = 2.0
 
 
 class Cache(_Part, frozen=True, kw_only=True):
     """Bounds of each cache."""
 
-    max_mb: Annotated[Positive, Meta(description="size of each cache's file, 10^6 bytes")] = 64.0
+    max_mb: Annotated[float, Meta(ge=4, description="size of each cache's file, 10^6 bytes")] = 64.0
     ttl_hours: Annotated[Positive, Meta(description="older answers are stale")] = 168.0
     audit_share: Annotated[
         float, Meta(ge=0, le=1, description="of near-duplicate hits that are computed after all")

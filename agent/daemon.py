@@ -21,10 +21,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
+import msgspec
+
 from agent import client, config, heartbeat, running
-from agent.agent import Agent
+from agent.agent import JOURNAL, Agent
 from agent.config import Config
 from agent.http.server import Server
+from agent.journal import Journal
 from agent.notify import Notifier
 from agent.running import Running
 from agent.slots import Slots
@@ -37,23 +40,39 @@ FORMAT = "%(levelname)s %(name)s: %(message)s"  # the journal adds the time
 Signals = queue.SimpleQueue[int]
 
 
+class Ending:
+    """What a signal to end does at once, whatever the process is busy with."""
+
+    def __init__(self) -> None:
+        self.journal: Journal | None = None
+
+    def begins(self) -> None:
+        """From here on no death of the process is a model's fault."""
+        if self.journal:
+            self.journal.stop()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     os.umask(0o077)
     notifier = Notifier(os.environ)
     os.environ.pop("NOTIFY_SOCKET", None)  # not for the children
     try:
-        settings = config.load(config.find(_path(sys.argv[1:] if arguments is None else arguments)))
-        logging.basicConfig(level=settings.log_level.upper(), format=FORMAT, stream=sys.stderr)
-        with _signals() as signals:
-            serve(settings, notifier, signals)
+        path, as_json = _asked(sys.argv[1:] if arguments is None else arguments)
+        settings = config.load(config.find(path))
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines() if as_json else logging.Formatter(FORMAT))
+        logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+        ending = Ending()
+        with _signals(ending) as signals:
+            serve(settings, notifier, signals, ending)
     except EdgeError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     return 0
 
 
-def serve(settings: Config, notifier: Notifier, signals: Signals) -> None:
+def serve(settings: Config, notifier: Notifier, signals: Signals, ending: Ending) -> None:
     """Be the agent of a data directory until a signal says otherwise; raises EdgeError."""
     start = time.monotonic()
     with running.alone(settings.root):
@@ -61,7 +80,9 @@ def serve(settings: Config, notifier: Notifier, signals: Signals) -> None:
         with suppress(StorageError):  # on a disk that refuses, rubbish stays; the models are served
             slots.sweep()
         stamp = slots.stamp()  # before loading: what is switched meanwhile is seen as a change
-        with Agent(settings) as agent:
+        journal, inside = Journal.open(settings.root / JOURNAL)
+        ending.journal = journal
+        with Agent(settings, (journal, inside)) as agent:
             server = Server(agent, settings.http) if settings.http.enabled else None
             with server or nullcontext():
                 address = server.start() if server else ""
@@ -118,16 +139,19 @@ class Reloader:
                 if str(e) != self._trouble:
                     log.error("event=reload_failed why=%r", str(e))
                 self._trouble = str(e)
+            except Exception:  # the thread's root; such as no thread left to drain a model with
+                log.exception("event=reload_failed")
 
     def _look(self) -> None:
         now = self._slots.stamp()
         if not self._asked and now == self._stamp:
             return
-        self._asked, self._stamp = False, now
+        self._asked = False
         self._notifier.reloading()
         try:
             for name in self._agent.reload():
                 log.info("event=reloaded model=%s", name)
+            self._stamp = now  # not before: what failed is tried again
             self._slots.sweep()
         finally:
             self._notifier.ready(_line(self._agent))
@@ -183,13 +207,14 @@ class Watch:
 
 
 @contextmanager
-def _signals() -> Iterator[Signals]:
+def _signals(ending: Ending) -> Iterator[Signals]:
     """SIGTERM, SIGINT and SIGHUP as a queue; the second wish to end is not a wish any more."""
     found: Signals = queue.SimpleQueue()
 
     def heard(number: int, frame: FrameType | None) -> None:
         found.put(number)
         if number != signal.SIGHUP:
+            ending.begins()
             signal.signal(number, signal.SIG_DFL)
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -212,13 +237,34 @@ def _line(agent: Agent) -> str:
     return f"serving {serving}" + (f"; failed: {', '.join(failed)}" if failed else "")
 
 
-def _path(arguments: Sequence[str]) -> Path | None:
+class JsonLines(logging.Formatter):
+    """One JSON object an event."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """``time`` in seconds since 1970."""
+        event = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(event).decode()
+
+
+def _asked(arguments: Sequence[str]) -> tuple[Path | None, bool]:
+    """The settings' path, and whether events are written as JSON."""
     match list(arguments):
+        case [*rest, "--json"]:
+            return _asked(rest)[0], True
         case []:
-            return None
+            return None, False
         case ["--config", path]:
-            return Path(path)
-    raise InputError(f"not understood: {' '.join(arguments)}", hint="agent.daemon --config FILE")
+            return Path(path), False
+    raise InputError(
+        f"not understood: {' '.join(arguments)}", hint="agent.daemon --config FILE [--json]"
+    )
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ class Journal:
 
     def stop(self) -> None:
         """The process is being ended on purpose: however it goes, it is no crash."""
-        self._page[_STATE] = _STOPPING
+        if not self._page.closed:
+            self._page[_STATE] = _STOPPING
 
     def close(self) -> None:
         """Stop, and give the file back; may be called twice."""
@@ -117,6 +118,9 @@ class Journal:
             self._counts.release()
             self._view.release()
             self._page.close()
+
+
+Opened = tuple[Journal, tuple[Inside, ...]]
 
 
 def _mapped(path: Path, boot: str) -> tuple[mmap.mmap, tuple[Inside, ...]]:

@@ -152,7 +152,8 @@ class Live:
                     f"{self.manifest.name} has no preprocessing recipe for images",
                     hint=f"give tensors: {', '.join(i.name for i in inputs_of)}",
                 )
-            tensor = to_tensor(inputs.data, self.manifest.preprocess)
+            most = int(self.limits.max_image_mpixels * 1e6)
+            tensor = to_tensor(inputs.data, self.manifest.preprocess, max_pixels=most)
             inputs = {inputs_of[0].name: tensor}
         feeds = check_feeds(inputs, inputs_of, self.manifest.name)
         if self.policy.max_size > 1 and len({len(a) for a in feeds.values()}) != 1:

@@ -30,6 +30,7 @@ from edge_core.tensors import Feeds
 
 log = logging.getLogger(__name__)
 Run = Callable[[Feeds], Feeds]
+JOIN_S = 30.0  # a lane that hangs in a runtime cannot be ended, only left
 SMOOTHING = 0.2  # weight of the newest inference in the expected duration
 
 
@@ -123,10 +124,10 @@ class Scheduler:
             self._change.notify_all()
         for job in left:
             job.error = Unavailable("the model was unloaded")
-            job.done(job)
+            _tell(job)
         for lane in self._lanes:
             if lane is not threading.current_thread():
-                lane.join()
+                lane.join(JOIN_S)
 
     def _idle(self) -> Run | None:
         """A free session, unless somebody waits for one or company is waited for."""
@@ -157,6 +158,8 @@ class Scheduler:
                     f"{self._queue} requests are waiting", hint="send fewer, or raise serve.queue"
                 )
             at_once = self._sessions * self._policy.max_size
+            if deadline < job.queued:
+                raise _late(job)
             rounds = len(self._waiting) // at_once + (not self._free)
             expected = job.queued + rounds * self._expected_ns
             if expected > deadline:
@@ -235,14 +238,14 @@ class Scheduler:
         if len(jobs) > 1:
             began = time.perf_counter_ns()
             try:
-                outputs = run(_joined(jobs))
+                parts = _split(run(_joined(jobs)), jobs)
             except Exception:
                 log.exception("event=batch_failed requests=%d", len(jobs))
             else:
                 self.batches += 1
-                for job, part in zip(jobs, _split(outputs, jobs), strict=True):
-                    job.outputs, job.began = part, began
-                    job.ended = time.perf_counter_ns()
+                ended = time.perf_counter_ns()
+                for job, part in zip(jobs, parts, strict=True):
+                    job.outputs, job.began, job.ended = part, began, ended
                 return
         for job in jobs:
             job.began = time.perf_counter_ns()
@@ -261,9 +264,14 @@ def _joined(jobs: list[_Job]) -> Feeds:
 
 
 def _split(outputs: Feeds, jobs: list[_Job]) -> list[Feeds]:
+    """Each request's rows, in memory of their own; raises MeasureError if rows are missing."""
+    rows = sum(job.rows for job in jobs)
+    for name, a in outputs.items():
+        if a.ndim == 0 or len(a) != rows:
+            raise MeasureError(f"'{name}' has shape {a.shape} for a batch of {rows}")
     parts, at = [], 0
     for job in jobs:
-        parts.append({name: a[at : at + job.rows] for name, a in outputs.items()})
+        parts.append({name: a[at : at + job.rows].copy() for name, a in outputs.items()})
         at += job.rows
     return parts
 

@@ -69,6 +69,8 @@ def _status(status: Document) -> None:
     word = "ready" if status["ready"] else "not ready"
     errors = ", ".join(f"{n} {name}" for name, n in status["errors"].items()) or "no errors"
     typer.echo(f"{word}, up {status['uptime_s']:.0f} s, {status['swaps']} swaps, {errors}")
+    if status["health"]:
+        typer.echo(status["health"])
     stages = [f"{s} p50" for s in STAGES] + ["total p99"]
     t = console.table("model", "version", "state", "answers", *stages, "why", right=stages)
     for m in status["models"]:

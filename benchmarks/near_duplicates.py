@@ -147,7 +147,7 @@ def texts(folder: Path, calibration: int, test: int) -> list[Row]:
     every = list(enumerate(topics()))
     order = np.random.default_rng(0).permutation(len(every))
     every = [every[i] for i in order]
-    cut = len(every) * 2 // 3
+    cut = len(every) * 4 // 5
     known = cases_of(stream(every[:cut], HOUSES[0], calibration, seed=1), embed)
     other = cases_of(stream(every[cut:], HOUSES[1], test // 2, seed=2), embed)
     house = cases_of(stream(every, HOUSES[1], calibration + test, seed=3), embed, grouped=False)

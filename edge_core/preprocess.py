@@ -68,7 +68,7 @@ BUILT_IN: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-def to_tensor(image: Path | bytes, recipe: Recipe) -> Array:
+def to_tensor(image: Path | bytes, recipe: Recipe, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Array:
     """Decode and prepare one image: float32 or uint8 of shape (1, C, H, W) or (1, H, W, C).
 
     Raises InputError for a file that is no readable image, MissingExtra without Pillow.
@@ -82,8 +82,11 @@ def to_tensor(image: Path | bytes, recipe: Recipe) -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pil.DecompressionBombWarning)
             with pil.open(io.BytesIO(raw)) as opened:
-                if opened.width * opened.height > MAX_IMAGE_PIXELS:
-                    raise InputError(f"{name}: {opened.width}x{opened.height} pixels is too large")
+                if opened.width * opened.height > max_pixels:
+                    raise InputError(
+                        f"{name}: {opened.width}x{opened.height} pixels; "
+                        f"at most {max_pixels} are decoded"
+                    )
                 picture = _eight_bits(pil, opened, "L" if recipe.color == "L" else "RGB")
                 # As a viewer shows it: cameras store the turn beside the pixels.
                 picture = need("PIL.ImageOps", "image").exif_transpose(picture)

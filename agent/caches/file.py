@@ -69,7 +69,8 @@ def damaged(e: Exception) -> bool:
 
 def told(e: Exception) -> str:
     """What an error says, as one short printable line: it may quote a damaged file."""
-    return "".join(c if c.isprintable() else "?" for c in str(e))[:200]
+    said = str(e) or type(e).__name__  # Python 3.10 says nothing where it cannot decode
+    return "".join(c if c.isprintable() else "?" for c in said)[:200]
 
 
 def open_for_writing(path: Path, migrations: tuple[Migration, ...]) -> sqlite3.Connection:
@@ -111,9 +112,13 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-    db.execute("PRAGMA query_only=1")
-    db.execute("PRAGMA cache_size=-250")  # KiB
-    db.execute("PRAGMA cell_size_check=1")
+    try:
+        db.execute("PRAGMA query_only=1")
+        db.execute("PRAGMA cache_size=-250")  # KiB
+        db.execute("PRAGMA cell_size_check=1")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

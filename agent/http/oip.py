@@ -20,13 +20,13 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from agent.http import classes, wire
+from agent.http import classes, fits, wire
 from agent.live import Image, Inputs
 from agent.requests import Answer
 from edge_core.errors import InputError, Unavailable
 from edge_core.manifest import Manifest
 from edge_core.run import MAX_TOP
-from edge_core.tensors import Array, Feeds, TensorSpec
+from edge_core.tensors import Array, Feeds
 
 Headers = list[tuple[bytes, bytes]]
 Part = bytes | memoryview
@@ -187,7 +187,7 @@ def encode(answer: Answer, request: Request) -> tuple[Headers, list[Part]]:
             a = classes.of_rows(a, want.classes, request.labels if known else ())
         told.append(_tell(want.name, a, want.binary, tail))
     if request.top:
-        told.append(_tell(TOP, classes.of_answer(answer), request.top_binary, tail))
+        told.append(_tell(TOP, _labels(answer, request), request.top_binary, tail))
     head = _encoder.encode(
         _Reply(
             answer.model,
@@ -207,24 +207,17 @@ def encode(answer: Answer, request: Request) -> tuple[Headers, list[Part]]:
     return headers, [head, *(t for t in tail if len(t))]
 
 
-def shown(spec: TensorSpec) -> str:
-    """The datatype that clients see: a quantised tensor stands for reals."""
-    return wire.datatype("float32" if spec.scale else spec.dtype)
-
-
 def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: Manifest) -> Feeds:
-    known = [s.name for s in manifest.inputs]
     arrays: Feeds = {}
     at = 0
     for i in inputs:
         what = f"input '{i.name}'"
-        if i.name not in known:
-            raise InputError(f"the model has no {what}", hint=f"inputs: {', '.join(known)}")
         if i.name in arrays:
             raise InputError(f"{what} is given twice")
         size = i.parameters.binary_data_size
         if (size is UNSET) == (i.data is UNSET):
             raise InputError(f"{what} needs either 'data' or the parameter 'binary_data_size'")
+        fits.check(i.name, i.datatype, i.shape, binary=i.data is UNSET, of=manifest)
         if isinstance(i.data, msgspec.Raw):
             arrays[i.name] = wire.from_json(bytes(i.data), i.datatype, i.shape, what)
             continue
@@ -247,13 +240,6 @@ def _inputs(arrays: Feeds, manifest: Manifest) -> Inputs:
             feeds[name] = a
         elif kinds[name] == "string":
             feeds[name] = _texts(a, name)
-        elif manifest.preprocess is None or len(kinds) != 1:
-            raise InputError(
-                f"input '{name}' takes {kinds[name]}; BYTES would be a picture, and this package "
-                "has no preprocessing recipe for one"
-            )
-        elif a.size != 1 or not isinstance(a.flat[0], bytes):
-            raise InputError(f"input '{name}': a picture is one BYTES element, sent as binary data")
         else:
             return Image(a.flat[0])
     return feeds
@@ -299,6 +285,15 @@ def _top(top: int, manifest: Manifest) -> int:
             hint="ask for the parameter 'classification' of an output instead of 'top'",
         )
     return top
+
+
+def _labels(answer: Answer, request: Request) -> Array:
+    """What `top` asks for: of the one row of scores, else of each."""
+    scores = next(iter(answer.outputs.values()))
+    if answer.top or not classes.fit(scores):
+        return classes.of_answer(answer)
+    known = request.version == answer.version
+    return classes.of_rows(scores, request.top, request.labels if known else ())
 
 
 def _tell(name: str, a: Array, binary: bool, tail: list[Part]) -> _Told:

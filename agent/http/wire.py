@@ -34,6 +34,7 @@ _NAMES = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 
 MAX_RANK = 32
 MAX_ELEMENTS = 2**31 - 1
+SLACK = 64  # elements too many in JSON that are counted and told exactly
 MAX_STRINGS = 2**20  # an empty one takes 41 bytes of memory and 4 on the wire
 
 _Natural = Annotated[int, Meta(ge=0)]  # the upper bounds of 64 bits are NumPy's to check
@@ -53,7 +54,7 @@ def datatype_of(a: Array) -> str:
 
 def from_binary(data: memoryview, kind: str, shape: tuple[int, ...], what: str) -> Array:
     """The tensor of datatype ``kind`` that ``data`` holds; BYTES become bytes objects."""
-    count = _elements(kind, shape, what)
+    count, _ = elements(kind, shape, what)
     if kind == "BYTES":
         return _strings(data, count, what).reshape(shape)
     dtype = np.dtype(DATATYPES[kind]).newbyteorder("<")
@@ -72,12 +73,14 @@ def from_binary(data: memoryview, kind: str, shape: tuple[int, ...], what: str) 
 
 def from_json(text: bytes, kind: str, shape: tuple[int, ...], what: str) -> Array:
     """The tensor of a JSON array, nested as ``shape`` says or flat; BYTES become str objects."""
-    count = _elements(kind, shape, what)
+    count, span = elements(kind, shape, what)
     depth = re.match(rb"[\[ \t\r\n]*", text)[0].count(b"[")  # type: ignore[index]  # matches
     if not 1 <= depth <= max(1, len(shape)):
         raise InputError(f"{what}: 'data' is an array, flat or nested like {_text(shape)}")
+    if _at_least(text, texts=kind == "BYTES" and count > 0) > 2 * span + SLACK:
+        raise InputError(f"{what} has far more elements than shape {_text(shape)}")
     try:
-        data = _decoder(kind, depth).decode(text)
+        data = _decoder(kind, depth, kind == "BYTES" and count > 0).decode(text)
     except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
         raise InputError(f"{what}: 'data' is not {kind}: {e}") from e
     flat = _flat(data, depth, shape if count else (), what)
@@ -109,8 +112,11 @@ def to_json(a: Array) -> list[Any]:
     return values
 
 
-def _elements(kind: str, shape: tuple[int, ...], what: str) -> int:
-    """How many elements the tensor has; raises InputError for an unknown type or too many."""
+def elements(kind: str, shape: tuple[int, ...], what: str) -> tuple[int, int]:
+    """How many elements the tensor has, and how many if no dimension were 0.
+
+    Raises InputError for an unknown type or too many.
+    """
     if kind not in DATATYPES:
         raise InputError(f"{what} has datatype '{kind}'", hint=f"one of: {', '.join(DATATYPES)}")
     count = span = 1
@@ -120,10 +126,21 @@ def _elements(kind: str, shape: tuple[int, ...], what: str) -> int:
     most = MAX_STRINGS if kind == "BYTES" else MAX_ELEMENTS
     if span > most:
         raise InputError(f"{what} has shape {_text(shape)}; at most {most} elements are read")
-    return count
+    return count, span
+
+
+def _at_least(text: bytes, *, texts: bool) -> int:
+    """So many elements, or lists without any, JSON arrays have at the least; costs no memory."""
+    if texts:  # a quote of which a backslash comes first may or may not be the end of a text
+        return (text.count(b'"') - text.count(b'\\"')) // 2
+    return text.count(b",")
 
 
 def _strings(data: memoryview, count: int, what: str) -> Array:
+    if 4 * count > len(data):
+        raise InputError(
+            f"{what}: {len(data)} bytes hold {len(data) // 4} BYTES elements, not {count}"
+        )
     found = np.empty(count, object)
     at = 0
     for i in range(count):
@@ -140,8 +157,11 @@ def _strings(data: memoryview, count: int, what: str) -> Array:
 
 
 @cache
-def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
-    """Of a JSON array with that many levels; strict: 1.0 is no integer and true is no number."""
+def _decoder(kind: str, depth: int, filled: bool) -> msgspec.json.Decoder[Any]:
+    """Of a JSON array with that many levels; strict: 1.0 is no integer and true is no number.
+
+    ``filled``: none of its lists is empty.
+    """
     leaf: Any = {"BYTES": str, "BOOL": bool, "UINT64": _Natural}.get(kind, float)
     if kind.startswith(("INT", "UINT")) and not kind.endswith("64"):
         limits = np.iinfo(DATATYPES[kind])
@@ -149,7 +169,7 @@ def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
     elif kind == "INT64":
         leaf = int
     for _ in range(depth):
-        leaf = list[leaf]
+        leaf = Annotated[list[leaf], Meta(min_length=int(filled))]
     return msgspec.json.Decoder(leaf)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import PIL.Image
 import pytest
 
 from agent import Agent, Answer, Image
@@ -17,7 +19,15 @@ from agent.caching import calibration_file
 from agent.config import Config, Serve
 from agent.install import install
 from agent.slots import Slots
-from edge_core.errors import EdgeError, InputError, Unavailable, UnknownModel
+from edge_core.errors import (
+    DeadlineExceeded,
+    EdgeError,
+    InputError,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+)
+from edge_core.preprocess import Recipe
 from edge_core.runtimes import onnxruntime
 
 X = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
@@ -227,6 +237,65 @@ def test_closing_answers_what_is_inside_and_refuses_what_comes(installed):
     with pytest.raises(Unavailable, match="stopping"):
         agent.infer("dense", X)
     assert not agent.ready()
+
+
+def test_closing_twice_is_closing_once(installed):
+    with Agent(installed) as agent:
+        agent.close()
+    with pytest.raises(Unavailable, match="stopping"):
+        agent.reload()
+
+
+def test_an_array_may_be_used_again_as_soon_as_submit_returns(installed):
+    told = Told()
+    x = {"x": X["x"].copy()}
+    with Agent(installed) as agent:
+        for _ in range(40):
+            x["x"][:] = X["x"]
+            agent.submit("dense", x, told)
+            x["x"][:] = 0
+        answers = told.wait(40)
+    expected = direct(installed, X)["y"]
+    for a in answers:
+        assert isinstance(a, Answer)
+        np.testing.assert_array_equal(a.outputs["y"], expected)
+
+
+def test_a_picture_that_waits_beyond_its_deadline_is_not_decoded(config, make_package):
+    """Sixty large pictures at once: most are refused at once, or told in time that it is late."""
+    recipe = Recipe(height=2, width=2, color="L", layout="NHWC", scale=1 / 255)
+    path = make_package(width=4, preprocess=recipe)
+    install(config, path)
+    picture = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((3500, 3500), np.uint8)).save(picture, "PNG")
+    told, refused = Told(), 0
+    with Agent(config) as agent:
+        with pytest.raises(InputError):  # the recipe's tensor is no row of four: it was decoded
+            agent.infer("dense", Image(picture.getvalue()))
+        start = time.monotonic()
+        for _ in range(60):
+            try:
+                agent.submit("dense", Image(picture.getvalue()), told, deadline_ms=100)
+            except Overloaded:
+                refused += 1
+        answers = told.wait(60 - refused)
+        took = time.monotonic() - start
+        alone = time.monotonic()
+        with pytest.raises(InputError):
+            agent.infer("dense", Image(picture.getvalue()))
+        alone = time.monotonic() - alone
+    late = sum(isinstance(a, DeadlineExceeded) for a in answers)
+    assert late + refused > 30
+    assert took < 60 * alone
+
+
+def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(config, make_package):
+    config = msgspec.structs.replace(config, serve=Serve(max_image_mpixels=0.01))
+    install(config, make_package(preprocess=Recipe(height=2, width=2, color="L", layout="NHWC")))
+    picture = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((101, 100), np.uint8)).save(picture, "PNG")
+    with Agent(config) as agent, pytest.raises(InputError, match="at most 10000 are decoded"):
+        agent.infer("dense", Image(picture.getvalue()))
 
 
 def test_an_agent_without_a_model_is_ready_and_empty(config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -22,7 +23,8 @@ from agent.install import install
 from agent.live import Pulse
 from agent.slots import Slots
 from edge_core.errors import EdgeError, InputError, Unavailable
-from tests.agent.service import FOR_EVER, Service, edge_agent, numbers, turner, until
+from tests.agent.service import FOR_EVER, Service, edge_agent, numbers, settings, turner, until
+from tests.cases import ROOT
 
 
 @pytest.fixture
@@ -129,6 +131,21 @@ def test_what_is_wrong_at_the_start_is_told(config: Config, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Not a directory"), running.alone(tmp_path / "file"):
         pass
+
+
+def test_events_are_json_where_they_are_asked_for(installed: Config):
+    path, log = settings(installed), installed.root.parent / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agent", "run", "--json", "--config", str(path)],
+            stdout=output, stderr=output, cwd=ROOT,
+        )  # fmt: skip
+    until(lambda: "event=ready" in log.read_text())
+    process.terminate()
+    assert process.wait(30) == 0
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert events[-1]["message"] == "event=stopped"
+    assert {"time", "level", "logger", "message"} == set(events[0])
 
 
 def test_a_read_only_disk_does_not_keep_it_from_serving(
@@ -261,6 +278,24 @@ def test_a_hung_runtime_stops_the_pings_and_is_taken_back(
     with Service(config) as service:
         assert service.digest("turner") == good
         assert "event=taken_back model=turner" in service.log.read_text()
+
+
+def test_being_ended_twice_in_an_inference_is_no_crash(config: Config, tmp_path: Path):
+    """The second signal kills: what the process was doing then is nobody's fault."""
+    config = msgspec.structs.replace(config, crash=Crash(max_crashes=1))
+    digest = install(config, turner(tmp_path)).slot.digest
+    endless = numbers(tmp_path, n=[FOR_EVER])
+    with Service(config) as service:
+        asking = threading.Thread(target=as_told, args=(service, endless))
+        asking.start()
+        until(lambda: client.status(service.here)["models"][0]["requests"])
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: "event=stopping" in service.log.read_text())
+        assert service.end(signal.SIGTERM) == -signal.SIGTERM
+        asking.join()
+    with Service(config) as service:
+        assert service.digest("turner") == digest
+        assert "event=taken_back" not in service.log.read_text()
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -122,10 +122,10 @@ def test_the_bets_are_fair_at_epsilon(wrong, epsilon):
     state = begin(1.0, epsilon, 0.999999)  # no alarm in between
     for w in wrong:
         state = step(state, 0.1, w)
-    if state.alarms:
+    bad, right = step(state, 0.1, True), step(state, 0.1, False)
+    if bad.alarms:  # it begins anew with 1
         return
-    after = [evidence(step(state, 0.1, w)) for w in (True, False)]
-    fair = epsilon * after[0] + (1 - epsilon) * after[1]
+    fair = epsilon * evidence(bad) + (1 - epsilon) * evidence(right)
     assert fair == pytest.approx(evidence(state), rel=1e-9)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import tokenizers
 
 from agent.caches.calibrate import Calibration
-from agent.caches.calibration import calibrate_model
+from agent.caches.calibration import calibrate_model, write
 from agent.caches.database import LEAST
 from agent.caches.descriptors import Descriptor
 from agent.caches.guard import signature
@@ -233,6 +235,43 @@ def test_a_tightened_threshold_survives_a_restart_and_ends_with_a_new_calibratio
     cache = opened(tmp_path, msgspec.structs.replace(TEXTS, trials=1))
     assert cache.counters().threshold == TEXTS.threshold
     assert cache.counters().audited == 0
+    cache.close()
+
+
+KILLED = """
+import sys
+import numpy as np
+from pathlib import Path
+from agent.caches.calibration import read
+from agent.caches.near import NearCache
+
+folder = Path(sys.argv[1])
+made = read(folder / "made.json")
+cache = NearCache(folder / "near" / "model.db", made, audit_share=1.0)
+eye = np.eye(16, dtype=np.float32)
+for place in eye[:15]:
+    cache.put(made.model, place, {"answer": np.array("stored")})
+    near = cache.find(made.model, place + np.float32(0.1) * eye[15])
+    if near is not None:
+        cache.audited(made.model, near, {"answer": np.array("something else")})
+print(cache.flush(), cache.counters().threshold, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_tightened_threshold_and_the_answers_survive_kill_9(tmp_path):
+    write(tmp_path / "made.json", TEXTS)
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        flushed, threshold = child.stdout.readline().split()
+        child.kill()
+    assert flushed == "True"
+    cache = opened(tmp_path)
+    assert cache.counters().threshold == float(threshold) < TEXTS.threshold
+    assert cache.find(MODEL, np.eye(16, dtype=np.float32)[0]).outputs == said("stored")
     cache.close()
 
 

@@ -174,6 +174,8 @@ def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
     assert enough.why == ""
     assert enough.level is not None
     assert enough.level.upper <= 0.1
+    if grouped:  # the groups that say where to begin prove nothing
+        assert enough.level.groups == enough.groups - math.ceil(enough.groups / 5)
     assert needed(0.1) == 29
     assert asked > 29 * 5 / 4  # a fifth is set aside, and not every request is a reuse
     assert made(int(asked * 0.35)).threshold == 0

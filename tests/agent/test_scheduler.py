@@ -273,6 +273,56 @@ def test_closing_answers_what_waits_and_finishes_what_runs():
         s.post(x(3), soon(), running.done)
 
 
+def test_a_callback_that_raises_takes_no_answer_from_the_others():
+    gate, others = Gate(), Answers()
+
+    def broken(ran):
+        raise RuntimeError("the application's own")
+
+    s = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
+    s.post(x(1), soon(), others.done)
+    assert gate.inside.acquire(timeout=30)
+    s.post(x(2), soon(), broken)
+    s.post(x(3), soon(), others.done)
+    closing = threading.Thread(target=s.close)
+    closing.start()
+    others.wait(1)
+    gate.open.set()
+    closing.join()
+    assert {type(r.error) for r in others.wait(1)} == {Unavailable, type(None)}
+
+
+@pytest.mark.parametrize("cut", [lambda y: y[:1], lambda y: y.sum()])
+def test_an_output_without_a_row_for_each_request_is_not_handed_out(cut):
+    """Then each runs alone, where the output is whatever it is."""
+    gate, answers = Gate(), Answers()
+
+    def run(feeds):
+        y = gate.run(feeds)["y"]
+        return {"y": cut(y) if len(y) > 1 else y}
+
+    with scheduled(run, max_size=8) as s:
+        s.post(x(0), soon(), answers.done)
+        assert gate.inside.acquire(timeout=30)
+        for i in (1, 2, 3):
+            s.post(x(i), soon(), answers.done)
+        gate.open.set()
+        got = answers.wait(4)
+        assert s.alive
+    assert [float(r.outputs["y"].item()) for r in got] == [0, 2, 4, 6]
+
+
+def test_a_deadline_that_has_passed_already_is_told_as_such():
+    gate, answers = Gate(), Answers()
+    with scheduled(gate.run) as s:
+        s.post(x(0), soon(), answers.done)
+        assert gate.inside.acquire(timeout=30)
+        with pytest.raises(DeadlineExceeded):
+            s.call(x(1), soon(-1))
+        gate.open.set()
+        answers.wait(1)
+
+
 def test_every_request_is_answered_once_under_a_storm_with_tight_deadlines():
     """The invariant: refused, or answered, or told that it is late; never twice, never nothing."""
     counts = {"sent": 0, "refused": 0, "answered": 0, "late": 0, "wrong": 0}
