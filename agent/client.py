@@ -54,11 +54,15 @@ Document = dict[str, Any]
 
 
 def live(running: Running, timeout_s: float = TIMEOUT_S) -> bool:
-    """Does the server answer at all? A refusal is an answer."""
+    """Does the server answer at all? A refusal is an answer.
+
+    So is the cut of a connection that was made: with too many of them the server's loop does that.
+    One that hangs does not, and the question waits for ``timeout_s``.
+    """
     try:
         _exchange(running, "GET", "/v2/health/live", timeout_s=timeout_s)
-    except Unavailable:
-        return False
+    except Unavailable as e:
+        return isinstance(e.__cause__, ConnectionResetError | BrokenPipeError)
     return True
 
 
@@ -96,7 +100,8 @@ def infer(running: Running, manifest: Manifest, source: Path, *, top: int = 5) -
     )
     ms = (time.perf_counter() - start) * 1e3
     outputs = {o["name"]: o for o in reply["outputs"]}
-    labels = outputs.pop(TOP, {"data": []})["data"] if top else []
+    told = outputs.pop(TOP) if top else {"shape": [], "data": []}
+    labels = told["data"] if len(told["shape"]) == 1 else []  # else of several rows
     return run.Answer(
         outputs={
             name: np.reshape(np.array(o["data"], object), o["shape"]).tolist()

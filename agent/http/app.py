@@ -18,7 +18,7 @@ import msgspec
 
 from agent.agent import Agent
 from agent.config import Http
-from agent.http import describe, oip
+from agent.http import describe, oip, origin
 from agent.http.body import Body, Held, Receive
 from agent.http.limits import DEFAULT, Limits
 from agent.http.oip import Headers, TooLarge
@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 ASIDE = 256 * 1024  # bytes of JSON, or a sixteenth of it in values, that take more than some ms
 ASIDE_BINARY = 16 * 1024 * 1024
+ASIDE_TEXTS = 16 * 1024  # bytes of binary tensors that may be thousands of texts
 
 
 class App:
@@ -47,6 +48,10 @@ class App:
         self._most = int(http.max_body_mb * 1e6)
         self._held = Held(max(limits.bodies, 2 * self._most))
         self._tallies: dict[str, describe.Tally] = {}
+        self._local = not http.socket and origin.is_local(http.host)
+        self._large = asyncio.Lock()  # one large document at a time: each takes much memory
+        self._loading = asyncio.Lock()
+        self._next_load: asyncio.Future[None] | None = None  # has not begun
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
@@ -68,6 +73,8 @@ class App:
 
     async def _reply(self, scope: dict[str, Any], headers: Headers, body: Body) -> Reply:
         self._check_head(scope, headers)
+        if self._local:
+            origin.check(headers)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         path = _path(scope["raw_path"])
         if path[:2] == ["v2", "models"] and path[2:] not in ([], ["stats"]):
@@ -121,7 +128,7 @@ class App:
                 f"'{name}' has no version '{version}'", hint=f"it serves {manifest.version}"
             )
         if verb == "infer":
-            return await self._tallied(manifest, headers, body)
+            return await self._tallied(manifest, version, headers, body)
         if verb == "stats":
             found = await asyncio.to_thread(self._agent.model, name)
             return document(200, describe.stats((found,), self._tallies))
@@ -136,11 +143,19 @@ class App:
                 f"{verb} with these parameters is not offered: what is installed is served",
                 hint="edge-agent install, edge-agent rollback",
             )
-        await asyncio.to_thread(self._agent.reload)
+        if self._next_load is None:
+            self._next_load = asyncio.ensure_future(self._reload())
+        await asyncio.shield(self._next_load)
         found = await asyncio.to_thread(self._agent.model, name)
         if found.why:
             raise Unavailable(f"'{name}' cannot be served: {found.why}")
         return document(200, {})
+
+    async def _reload(self) -> None:
+        """One at a time; whoever asks before it begins shares it: it takes a thread, and long."""
+        async with self._loading:
+            self._next_load = None  # what is installed from here on might be missed by this one
+            await asyncio.to_thread(self._agent.reload)
 
     def _check_head(self, scope: dict[str, Any], headers: Headers) -> None:
         size = len(scope["raw_path"]) + len(scope["query_string"])
@@ -162,12 +177,14 @@ class App:
         except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
             raise InputError(f"the body is not understood: {e}") from e
 
-    async def _tallied(self, manifest: Manifest, headers: Headers, body: Body) -> Reply:
+    async def _tallied(
+        self, manifest: Manifest, version: str, headers: Headers, body: Body
+    ) -> Reply:
         tally = self._tallies.setdefault(manifest.name, describe.Tally())
         start = time.perf_counter_ns()
         cached = ""
         try:
-            reply, cached = await self._infer(manifest, headers, body)
+            reply, cached = await self._infer(manifest, version, headers, body)
         except BaseException:
             tally.fail += 1
             tally.fail_ns += time.perf_counter_ns() - start
@@ -182,18 +199,27 @@ class App:
             tally.last_ms = time.time_ns() // 1_000_000
         return reply
 
-    async def _infer(self, manifest: Manifest, headers: Headers, body: Body) -> tuple[Reply, str]:
+    async def _infer(
+        self, manifest: Manifest, version: str, headers: Headers, body: Body
+    ) -> tuple[Reply, str]:
         for name, value in headers:
             if name == b"content-encoding" and value.lower() not in (b"", b"identity"):
                 raise Refused(415, "Content-Encoding is not supported", hint="send it as it is")
         length = oip.json_length(headers)
         data = await body.read(length or 0)
         text = len(data) if length is None else length
-        request = await _aside(text > ASIDE, oip.parse, data, length, manifest)
+        texts = any(s.dtype == "string" for s in manifest.inputs)
+        large = text > ASIDE or len(data) > (ASIDE_TEXTS if texts else ASIDE_BINARY)
+        request = await self._aside(large, oip.parse, data, length, manifest)
         answer = await self._answer(manifest.name, request, len(data) > ASIDE_BINARY)
+        if version and version != answer.version:
+            raise Unavailable(
+                f"'{manifest.name}' {answer.version} came meanwhile, not version '{version}'",
+                hint="ask again, for the version that is served now or for any",
+            )
         as_json = not all(w.binary for w in request.wanted)
-        values = sum(a.size for a in answer.outputs.values()) if as_json else 0
-        reply, parts = await _aside(values > ASIDE // 16, oip.encode, answer, request)
+        values = sum(a.size for a in answer.outputs.values() if as_json or a.dtype == object)
+        reply, parts = await self._aside(values > ASIDE // 16, oip.encode, answer, request)
         return (200, reply, parts), answer.cached
 
     async def _answer(self, model: str, request: oip.Request, slow: bool) -> Answer:
@@ -211,14 +237,21 @@ class App:
         def submit() -> None:
             self._agent.submit(
                 model, request.inputs, done,
-                deadline_ms=request.deadline_ms, top=request.top, cache=request.cache,
+                deadline_ms=request.deadline_ms, top=request.top, cache=request.cache, copy=False,
             )  # fmt: skip
 
-        await _aside(slow, submit)
+        await self._aside(slow, submit)
         found = await future
         if isinstance(found, EdgeError):
             raise found
         return found
+
+    async def _aside(self, large: bool, f: Callable[..., T], *arguments: Any) -> T:
+        """Call ``f``, on another thread if it would hold up the event loop."""
+        if not large:
+            return f(*arguments)
+        async with self._large:
+            return await asyncio.to_thread(f, *arguments)
 
 
 async def busy(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -258,8 +291,3 @@ def _path(raw: bytes) -> list[str]:
 def _only(allowed: str, method: str) -> None:
     if method != allowed:
         raise Refused(405, f"this path takes {allowed}", allow=allowed)
-
-
-async def _aside(slow: bool, f: Callable[..., T], *arguments: Any) -> T:
-    """Call ``f``, on another thread if it would hold up the event loop."""
-    return await asyncio.to_thread(f, *arguments) if slow else f(*arguments)

@@ -121,7 +121,7 @@ def look(path: Path, count: int, surely: dict[str, set[int]]) -> int:
 
 
 def test_what_was_committed_before_the_kill_is_there_and_right(tmp_path):
-    path, count = tmp_path / "results.db", 250
+    path, count = tmp_path / "results.db", 150  # of each model: far from any eviction
     surely: dict[str, set[int]] = {m: set() for m in MODELS}
     for seed in range(ROUNDS):
         surely[MODELS[seed % 2]] |= set(run_and_kill(write_for_ever, path, seed, count, False))

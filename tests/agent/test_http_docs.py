@@ -114,7 +114,7 @@ def test_every_parameter_is_documented():
 
 def test_every_status_and_limit_is_documented():
     shown = {int(status) for status, _ in table("Refusals")}
-    assert shown == {status for _, status in replies.STATUS} | {405, 415, 431, 500}
+    assert shown == {status for _, status in replies.STATUS} | {403, 405, 415, 431, 500}
     d = limits.DEFAULT
     refusals = PAGE.split("### Refusals\n", 1)[1]
     for text in (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import select
 import socket
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -17,15 +19,16 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from agent import Agent
+from agent import Agent, client
 from agent.http.limits import Limits
 from agent.http.wire import datatype
+from agent.running import Running
 from tests.agent import http_server
 
 QUICK = Limits(head_s=0.5, body_s=0.5, drop_s=0.5, stuck_s=0.5, keep_alive_s=1)
 LIMIT_MB = 0.4
 LIMIT = 400_000
-INFER = "POST /v2/models/dense/infer HTTP/1.1\r\nHost: here\r\n"
+INFER = "POST /v2/models/dense/infer HTTP/1.1\r\nHost: localhost\r\n"
 DOCUMENT = json.dumps(
     {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 ).encode()
@@ -236,7 +239,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut(root):
         tail += b"\0" * size
     document = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     head = (
-        f"POST /v2/models/echo/infer HTTP/1.1\r\nHost: here\r\n"
+        f"POST /v2/models/echo/infer HTTP/1.1\r\nHost: localhost\r\n"
         f"Inference-Header-Content-Length: {len(document)}\r\n"
         f"Content-Length: {len(document) + len(tail)}\r\n\r\n"
     )
@@ -285,6 +288,63 @@ def test_a_flood_of_connections_is_cut_and_does_not_take_the_served_ones_down(ad
         assert exchange(first, VALID)[0] == 200
 
 
+def running(address: str) -> Running:
+    return Running(pid=os.getpid(), address=address, since=0.0)
+
+
+def test_the_watchdogs_question_is_answered_however_many_connections_there_are(served):
+    _, where = served
+    here = running(f"http://{where}")
+    for more in (4, 4 + QUICK.spare, 160):  # served, told 503, cut
+        with ExitStack() as stack:
+            flood = [stack.enter_context(connect(where)) for _ in range(more)]
+            assert client.live(here, 2), len(flood)
+
+
+def test_a_server_that_takes_no_connection_is_not_alive():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        host, port = listener.getsockname()
+        assert not client.live(running(f"http://{host}:{port}"), 0.3)  # refused
+        listener.listen(8)  # the system takes connections; nobody answers
+        assert not client.live(running(f"http://{host}:{port}"), 0.3)
+
+
+def test_a_million_texts_do_not_hold_the_event_loop_up(root):
+    rows = 2**19
+    inputs, tail = [], b""
+    for d in http_server.ONNX_TYPES:
+        n = rows if d == "string" else 0
+        size = {"binary_data_size": n * 2 * 4}
+        inputs.append(
+            {"name": f"in_{d}", "shape": [n, 2], "datatype": datatype(d), "parameters": size}
+        )
+        tail += b"\0" * size["binary_data_size"]
+    document = json.dumps(
+        {"inputs": inputs, "outputs": [{"name": "out_string", "parameters": {"binary_data": True}}]}
+    ).encode()
+    head = INFER.replace("dense", "echo") + (
+        f"Inference-Header-Content-Length: {len(document)}\r\n"
+        f"Content-Length: {len(document) + len(tail)}\r\n\r\n"
+    )
+    waits = []
+    with (
+        http_server.serving(root) as (_, address),
+        connect(address) as s,
+        ThreadPoolExecutor() as threads,
+    ):
+        start = time.monotonic()
+        asked = threads.submit(exchange, s, head.encode() + document + tail)
+        while not asked.done():
+            before = time.monotonic()
+            with connect(address) as other:
+                assert exchange(other, VALID)[0] == 200
+            waits.append(time.monotonic() - before)
+        whole = time.monotonic() - start
+        assert asked.result()[0] == 200
+    assert max(waits) < whole / 3, (max(waits), whole)
+
+
 @pytest.mark.parametrize(
     "name",
     ["..", ".", "%2e%2e", "..%2f..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "dense%00", "dense%2f",
@@ -294,7 +354,9 @@ def test_a_flood_of_connections_is_cut_and_does_not_take_the_served_ones_down(ad
                                   "POST /v2/repository/models/{}/load"])  # fmt: skip
 def test_a_models_name_is_no_path(address, what, name):
     with connect(address) as s:
-        status, _, body = exchange(s, f"{what.format(name)} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        status, _, body = exchange(
+            s, f"{what.format(name)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        )
     assert status in (400, 404, 405)
     assert b"root:" not in body
 
@@ -338,5 +400,5 @@ def test_pipelined_requests_are_answered_in_order(address):
 def test_an_upgrade_to_another_protocol_is_not_made(address):
     upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"
     with connect(address) as s:
-        status, _, _ = exchange(s, f"GET /v2 HTTP/1.1\r\nHost: here\r\n{upgrade}".encode())
+        status, _, _ = exchange(s, f"GET /v2 HTTP/1.1\r\nHost: localhost\r\n{upgrade}".encode())
     assert status == 200

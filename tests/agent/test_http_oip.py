@@ -12,6 +12,7 @@ import tracemalloc
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -207,7 +208,7 @@ BIG = 2**31 - 1
         (x(shape=[1] * 33), b"", "$.inputs[0].shape"),
         (x(shape=[BIG, BIG]), b"", "at most"),
         (x(shape=[0, BIG, BIG]), b"", "at most"),
-        (x(shape=[1, 5]), b"", "has 4 elements; shape [1,5] has 5"),
+        (x(shape=[1, 5]), b"", "input 'x' has shape 1x5; the model takes 1x4"),
         (x(datatype="BF16"), b"", "datatype 'BF16'; one of: FP32"),
         (x(datatype="fp32"), b"", "datatype 'fp32'"),
         (x(data=[1, 2, 3]), b"", "has 3 elements"),
@@ -262,6 +263,72 @@ def test_a_bad_request_is_refused_with_its_field(document: object, tail: bytes, 
 def test_what_is_no_json_document_is_refused(text: bytes):
     with pytest.raises(InputError):
         oip.parse(memoryview(text), None, DENSE)
+
+
+PAIRS = manifest({"x": ("string", ("n", 2))}, {"y": ("float32", (1, 3))}, class_scores=False)
+QUANTISED = msgspec.structs.replace(DENSE, inputs=(TensorSpec("x", "int8", (1, 4), "", 0.5, 0),))
+
+
+@pytest.mark.parametrize(
+    ("of", "datatype", "shape", "why"),
+    [
+        (DENSE, "FP32", [1, 4, 1], "input 'x' has shape 1x4x1; the model takes 1x4"),
+        (DENSE, "FP32", [], "input 'x' has shape a scalar; the model takes 1x4"),
+        (DENSE, "FP32", [2**20, 4], "input 'x' has shape 1048576x4; the model takes 1x4"),
+        (STRINGS, "FP32", [1], "input 'x' has datatype FP32; the model takes BYTES"),
+        (PAIRS, "BYTES", [1, 3], "input 'x' has shape 1x3; the model takes nx2"),
+        (manifest({"x": ("int8", (1,))}, {}), "FP32", [1], "the model takes INT8"),
+        (manifest({"x": ("bool", (1,))}, {}), "INT8", [1], "the model takes BOOL"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_whatever_its_data(of, datatype, shape, why):
+    with pytest.raises(InputError) as caught:
+        request(bytes_of(1, datatype=datatype, shape=shape), b"?", of=of)
+    assert why in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("of", "datatype"),
+    [(DENSE, "INT8"), (DENSE, "BOOL"), (DENSE, "FP64"), (QUANTISED, "FP32"), (QUANTISED, "INT8"),
+     (manifest({"x": ("int8", (1, 4))}, {}), "INT64")],
+)  # fmt: skip
+def test_a_datatype_whose_values_may_be_cast_without_loss_is_taken(of: Manifest, datatype: str):
+    size = 4 * np.dtype(wire.DATATYPES[datatype]).itemsize
+    assert request(bytes_of(size, datatype=datatype), bytes(size), of=of).inputs
+
+
+MANY = 1_000_000
+HUGE = {
+    "a shape of its own": (DENSE, "FP32", [MANY, 4], "1," * 4 * MANY + "1"),
+    "too many numbers": (DENSE, "FP32", [1, 4], "1," * 4 * MANY + "1"),
+    "too many lists": (DENSE, "FP32", [1, 4], "[]," * 2 * MANY + "[]"),
+    "too many texts": (PAIRS, "BYTES", [1, 2], '"a",' * MANY + '"a"'),
+    "too many escaped texts": (PAIRS, "BYTES", [1, 2], r'"\\\\",' * MANY + '"a"'),
+    "too many lists of texts": (PAIRS, "BYTES", [1, 2], "[]," * 2 * MANY + "[]"),
+    "too many lists of none": (PAIRS, "BYTES", [0, 2], "[]," * 2 * MANY + "[]"),
+    "a picture in JSON": (PICTURE, "BYTES", [1], '"a",' * MANY + '"a"'),
+}
+
+
+@pytest.mark.parametrize(("of", "datatype", "shape", "data"), HUGE.values(), ids=HUGE.keys())
+def test_json_that_does_not_fit_takes_no_more_memory_than_its_text(of, datatype, shape, data):
+    x = f'"name": "x", "shape": {shape}, "datatype": "{datatype}", "data": [{data}]'
+    text = f'{{"inputs": [{{{x}}}]}}'.encode()
+    tracemalloc.start()
+    assert len(text) < oip.MAX_JSON
+    with pytest.raises(InputError):
+        oip.parse(memoryview(text), None, of)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.5 * len(text)
+
+
+def test_one_text_may_have_many_quotes_and_commas():
+    text = '"a", ' * 1000
+    document = {"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": [text]}]}
+    inputs = request(document, of=STRINGS).inputs
+    assert isinstance(inputs, dict)
+    assert inputs["x"].tolist() == [text]
 
 
 def test_the_json_part_is_bounded():
@@ -408,6 +475,18 @@ def test_top_adds_the_agents_best_classes_as_an_output():
     assert document["parameters"] == {"cached": "exact"}
     assert document["outputs"][1] == {
         "name": "labels", "datatype": "BYTES", "shape": [1], "data": ["0.9:1:b"],
+    }  # fmt: skip
+
+
+def test_top_of_several_rows_are_the_best_classes_of_each():
+    scores = np.array([[0.25, 0.75], [1, 0]], np.float32)
+    answer = Answer(model="m", version="3", digest="", outputs={"y": scores})
+    asked = Request(
+        inputs={}, wanted=(oip.Wanted("y", False),), top=1, version="3", labels=("a", "b")
+    )
+    document = json.loads(b"".join(oip.encode(answer, asked)[1]))
+    assert document["outputs"][1] == {
+        "name": "labels", "datatype": "BYTES", "shape": [2, 1], "data": ["0.75:1:b", "1.0:0:a"],
     }  # fmt: skip
 
 

@@ -342,6 +342,51 @@ def test_load_serves_what_was_installed_while_requests_go_on(tmp_path):
     assert answers == sorted(answers)
 
 
+def test_an_answer_for_a_version_is_never_one_of_another_that_came_meanwhile(tmp_path):
+    root = tmp_path / "agent"
+    root.mkdir()
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+    http_server.install(root, http_server.dense(tmp_path / "1", version="1"))
+    x = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
+    body = json.dumps({"inputs": [x]}).encode()
+    with http_server.serving(root) as (agent, address):
+        asking = [http.client.HTTPConnection(address, timeout=30) for _ in range(2)]
+        for connection, pin in zip(asking, ("/versions/1", ""), strict=True):
+            connection.putrequest("POST", f"/v2/models/dense{pin}/infer")
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders()  # the model is looked up
+            connection.send(body[:10])
+        time.sleep(0.5)
+        http_server.install(root, http_server.dense(tmp_path / "2", version="2"))
+        assert agent.reload() == ("dense",)
+        answers = []
+        for connection in asking:
+            connection.send(body[10:])
+            response = connection.getresponse()
+            answers.append((response.status, json.loads(response.read())))
+            connection.close()
+    (pinned, why), (free, answer) = answers
+    assert (pinned, "'dense' 2 came meanwhile" in why["error"]) == (503, True)
+    assert (free, answer["model_version"]) == (200, "2")
+
+
+def test_loads_that_wait_take_no_threads_from_the_others(root):
+    with (
+        http_server.serving(root) as (agent, address),
+        ThreadPoolExecutor(40) as threads,
+    ):
+        path = "/v2/repository/models/dense/load"
+        with agent._switching:  # a slow model is being loaded
+            loads = [threads.submit(ask, address, "POST", path) for _ in range(40)]
+            time.sleep(0.5)
+            start = time.monotonic()
+            assert ask(address, "GET", "/v2/edge/status")[0] == 200
+            assert time.monotonic() - start < 5
+            assert not any(f.done() for f in loads)
+        assert {f.result()[0] for f in loads} == {200}
+
+
 def test_a_model_that_cannot_be_loaded_is_told_and_the_others_serve(tmp_path):
     root = tmp_path / "agent"
     root.mkdir()
