@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import astuple
 
-from agent import crashes
+from agent import crashes, memory
 from agent.beside import Beside
 from agent.caching import Caches
 from agent.config import Config
@@ -312,6 +312,7 @@ class Agent:
         def drain() -> None:
             if not old.close(DRAIN_S):
                 log.warning("event=drain_timed_out model=%s", old.manifest.name)
+            memory.give_back()
 
         self._drains = [t for t in self._drains if t.is_alive()]
         thread = threading.Thread(target=drain, name="drain", daemon=True)

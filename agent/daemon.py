@@ -23,7 +23,7 @@ from types import FrameType
 
 import msgspec
 
-from agent import client, config, heartbeat, running
+from agent import client, config, heartbeat, memory, running
 from agent.agent import JOURNAL, Agent
 from agent.config import Config
 from agent.http.server import Server
@@ -55,6 +55,7 @@ class Ending:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     os.umask(0o077)
+    memory.few_arenas()
     notifier = Notifier(os.environ)
     os.environ.pop("NOTIFY_SOCKET", None)  # not for the children
     try:

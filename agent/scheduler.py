@@ -128,6 +128,7 @@ class Scheduler:
         for lane in self._lanes:
             if lane is not threading.current_thread():
                 lane.join(JOIN_S)
+        self._free.clear()  # the sessions' memory goes now, not when nobody knows this object
 
     def _idle(self) -> Run | None:
         """A free session, unless somebody waits for one or company is waited for."""
