@@ -29,6 +29,7 @@ from agent import crashes, memory
 from agent.beside import Beside
 from agent.caching import Caches
 from agent.config import Config
+from agent.finite import Checker
 from agent.journal import Inside, Journal, Opened
 from agent.live import Guard, Image, Inputs, Live, Pulse, load
 from agent.requests import Answer, Request
@@ -83,6 +84,7 @@ class Agent:
         self._journal, inside = journal or Journal.open(config.root / JOURNAL)
         self._take_back(inside)
         self._caches = Caches(config)
+        self._checker = Checker()
         self._beside = Beside(allowed_threads(config.install.cpu_share) + 1)
         self._live: dict[str, Live] = {}
         self._failed: dict[str, str] = {}
@@ -123,7 +125,7 @@ class Agent:
         try:
             live = self._enter(model)
             try:
-                request = Request(self._caches, live, inputs, top, cache, start)
+                request = Request(self._caches, self._checker, live, inputs, top, cache, start)
                 found = request.look()
                 if found:
                     return found
@@ -157,7 +159,7 @@ class Agent:
             try:
                 if copy and not isinstance(inputs, Image):
                     inputs = {name: np.array(a) for name, a in inputs.items()}
-                request = Request(self._caches, live, inputs, top, cache, start)
+                request = Request(self._caches, self._checker, live, inputs, top, cache, start)
                 deadline = self._deadline(live, start, deadline_ms)
                 if request.slow:
                     work = partial(self._prepare_and_post, live, request, deadline, done)
@@ -388,6 +390,7 @@ class Agent:
         for thread in self._drains:
             thread.join()
         self._beside.close()
+        self._checker.close()
         self._caches.close()
         self._journal.close()
 

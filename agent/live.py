@@ -144,7 +144,7 @@ class Live:
                 self._lock.notify_all()
 
     def prepare(self, inputs: Inputs) -> Feeds:
-        """Feeds that the sessions take; raises InputError for any other."""
+        """Feeds that the sessions take, NaN and infinity aside; raises InputError for others."""
         inputs_of = self.manifest.inputs
         if isinstance(inputs, Image):
             if self.manifest.preprocess is None or len(inputs_of) != 1:
@@ -155,7 +155,7 @@ class Live:
             most = int(self.limits.max_image_mpixels * 1e6)
             tensor = to_tensor(inputs.data, self.manifest.preprocess, max_pixels=most)
             inputs = {inputs_of[0].name: tensor}
-        feeds = check_feeds(inputs, inputs_of, self.manifest.name)
+        feeds = check_feeds(inputs, inputs_of, self.manifest.name, finite=False)
         if self.policy.max_size > 1 and len({len(a) for a in feeds.values()}) != 1:
             raise InputError(f"{self.manifest.name}: the inputs have different numbers of rows")
         return feeds

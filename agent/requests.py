@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from agent.caching import Caches
+from agent.finite import Check, Checker, refusal
 from agent.live import Image, Inputs, Live
 from agent.scheduler import Ran
 from edge_core.run import Scored
@@ -36,14 +37,22 @@ class Request:
     """One request on one loaded model."""
 
     __slots__ = (
-        "_audit", "_cache", "_caches", "_inputs", "_key", "_live", "_prepared", "_start", "_top",
-        "feeds",
+        "_audit", "_cache", "_caches", "_check", "_checker", "_inputs", "_key", "_live",
+        "_prepared", "_start", "_top", "feeds",
     )  # fmt: skip
 
     def __init__(
-        self, caches: Caches, live: Live, inputs: Inputs, top: int, cache: bool, start: int
+        self,
+        caches: Caches,
+        checker: Checker,
+        live: Live,
+        inputs: Inputs,
+        top: int,
+        cache: bool,
+        start: int,
     ) -> None:
-        self._caches, self._live, self._inputs = caches, live, inputs
+        self._caches, self._checker, self._live, self._inputs = caches, checker, live, inputs
+        self._check: Check | None = None
         self._top, self._start, self._prepared = top, start, start
         self._cache = cache and live.limits.cache
         self._key = b""
@@ -65,6 +74,8 @@ class Request:
             if found is not None:
                 return self._answer(found, "exact")
         self.feeds = live.prepare(self._inputs)
+        if not isinstance(self._inputs, Image):  # what a recipe makes is finite
+            self._check = self._checker.begin(self.feeds, live.manifest.name)
         self._prepared = time.perf_counter_ns()
         if self._cache:
             near = self._caches.near(live.manifest.name, digest, self.feeds)
@@ -74,7 +85,9 @@ class Request:
         return None
 
     def answer(self, ran: Ran) -> Answer:
-        """The answer of an inference; remembers it and counts its stages."""
+        """The answer of an inference; remembers it and counts its stages. Raises InputError."""
+        if self._check and (found := self._check.result()):
+            raise refusal(found, self._live.manifest.name)
         outputs = self._live.finish(ran.outputs)
         answer = self._answer(outputs, "")
         if self._cache:

@@ -34,11 +34,14 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         return tuple(d for d in self.shape if isinstance(d, str))
 
 
-def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], where: str) -> Feeds:
+def check_feeds(
+    feeds: Feeds, specs: tuple[TensorSpec, ...], where: str, *, finite: bool = True
+) -> Feeds:
     """Return ``feeds`` with the dtypes that ``specs`` want.
 
     Only safe casts are made (float64 to float32; integers that fit), and reals are quantised
-    where ``spec`` has a scale. Raises InputError naming
+    where ``spec`` has a scale. Without ``finite``, arrays that are used as they are may hold NaN
+    and infinity: the caller looks. Raises InputError naming
     ``where`` and the tensor for a missing or unknown name, a wrong shape, a lossy dtype, NaN or
     infinity.
     """
@@ -53,7 +56,12 @@ def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], where: str) -> Feed
             raise InputError(
                 f"{where}: input '{name}' is missing", hint=f"it has: {', '.join(feeds) or 'none'}"
             )
-        out[name] = _fit(np.asarray(feeds[name]), spec, where)
+        a = np.asarray(feeds[name])
+        as_it_is = not finite and a.shape == spec.shape and spec.dtype != "string"
+        if as_it_is and a.dtype == spec.dtype and a.flags.c_contiguous:
+            out[name] = a
+        else:
+            out[name] = _fit(a, spec, where)
     return out
 
 

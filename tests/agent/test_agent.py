@@ -110,6 +110,21 @@ def test_what_cannot_be_answered_is_refused_with_its_reason(installed, name, fee
         assert agent.infer("dense", X).outputs  # and it goes on serving
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_large_input_is_looked_through_while_the_model_runs(config, make_package, bad):
+    install(config, make_package(width=50_000))
+    x = {"x": np.ones((1, 50_000), np.float32)}
+    with Agent(config) as agent:
+        assert agent.infer("dense", x).outputs
+        x["x"][0, 49_999] = bad
+        with pytest.raises(InputError, match=r"dense: input 'x' contains (NaN|infinity)"):
+            agent.infer("dense", x)
+        told = Told()
+        agent.submit("dense", x, told)
+        assert isinstance(told.wait(1)[0], InputError)
+        assert agent.status().errors == {"InputError": 2}
+
+
 def test_a_hot_swap_takes_effect_for_new_requests_only(installed, make_package):
     with Agent(installed) as agent:
         old = agent.infer("dense", X)
@@ -135,9 +150,10 @@ def test_requests_inside_finish_on_the_model_they_started_with(installed, make_p
         for _ in range(12):
             agent.submit("dense", X, told)
         agent.reload()
+        after = Told()
         for _ in range(12):
-            agent.submit("dense", X, told)
-        answers = told.wait(24)
+            agent.submit("dense", X, after)
+        answers = [*told.wait(12), *after.wait(12)]
         last = agent.infer("dense", X)
         says[last.digest] = last.outputs["y"]
     assert len(says) == 2

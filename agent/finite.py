@@ -1,0 +1,82 @@
+"""NaN and infinity in large inputs, looked for while the inference runs.
+
+An INT8 model turns NaN into some integer and answers with confidence, so inputs are checked. A
+picture's tensor is in no processor cache any more when the next request comes: reading it once more
+took 2 % of an INT8 EfficientNet-Lite0. Another core does it while the runtime works.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import numpy as np
+
+from edge_core.errors import InputError
+from edge_core.tensors import Feeds
+
+LARGE = 128 * 1024  # bytes; smaller inputs are checked at once
+
+
+class Check:
+    """Is being answered by another thread."""
+
+    __slots__ = ("_busy", "_feeds", "_wrong")
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds, self._wrong = feeds, ""
+        self._busy = threading.Lock()
+        self._busy.acquire()
+
+    def run(self) -> None:
+        """Called once, by the checking thread."""
+        try:
+            self._wrong = wrong(self._feeds)
+        finally:
+            self._busy.release()
+
+    def result(self) -> str:
+        """The input that is not finite and what it contains, or ""; waits."""
+        with self._busy:
+            return self._wrong
+
+
+class Checker:
+    """One thread."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Check | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="finite", daemon=True)
+        self._thread.start()
+
+    def begin(self, feeds: Feeds, where: str) -> Check | None:
+        """Check small inputs now, raising InputError, and large ones meanwhile."""
+        if sum(a.nbytes for a in feeds.values() if a.dtype.kind == "f") > LARGE:
+            check = Check(feeds)
+            self._queue.put(check)
+            return check
+        if found := wrong(feeds):
+            raise refusal(found, where)
+        return None
+
+    def close(self) -> None:
+        """End the thread after what is queued."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while check := self._queue.get():
+            check.run()
+
+
+def wrong(feeds: Feeds) -> str:
+    """ "'x' contains NaN", or ""."""
+    for name, a in feeds.items():
+        if a.dtype.kind == "f" and not np.isfinite(a).all():
+            return f"input '{name}' contains {'NaN' if np.isnan(a).any() else 'infinity'}"
+    return ""
+
+
+def refusal(found: str, where: str) -> InputError:
+    """The error for what wrong() found."""
+    return InputError(f"{where}: {found}")
