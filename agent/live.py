@@ -7,7 +7,6 @@ was replaced closes when the last of its requests has left.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,7 +84,6 @@ class Live:
         self.slot, self.manifest, self.limits = slot, manifest, limits
         self.policy = policy(limits, slot)
         self.stages = Stages()
-        self.since = time.time()
         self._scheduler = Scheduler(
             runs, queue=limits.queue, policy=self.policy, name=manifest.name
         )
@@ -219,10 +217,12 @@ def load(
 
 def policy(limits: Serve, slot: Slot) -> Policy:
     """Batches as configured, where the installation measured that they pay."""
-    if not (limits.batching and slot.tuning.batching.pays):
+    measured = slot.tuning.batching
+    if not (limits.batching and measured.pays):
         return Policy()
+    most = min(limits.max_batch_size, measured.max_batch_size)  # more rows were no faster
     return Policy(
-        max_size=limits.max_batch_size,
-        min_size=min(limits.min_batch_size, limits.max_batch_size),
+        max_size=most,
+        min_size=min(limits.min_batch_size, most),
         max_wait_ns=int(limits.max_wait_ms * 1e6),
     )

@@ -222,7 +222,7 @@ def test_a_model_whose_batches_pay_runs_waiting_requests_together(config, make_p
     path = make_package(rows="batch", width=64)
     slots = Slots(config.root)
     slot = install(config, path).slot
-    batching = msgspec.structs.replace(slot.tuning.batching, can=True, pays=True)
+    batching = msgspec.structs.replace(slot.tuning.batching, can=True, pays=True, max_batch_size=8)
     tuning = msgspec.structs.replace(slot.tuning, batching=batching)
     slots.switch(msgspec.structs.replace(slot, tuning=tuning))
     rng = np.random.default_rng(5)
