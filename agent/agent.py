@@ -256,10 +256,13 @@ class Agent:
         with self._switching:
             if self._closed:
                 raise Unavailable("the agent is stopping")
-            changed = [name for name in self._slots.names() if self._renew(name)]
-            for name in set(self._live) - set(self._slots.names()):
-                changed.append(name)
-                self._retire(self._live.pop(name))
+            names = self._slots.names()
+            changed = [name for name in names if self._renew(name)]
+            for name in {*self._live, *self._failed}.difference(names):  # removed
+                self._failed.pop(name, None)
+                if old := self._live.pop(name, None):
+                    changed.append(name)
+                    self._retire(old)
             self._caches.use({name: m.slot.digest for name, m in self._live.items()})
             return tuple(changed)
 
@@ -284,7 +287,7 @@ class Agent:
         if old:
             self._swaps += 1
             self._retire(old)
-        return True
+        return bool(fresh or old)
 
     def _current(self, name: str) -> tuple[Active, Live | None]:
         """What is to be served, loaded unless it is served already."""

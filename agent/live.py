@@ -194,12 +194,12 @@ def load(
     Raises MeasureError if the runtime refuses it, MissingExtra without the runtime, PackageError
     if the model's inputs are not those of the manifest.
     """
-    adapter = runtimes.get(manifest.runtime.name)
     share = max(1, allowed_threads(cpu_share) // limits.instances)
     threads = min(limits.threads or slot.tuning.threads, share)
     path, options = folder / manifest.file, manifest.runtime.options
     runs: list[Run] = []
     try:
+        adapter = runtimes.get(manifest.runtime.name)
         with guard:
             for _ in range(limits.instances):
                 session = adapter.open(path, threads=threads, options=options)

@@ -199,6 +199,23 @@ def test_the_agent_starts_with_a_model_that_is_broken_and_says_why(installed, ma
         assert agent.infer("other", X).outputs
 
 
+def test_a_model_that_was_removed_is_forgotten_and_one_that_is_disabled_is_told_once(
+    installed, make_package
+):
+    install(installed, make_package(name="other", seed=3))
+    slots = Slots(installed.root)
+    with Agent(installed) as agent:
+        slots.disable("dense", "it crashed")
+        assert agent.reload() == ("dense",)
+        assert agent.reload() == ()
+        assert (agent.ready(), agent.model("dense").why) == (False, "it crashed")
+        (installed.root / "models" / "dense" / "active.json").unlink()
+        assert agent.reload() == ()
+        assert agent.ready()
+        with pytest.raises(UnknownModel):
+            agent.infer("dense", X)
+
+
 def test_one_models_load_does_not_take_anothers_place(config, make_package):
     """Limits are a model's own: a full queue here, an answer there."""
     tight = msgspec.structs.replace(config, models={"a": Serve(queue=1)})
