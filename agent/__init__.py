@@ -8,19 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agent.agent import Agent, ModelStatus, Status
     from agent.config import Config
-    from agent.live import Image
-    from agent.requests import Answer
+    from agent.serving.agent import Agent, ModelStatus, Status
+    from agent.serving.loaded_model import Image
+    from agent.serving.requests import Answer
 
 __all__ = ["Agent", "Answer", "Config", "Image", "ModelStatus", "Status"]
 _WHERE = {
-    "Agent": "agent.agent",
-    "Answer": "agent.requests",
+    "Agent": "agent.serving.agent",
+    "Answer": "agent.serving.requests",
     "Config": "agent.config",
-    "Image": "agent.live",
-    "ModelStatus": "agent.agent",
-    "Status": "agent.agent",
+    "Image": "agent.serving.loaded_model",
+    "ModelStatus": "agent.serving.agent",
+    "Status": "agent.serving.agent",
 }
 
 

@@ -18,7 +18,7 @@ import tomli_w
 from msgspec import Meta
 from msgspec import inspect as mi
 
-from edge_core import tables
+from edge_core import toml_schema
 from edge_core.errors import InputError
 from edge_core.files import storage_error, write_whole
 
@@ -148,11 +148,11 @@ def users_own() -> Path:
 def load(path: Path) -> Config:
     """The settings in ``path``; raises InputError with the file, the key and what is allowed."""
     where = str(path)
-    doc = tables.read(path, MAX_BYTES)
-    tables.check(doc, Config, where)
+    doc = toml_schema.read(path, MAX_BYTES)
+    toml_schema.check(doc, Config, where)
     serve = doc.get("serve", {})
     own = {name: {**serve, **table} for name, table in doc.get("models", {}).items()}
-    config = tables.build({**doc, "models": own}, Config, where)
+    config = toml_schema.build({**doc, "models": own}, Config, where)
     if not config.root.is_absolute():
         raise InputError(f"{where}: data_dir: expected an absolute path, got {config.data_dir!r}")
     return config

@@ -21,10 +21,12 @@ from rich.table import Table
 
 from agent import Agent
 from agent.config import Config, Serve
-from agent.slots import Batching, Slots
+from agent.packages.slots import Batching, Slots
 from benchmarks import agent_daemon, agent_packages, load
 from benchmarks.load import Load
-from edge_core import console, golden, package
+from edge_core import console
+from edge_core.package import format as package
+from edge_core.package import golden
 from edge_core.tensors import Feeds
 
 CLIENTS = (1, 8, 32)

@@ -23,7 +23,7 @@ import tritonclient.http as triton
 from tritonclient.utils import np_to_triton_dtype
 
 from agent.config import Config, Http, Serve
-from agent.install import install
+from agent.packages.install import install
 from edge_core.files import write_whole
 from edge_core.tensors import Feeds
 

@@ -28,11 +28,13 @@ import msgspec
 import numpy as np
 import tomli_w
 
-from agent import client, running
 from agent.config import Config, Http
-from agent.install import install
+from agent.packages.install import install
+from agent.service import client, instance_lock
 from benchmarks import agent_packages
-from edge_core import console, golden, package
+from edge_core import console
+from edge_core.package import format as package
+from edge_core.package import golden
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_MB, SERVING_MB, READY_S = 60.0, 120.0, 2.0
@@ -72,7 +74,7 @@ def start(config: Config, ask: Path | None) -> Start:
         manager.settimeout(60)
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "agent.daemon", "--config", str(settings)],
+            [sys.executable, "-I", "-m", "agent.service.daemon", "--config", str(settings)],
             env={**os.environ, "NOTIFY_SOCKET": manager.getsockname()},
         )
         try:
@@ -89,7 +91,7 @@ def start(config: Config, ask: Path | None) -> Start:
 
 def _ask(config: Config, ask: Path, began: float) -> float:
     """Seconds from the start to the first answer; some more follow, for the memory."""
-    here = running.found(config.root)
+    here = instance_lock.found(config.root)
     assert here
     manifest = package.open(ask).manifest
     source = config.root.parent / "input.npz"

@@ -25,11 +25,14 @@ from pathlib import Path
 from rich.table import Table
 
 from agent.config import Config, Install
-from agent.install import install
-from agent.slots import ACTIVE, Slot, Slots
+from agent.packages.install import install
+from agent.packages.slots import ACTIVE, Slot, Slots
 from benchmarks import agent_packages
-from edge_core import console, golden, package, runtimes
+from edge_core import console
 from edge_core.errors import EdgeError
+from edge_core.package import format as package
+from edge_core.package import golden
+from edge_core.runtimes import registry as runtimes
 
 ROOT = Path(__file__).resolve().parent.parent
 WHAT = ("install", "switch", "rollback", "sweep")

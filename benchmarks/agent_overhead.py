@@ -28,8 +28,11 @@ from rich.table import Table
 from agent import Agent
 from agent.config import Serve
 from benchmarks import agent_daemon, agent_packages, serve_peers
-from edge_core import console, golden, package, runtimes
-from edge_core.manifest import Manifest
+from edge_core import console
+from edge_core.package import format as package
+from edge_core.package import golden
+from edge_core.package.manifest import Manifest
+from edge_core.runtimes import registry as runtimes
 from edge_core.tensors import Feeds
 
 TURN = 5  # calls in a row

@@ -19,10 +19,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_core import golden, package
 from edge_core.files import sha256_file, write_whole
-from edge_core.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.preprocess import BUILT_IN, Recipe
+from edge_core.package import format as package
+from edge_core.package import golden
+from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.preprocess import BUILT_IN, Recipe
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Feeds
 

@@ -21,9 +21,11 @@ from agent import Agent, Image
 from agent.config import Serve
 from benchmarks import agent_daemon, agent_packages, load
 from benchmarks.load import Load
-from edge_core import console, package, runtimes
-from edge_core.preprocess import to_tensor
-from edge_core.run import Scored, top_scores
+from edge_core import console
+from edge_core.package import format as package
+from edge_core.package.preprocess import to_tensor
+from edge_core.package.run import Scored, top_scores
+from edge_core.runtimes import registry as runtimes
 from edge_core.tensors import check_feeds, dequantise
 from examples.data import PHOTOS
 

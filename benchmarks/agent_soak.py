@@ -27,9 +27,11 @@ import msgspec
 import numpy as np
 
 from agent.config import Config, Serve
-from agent.slots import Slots
+from agent.packages.slots import Slots
 from benchmarks import agent_daemon, agent_packages
-from edge_core import console, golden, package
+from edge_core import console
+from edge_core.package import format as package
+from edge_core.package import golden
 from edge_core.tensors import Feeds
 from examples.data import PHOTOS
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from agent import Agent
 from agent.config import Config, Serve
-from agent.slots import Slot, Slots
+from agent.packages.slots import Slot, Slots
 from benchmarks import agent_daemon, agent_packages
 from edge_core import console
 from edge_core.errors import EdgeError

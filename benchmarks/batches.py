@@ -23,16 +23,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-import converters
-from converters import onnx_file, onnx_fix, onnx_graph
-from converters.base import Ceiling, Job
-from edge_core import console, runtimes
+from converters import registry as converters
+from converters.layouts import inward
+from converters.onnx import file as onnx_file
+from converters.onnx import fixed_shapes, ort_facts
+from converters.onnx import graph as onnx_graph
+from converters.spec import Ceiling, Job
+from edge_core import console
 from edge_core.errors import ConvertError
-from edge_core.layouts import inward
-from edge_core.runtimes import ort_facts
-from edge_core.runtimes.base import Session
+from edge_core.runtimes import registry as runtimes
+from edge_core.runtimes.adapter import Session
 from edge_core.tensors import Feeds
-from edge_sdk import reader
+from edge_sdk.build import reader
 from examples import data, models
 
 SAMPLES = {
@@ -107,7 +109,7 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
     """Every candidate of one model: its figures, or why there is none."""
     source = models.BUILDERS[name](folder / "user.onnx")
     prepared = folder / "prepared.onnx"
-    onnx_graph.prepare(source, prepared, onnx_fix.one_row(onnx_file.load(source), {}))
+    onnx_graph.prepare(source, prepared, fixed_shapes.one_row(onnx_file.load(source), {}))
     inputs, _ = reader.border(prepared)
     known = {s.name: s for s in inputs}
 

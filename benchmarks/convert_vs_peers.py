@@ -21,14 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import tflite_vs_peers
-from converters.base import Ceiling
+from converters.spec import Ceiling
 from edge_core import console
-from edge_core import feeds as feeds_file
 from edge_core.files import sha256_file
 from edge_core.runtimes import onnxruntime as adapter
-from edge_sdk import convert, show
-from edge_sdk.metrics import wilson
-from edge_sdk.workspace import Workspace
+from edge_core.runtimes import sample_store
+from edge_sdk.build import convert
+from edge_sdk.build.metrics import wilson
+from edge_sdk.build.workspace import Workspace
+from edge_sdk.commands import render
 from examples import data, models
 
 OURS = "edge: onnx-int8-static-u8s8"
@@ -88,8 +89,8 @@ def peers(float_model: Path, samples: list[dict], out: Path) -> dict[str, tuple[
 def ours(float_model: Path, samples: list[dict], cache: Path) -> tuple[Path, float]:
     """Our file, through the same stage that `edge build` uses."""
     work = Workspace(cache, jobs=1)
-    folder = work.cache / "feeds" / feeds_file.digest(samples)
-    feeds_file.write(folder, samples)
+    folder = work.cache / "feeds" / sample_store.digest(samples)
+    sample_store.write(folder, samples)
     start = time.perf_counter()
     prepared = convert.prepare(work, float_model, sha256_file(float_model), {})
     artifact = convert.convert(
@@ -136,7 +137,7 @@ def onnx_rows(rounds: int) -> int:
         answers = {n: logits(p, evaluation) for n, (p, _) in files.items()}
         times = interleaved({n: p for n, (p, _) in files.items()}, evaluation[0], rounds)
         names = ("MB", "of float", "ms p50", "speed-up", "agreement", "95 %", "cosine", "convert s")
-        table = show.table("file", *names, right=names)
+        table = render.table("file", *names, right=names)
         base = statistics.median(times["float"])
         size = float_model.stat().st_size
         results = {}

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-import converters
+from converters import registry as converters
 from edge_core.errors import EdgeError
 from edge_core.files import write_whole
 from edge_sdk import build
-from edge_sdk.packaging import Built
-from edge_sdk.show import number
+from edge_sdk.build.packaging import Built
+from edge_sdk.commands.render import number
 from examples import models
 
 PROFILES = ("raspberry-pi-4b", "x86-gateway-n100", "raspberry-pi-3b-plus-32bit")

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.peer_env import PeerEnv, provide
 from edge_core import console
-from edge_sdk import show
-from edge_sdk.workspace import default_cache
+from edge_sdk.build.workspace import default_cache
+from edge_sdk.commands import render
 
 ENV = PeerEnv(
     "http-servers",
@@ -89,7 +89,7 @@ SERVERS = {
 
 def main() -> int:
     python = provide(ENV, default_cache())
-    table = show.table("server", "p50 ms", "p99 ms", "resident MB", right=("p50 ms", "p99 ms",
+    table = render.table("server", "p50 ms", "p99 ms", "resident MB", right=("p50 ms", "p99 ms",
                        "resident MB"))  # fmt: skip
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-bench-")))

@@ -39,10 +39,10 @@ from agent.caches.descriptors import Described, Descriptor, Index, describe
 from agent.caches.near import NearCache, embedded
 from agent.caches.rules import Rule
 from benchmarks.clips import clip
-from benchmarks.household import HOUSES, Request, stream, topics
+from benchmarks.smart_home_queries import HOUSES, Request, stream, topics
 from edge_core import console
 from edge_core.extras import need
-from edge_core.preprocess import BUILT_IN, normalise
+from edge_core.package.preprocess import BUILT_IN, normalise
 from edge_core.runtimes import onnxruntime
 from edge_core.tensors import Array, Feeds
 from examples import models

@@ -1,4 +1,4 @@
-"""Measure what each line of ONNX Runtime loads, and write edge_core/runtimes/ort_facts.json.
+"""Measure what each line of ONNX Runtime loads, and write converters/onnx/ort_facts.json.
 
     python benchmarks/ort_facts.py [--cache DIR] [--check]
 
@@ -133,7 +133,7 @@ def matches(since: int, start: int, end: int) -> bool:
 def measure(version: str, cache: Path, models: Path) -> dict[str, Any]:
     """Install ``version`` if need be and ask it."""
     sys.path.insert(0, str(ROOT))
-    from edge_sdk.runtime_env import provide
+    from edge_sdk.build.runtime_env import provide
 
     env = provide("onnxruntime", version, cache)
     if env.version != version:

@@ -26,11 +26,12 @@ import numpy as np
 
 from agent.config import Serve
 from benchmarks import agent_daemon, load, peer_env
-from edge_core import golden, package
-from edge_core.manifest import Manifest
+from edge_core.package import format as package
+from edge_core.package import golden
+from edge_core.package.manifest import Manifest
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Array, Feeds
-from edge_sdk.workspace import default_cache
+from edge_sdk.build.workspace import default_cache
 
 THREADS = 1
 OURS = "edge-agent, binary"

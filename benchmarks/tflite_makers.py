@@ -3,7 +3,8 @@
     python benchmarks/tflite_makers.py NAME ARGUMENTS
 
 Some run in a peer's environment: outside the functions only the standard library is imported.
-Samples are folders as edge_core.feeds writes them; images in them are NCHW, as in the ONNX model.
+Samples are folders as edge_core.runtimes.sample_store writes them; images in them are NCHW, as in
+the ONNX model.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Samples:
 
 def ours(model: str, candidate: str, feeds: str, out: str) -> None:
     """One candidate through the stages of `edge build`, with nothing in the cache."""
-    from converters.base import Ceiling
-    from edge_core import runtimes
-    from edge_sdk import convert
-    from edge_sdk.workspace import Workspace
+    from converters.spec import Ceiling
+    from edge_core.runtimes import registry as runtimes
+    from edge_sdk.build import convert
+    from edge_sdk.build.workspace import Workspace
 
     work = Workspace(Path(out).with_suffix(".cache"), jobs=1)
     prepared = convert.prepare(work, Path(model), convert.digest(Path(model)), {})

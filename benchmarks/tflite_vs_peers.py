@@ -25,14 +25,15 @@ import numpy as np
 
 from benchmarks import peer_env
 from benchmarks.peer_env import Cost
-from edge_core import console, runtimes
-from edge_core import feeds as feeds_file
+from edge_core import console
 from edge_core.errors import EdgeError, MeasureError
-from edge_core.runtimes.base import Session
+from edge_core.runtimes import registry as runtimes
+from edge_core.runtimes import sample_store
+from edge_core.runtimes.adapter import Session
 from edge_core.tensors import Array, Feeds, TensorSpec, dequantise, quantise
-from edge_sdk import show
-from edge_sdk.metrics import wilson
-from edge_sdk.workspace import default_cache
+from edge_sdk.build.metrics import wilson
+from edge_sdk.build.workspace import default_cache
+from edge_sdk.commands import render
 from examples import data, models
 
 MAKERS = Path(__file__).with_name("tflite_makers.py")
@@ -85,7 +86,7 @@ class Bench:
         self.files: dict[str, File] = {}
         self._cache, self._offline = cache, offline
         self._feeds = self.folder / "calibration"
-        feeds_file.write(self._feeds, calibration)
+        sample_store.write(self._feeds, calibration)
 
     def add(
         self, name: str, kind: str, make: Make, *, start: str = "", suffix: str = ".tflite"
@@ -306,7 +307,7 @@ def table(
 ) -> None:
     """Print one model's rows; a row without figures says why. ``count``: of the samples."""
     names = ("s", "peak MB", "MB", "of float", "ms p50", "min", "speed", "agreement", "95 %")
-    t = show.table(title, *names, "cosine", right=(*names, "cosine"))
+    t = render.table(title, *names, "cosine", right=(*names, "cosine"))
     base = found[FLOAT]
     for name, f in found.items():
         if isinstance(f, str):

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters import onnx_verify
+from converters.onnx import verify as onnx_verify
 from edge_core.errors import ConvertError, EdgeError
 from edge_core.tensors import Array
 

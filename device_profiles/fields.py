@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge_core import tables
+from edge_core import toml_schema
 from edge_core.errors import InputError
 from edge_core.profile import SCHEMA, Profile
 
@@ -21,7 +21,7 @@ def check(doc: Mapping[str, Any], where: str) -> None:
             f"{where}: schema {newer}; this version reads up to {SCHEMA}",
             hint="update edge-deploy on this machine",
         )
-    tables.check(doc, Profile, where)
+    toml_schema.check(doc, Profile, where)
 
 
 def override(doc: dict[str, Any], text: str) -> None:
@@ -36,7 +36,7 @@ def override(doc: dict[str, Any], text: str) -> None:
         raise InputError(
             f"{where} has no field or no value", hint="write field.name=value, like cpu.cores=2"
         )
-    tables.place(doc, Profile, path, value.strip(), where)
+    toml_schema.place(doc, Profile, path, value.strip(), where)
     dotted = ".".join(path)
     if path[0] != "sources":
         sources = {k: v for k, v in doc.get("sources", {}).items() if not _below(k, dotted)}
@@ -45,7 +45,7 @@ def override(doc: dict[str, Any], text: str) -> None:
 
 def to_profile(doc: Mapping[str, Any], where: str) -> Profile:
     """Build the profile from a table whose parts were checked; InputError if one is missing."""
-    return tables.build(doc, Profile, where)
+    return toml_schema.build(doc, Profile, where)
 
 
 def _below(key: str, dotted: str) -> bool:

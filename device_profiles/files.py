@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from device_profiles import fields
-from edge_core import tables
+from edge_core import toml_schema
 from edge_core.errors import InputError
 
 MAX_BYTES = 64 * 1024
@@ -48,13 +48,13 @@ def _find(text: str, folder: Path, where: str) -> Path:
     if text not in shipped():
         raise InputError(
             f"{where}no profile '{text}'",
-            hint=tables.nearest(text, shipped()) + "or a path that ends in .toml",
+            hint=toml_schema.nearest(text, shipped()) + "or a path that ends in .toml",
         )
     return FOLDER / f"{text}.toml"
 
 
 def _resolve(path: Path, seen: tuple[Path, ...]) -> Doc:
-    doc = tables.read(path, MAX_BYTES)
+    doc = toml_schema.read(path, MAX_BYTES)
     where = _label(path)
     base = doc.pop("extends", None)
     fields.check(doc, where)

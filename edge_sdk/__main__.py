@@ -1,5 +1,5 @@
 """python -m edge_sdk"""
 
-from edge_sdk.cli import main
+from edge_sdk.commands.app import main
 
 main()

@@ -16,18 +16,18 @@ from os import PathLike
 from pathlib import Path
 
 import device_profiles
-from converters.base import Batch, Layout
-from edge_core import run as running
-from edge_core.preprocess import Recipe
+from converters.spec import Batch, Layout
+from edge_core.package.preprocess import Recipe
+from edge_core.package.run import Answer, run_package
+from edge_core.package.verify import Verified, verify_package
 from edge_core.profile import Profile
-from edge_core.run import Answer, Verified
-from edge_sdk import inspection, pipeline, planner, samples
-from edge_sdk.inspection import Inspection
-from edge_sdk.judge import Objective
-from edge_sdk.packaging import Built
-from edge_sdk.request import Request
-from edge_sdk.stages import Plan, Shapes
-from edge_sdk.workspace import Progress, Workspace, silent
+from edge_sdk.build import inspection, pipeline, planner, samples
+from edge_sdk.build.inspection import Inspection
+from edge_sdk.build.judge import Objective
+from edge_sdk.build.packaging import Built
+from edge_sdk.build.request import Request
+from edge_sdk.build.stages import Plan, Shapes
+from edge_sdk.build.workspace import Progress, Workspace, silent
 
 AnyPath = str | PathLike[str]
 
@@ -76,7 +76,7 @@ def build(
     """Build one package a profile; where nothing fits, ``Built.package`` is None.
 
     ``evaluation`` and ``calibration`` are a folder of images, a .npz, a .npy or 'module:function'.
-    ``also`` measures candidates that the plan refuses. See edge_sdk.judge for what wins.
+    ``also`` measures candidates that the plan refuses. See edge_sdk.build.judge for what wins.
     """
     request = Request(
         model=Path(model),
@@ -103,12 +103,12 @@ def build(
 
 def verify(package: AnyPath) -> Verified:
     """Check every digest and replay the golden vectors; raises GateFailed if they differ."""
-    return running.verify(Path(package))
+    return verify_package(Path(package))
 
 
 def run(package: AnyPath, source: AnyPath, *, top: int = 5) -> Answer:
     """Run a package on one image, .npz or .npy."""
-    return running.run(Path(package), Path(source), top=top)
+    return run_package(Path(package), Path(source), top=top)
 
 
 def _profile(given: Profile | str) -> Profile:

@@ -11,10 +11,10 @@ from typing import Literal
 
 import msgspec
 
-import converters
-from edge_core import runtimes
+from converters import registry as converters
 from edge_core.errors import MissingExtra
-from edge_sdk.workspace import default_cache, default_jobs
+from edge_core.runtimes import registry as runtimes
+from edge_sdk.build.workspace import default_cache, default_jobs
 
 EXTRAS = (("onnx", "onnx"), ("torch", "torch"), ("tflite", "ai_edge_quantizer"))
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge_core.extras import need
-from edge_core.preprocess import BUILT_IN, Recipe, normalise, to_tensor
+from edge_core.package.preprocess import BUILT_IN, Recipe, normalise, to_tensor
 from edge_core.tensors import Array, Feeds
 from examples import keyword_probe
 from examples.wheels import wheel_file

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 from edge_core import console
-from edge_core.run import verify
-from edge_sdk import build, run, show
+from edge_core.package.verify import verify_package
+from edge_sdk import build, run
+from edge_sdk.commands import render
 from examples import data, models
 from examples.serve_demo import serve
 
@@ -37,7 +38,7 @@ def main(out: Path) -> int:
     start = time.perf_counter()
     say = console.stdout()
     out.mkdir(parents=True, exist_ok=True)
-    with show.progress() as progress:
+    with render.progress() as progress:
         photos = build(
             models.lite0(out / "efficientnet-lite0.onnx"),
             PROFILES,
@@ -57,14 +58,14 @@ def main(out: Path) -> int:
             out=out,
             progress=progress,
         )
-    show.built([*photos, *digits])
+    render.built([*photos, *digits])
     gateway = next(b for b in photos if b.profile == "x86-gateway-n100")
     if gateway.package is None:
         say.print("nothing fits the x86 gateway")
         return 2
-    show.verified(verify(gateway.package))
+    render.verified(verify_package(gateway.package))
     say.print(f"\n{PHOTO.name} on {gateway.package.name}, offline:")
-    show.answer(run(gateway.package, PHOTO))
+    render.answer(run(gateway.package, PHOTO))
     packages: dict[str, tuple[Path, ...]] = {}
     for b in (*photos, *digits):
         if b.package:

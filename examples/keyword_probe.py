@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_core import runtimes
 from edge_core.extras import need
+from edge_core.runtimes import registry as runtimes
 from edge_core.tensors import Array
 
 FRAMES, BANDS = 147, 32  # of a clip

@@ -15,7 +15,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_core import console, detect
+from edge_core import console
+from edge_core.machine import detect
 
 # Which of the demo's profiles has this processor; a package for another one is refused.
 PROFILES = {"x86_64": "x86-gateway-n100", "aarch64": "raspberry-pi-5"}

@@ -12,8 +12,9 @@ from importlib.util import find_spec
 
 import agent
 import edge_core
-from edge_core import preprocess, runtimes
 from edge_core.errors import MissingExtra
+from edge_core.package import preprocess
+from edge_core.runtimes import registry as runtimes
 
 NOT_IN_THE_BASE = ("onnx", "onnxruntime", "torch", "PIL", "jinja2", "matplotlib", "pytest")
 

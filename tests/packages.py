@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from edge_core import golden
-from edge_core.manifest import Gate, Manifest, RuntimeNeed, Selector
+from edge_core.package import golden
+from edge_core.package.manifest import Gate, Manifest, RuntimeNeed, Selector
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Feeds
 

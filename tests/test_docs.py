@@ -17,14 +17,14 @@ import tomllib
 
 from edge_core import errors
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = sorted([README, *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 PLAIN = {
     "bash", "cat", "cd", "cp", "git", "journalctl", "jq", "ls", "mkdir", "python3", "scp", "skopeo",
     "ssh", "sudo", "systemctl",
 }  # fmt: skip
-OURS = {"edge": "edge_sdk.cli", "edge-agent": "agent.cli"}
+OURS = {"edge": "edge_sdk.commands.app", "edge-agent": "agent.commands.app"}
 
 
 def commands(page: Path) -> Iterator[list[str]]:

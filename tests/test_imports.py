@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("matplotlib", "onnx", "onnxruntime", "onnxslim", "scipy", "sympy", "torch", "transformers")
 # Walks and imports everything; reports for each heavy package the first module that loaded it.
 CODE = f"""

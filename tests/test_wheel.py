@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("agent", "converters", "device_profiles", "edge_core", "edge_sdk")
 SHIPPED = {".py", ".toml", ".json", ".html", ".typed", ".service", ".conf", ".sh"}
 EXCLUDED = (".*", "build", "dist", "*.egg-info", "__pycache__", "examples", "tests", "out")

@@ -18,8 +18,8 @@ from agent.caches.results import input_key
 from agent.caches.rules import Rule
 from edge_core.errors import InputError
 from edge_core.files import read_limited, write_whole
-from edge_core.manifest import Manifest
-from edge_core.run import read_input
+from edge_core.package.manifest import Manifest
+from edge_core.package.run import read_input
 from edge_core.tensors import Feeds, TensorSpec
 
 MAX_VECTOR = 8192  # numbers of an input that is compared as it is

@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from agent.caches.database import Database
+from agent.sqlite.database import Database
 
 RECENT = 4_000_000  # bytes in memory, at most a sixteenth of the file
 ASKED = 2000  # keys
@@ -84,7 +84,7 @@ def number(model: str) -> int:
 
 
 class Store:
-    """The file and its counters. Nothing here raises; see ``agent.caches.database``."""
+    """The file and its counters. Nothing here raises; see ``agent.sqlite.database``."""
 
     def __init__(
         self,

@@ -16,21 +16,21 @@ from urllib.parse import unquote
 
 import msgspec
 
-from agent.agent import Agent
 from agent.config import Http
 from agent.http import describe, oip, origin
 from agent.http.body import Body, Held, Receive
 from agent.http.limits import DEFAULT, Limits
 from agent.http.oip import Headers, TooLarge
 from agent.http.replies import Refused, Reply, Send, deliver, document, refusal
-from agent.requests import Answer
+from agent.serving.agent import Agent
+from agent.serving.requests import Answer
 from edge_core.errors import (
     EdgeError,
     InputError,
     Unavailable,
     UnknownModel,
 )
-from edge_core.manifest import Manifest
+from edge_core.package.manifest import Manifest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

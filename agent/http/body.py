@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from agent.http.body_buffer import Pieces
 from agent.http.limits import Limits
 from agent.http.oip import Headers, TooLarge
-from agent.http.pieces import Pieces
 from edge_core.errors import EdgeError, InputError, Unavailable
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from agent.agent import ModelStatus
-from agent.http import fits
-from agent.timing import Stage
+from agent.http import validate
+from agent.serving.agent import ModelStatus
+from agent.serving.timing import Stage
 from edge_core import __version__
-from edge_core.manifest import Manifest
+from edge_core.package.manifest import Manifest
 from edge_core.tensors import TensorSpec
 
 NAME = "edge-agent"
@@ -98,4 +98,4 @@ def _sum(stage: Stage | None) -> dict[str, int]:
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     shape = [d if isinstance(d, int) else -1 for d in spec.shape]
-    return {"name": spec.name, "datatype": fits.shown(spec), "shape": shape}
+    return {"name": spec.name, "datatype": validate.shown(spec), "shape": shape}

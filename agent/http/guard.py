@@ -11,8 +11,8 @@ import asyncio
 from typing import Any
 
 from agent.http.app import busy
+from agent.http.body_buffer import Pieces
 from agent.http.limits import Limits
-from agent.http.pieces import Pieces
 
 GATHER = 1_000_000  # bytes of a body that come together before the application is woken ...
 GATHER_ALL = 32_000_000  # ... and of all connections

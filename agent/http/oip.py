@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from agent.http import classes, fits, wire
-from agent.live import Image, Inputs
-from agent.requests import Answer
+from agent.http import classification, validate, wire
+from agent.serving.loaded_model import Image, Inputs
+from agent.serving.requests import Answer
 from edge_core.errors import InputError, Unavailable
-from edge_core.manifest import Manifest
-from edge_core.run import MAX_TOP
+from edge_core.package.manifest import Manifest
+from edge_core.package.run import MAX_TOP
 from edge_core.tensors import Array, Feeds
 
 Headers = list[tuple[bytes, bytes]]
@@ -178,13 +178,13 @@ def encode(answer: Answer, request: Request) -> tuple[Headers, list[Part]]:
     tail: list[Part] = []
     for want in request.wanted:
         a = answer.outputs.get(want.name)
-        if a is None or (want.classes and not classes.fit(a)):
+        if a is None or (want.classes and not classification.fit(a)):
             raise Unavailable(
                 f"{answer.model} {answer.version} came meanwhile; its outputs are others"
             )
         if want.classes:
             known = request.version == answer.version
-            a = classes.of_rows(a, want.classes, request.labels if known else ())
+            a = classification.of_rows(a, want.classes, request.labels if known else ())
         told.append(_tell(want.name, a, want.binary, tail))
     if request.top:
         told.append(_tell(TOP, _labels(answer, request), request.top_binary, tail))
@@ -217,7 +217,7 @@ def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: Manifest) ->
         size = i.parameters.binary_data_size
         if (size is UNSET) == (i.data is UNSET):
             raise InputError(f"{what} needs either 'data' or the parameter 'binary_data_size'")
-        fits.check(i.name, i.datatype, i.shape, binary=i.data is UNSET, of=manifest)
+        validate.check(i.name, i.datatype, i.shape, binary=i.data is UNSET, of=manifest)
         if isinstance(i.data, msgspec.Raw):
             arrays[i.name] = wire.from_json(bytes(i.data), i.datatype, i.shape, what)
             continue
@@ -269,7 +269,7 @@ def _wanted(asked: _Body, manifest: Manifest) -> tuple[Wanted, ...]:
         if o.name in found:
             raise InputError(f"output '{o.name}' is asked for twice")
         p = o.parameters
-        if p.classification and not classes.may_fit(specs[o.name]):
+        if p.classification and not classification.may_fit(specs[o.name]):
             raise InputError(f"output '{o.name}' has no rows of class scores")
         binary = default if p.binary_data is UNSET else bool(p.binary_data)
         found[o.name] = Wanted(o.name, binary, p.classification)
@@ -290,10 +290,10 @@ def _top(top: int, manifest: Manifest) -> int:
 def _labels(answer: Answer, request: Request) -> Array:
     """What `top` asks for: of the one row of scores, else of each."""
     scores = next(iter(answer.outputs.values()))
-    if answer.top or not classes.fit(scores):
-        return classes.of_answer(answer)
+    if answer.top or not classification.fit(scores):
+        return classification.of_answer(answer)
     known = request.version == answer.version
-    return classes.of_rows(scores, request.top, request.labels if known else ())
+    return classification.of_rows(scores, request.top, request.labels if known else ())
 
 
 def _tell(name: str, a: Array, binary: bool, tail: list[Part]) -> _Told:

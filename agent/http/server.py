@@ -20,11 +20,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from agent.agent import Agent
 from agent.config import Http
 from agent.http.app import App
 from agent.http.guard import Guard
 from agent.http.limits import DEFAULT, Limits
+from agent.serving.agent import Agent
 from edge_core.errors import EdgeError, InputError, Unavailable
 
 BACKLOG = 128

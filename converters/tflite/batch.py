@@ -4,7 +4,7 @@
 
 Inputs and outputs get a shape signature that begins with -1: the runtime then resizes them, and
 all between, without giving its delegates up. Operators that hold the 1 of the batch are rewritten
-(converters.tflite.rows), and each is tried on the runtime (converters.batch).
+(converters.tflite.batch_rewrites), and each is tried on the runtime (converters.batch).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from converters.batch import Run, Tensor, Tracker, Values, refused
-from converters.foreign import foreign
-from converters.tflite import flat
+from converters.foreign_errors import foreign
+from converters.tflite import flatbuffer
+from converters.tflite.batch_rewrites import REWRITES, Draft, Op
 from converters.tflite.op_versions import BLOCKWISE
-from converters.tflite.rows import REWRITES, Draft, Op
 from edge_core.extras import need
 
 
-def free(model: flat.Model) -> None:
+def free(model: flatbuffer.Model) -> None:
     """Make the batch of a model free; raises ConvertError naming an op that mixes the rows or
     fixes their number."""
     if len(model.subgraphs) > 1:
@@ -31,7 +31,7 @@ def free(model: flat.Model) -> None:
     draft, tracker = Draft(model), Tracker()
     graph, tensors = draft.graph, draft.graph.tensors
     for i in graph.inputs:
-        tracker.input(str(i), draft.shape(i), flat.type_name(tensors[i]).lower())
+        tracker.input(str(i), draft.shape(i), flatbuffer.type_name(tensors[i]).lower())
     ops = [new for op in graph.operators for new in _tried(draft, tracker, op)]
     for i in graph.outputs:
         tracker.output(str(i))
@@ -44,8 +44,8 @@ def free(model: flat.Model) -> None:
 
 def _tried(draft: Draft, tracker: Tracker, op: Op) -> list[Op]:
     """An operator, or what takes its place. Tensors go by their index, as text."""
-    kind = flat.op_name(draft.model, op)
-    label = f"{kind} at '{flat.tensor_name(draft.graph.tensors[op.outputs[0]])}'"
+    kind = flatbuffer.op_name(draft.model, op)
+    label = f"{kind} at '{flatbuffer.tensor_name(draft.graph.tensors[op.outputs[0]])}'"
     x = tracker.rows.get(str(op.inputs[0])) if len(op.inputs) else None
     unit = REWRITES[kind](draft, op, x) if x is not None and kind in REWRITES else [op]
     made = {int(i) for u in unit for i in u.outputs}
@@ -62,7 +62,7 @@ def _load(draft: Draft, unit: Sequence[Op], rows: Mapping[str, Tensor], constant
     module = need("ai_edge_litert.interpreter", "tflite")
     with foreign("LiteRT"):
         interpreter = module.Interpreter(
-            model_content=flat.to_bytes(_alone(draft, unit, fed, made)),
+            model_content=flatbuffer.to_bytes(_alone(draft, unit, fed, made)),
             num_threads=1,
             experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
@@ -84,9 +84,11 @@ def _load(draft: Draft, unit: Sequence[Op], rows: Mapping[str, Tensor], constant
     return run
 
 
-def _alone(draft: Draft, unit: Sequence[Op], fed: Sequence[int], made: Sequence[int]) -> flat.Model:
+def _alone(
+    draft: Draft, unit: Sequence[Op], fed: Sequence[int], made: Sequence[int]
+) -> flatbuffer.Model:
     """A model of the operators only, with the tensors and the buffers that they use."""
-    fb, tensors, buffers = flat.schema(), draft.graph.tensors, draft.model.buffers
+    fb, tensors, buffers = flatbuffer.schema(), draft.graph.tensors, draft.model.buffers
     used = dict.fromkeys([*fed, *made, *sorted(_inputs(unit))])
     scales = {i: int(q.details.scales) for i in used if (q := _blocks(tensors[i]))}
     number = {i: n for n, i in enumerate(dict.fromkeys([*used, *scales.values()]))}
@@ -116,7 +118,7 @@ def _alone(draft: Draft, unit: Sequence[Op], fed: Sequence[int], made: Sequence[
     return model
 
 
-def _blocks(tensor: flat.Tensor) -> Any:
+def _blocks(tensor: flatbuffer.Tensor) -> Any:
     """The quantisation of a tensor whose blocks have scales, which are in another tensor."""
     q = tensor.quantization
     return q if q is not None and q.detailsType == BLOCKWISE else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.tflite import flat
+from converters.tflite import flatbuffer
 from converters.tflite.result import Result, write_smaller
 from edge_core.errors import ConvertError
 from edge_core.tensors import Array
@@ -29,25 +29,25 @@ def write(float_path: Path, out: Path) -> Result:
 
     Raises ConvertError for a value that float16 cannot hold, or if hardly any weight is float.
     """
-    original, model = flat.read(float_path), flat.read(float_path)
+    original, model = flatbuffer.read(float_path), flatbuffer.read(float_path)
     changed = _halve(model)
     return write_smaller(
         model, original, float_path, out, notes=(f"{changed} weights stored as float16",)
     )
 
 
-def _halve(model: flat.Model) -> int:
+def _halve(model: flatbuffer.Model) -> int:
     """Change the model in place; returns the number of tensors that became float16."""
     graph = model.subgraphs[0]
-    code = flat.op_code(model, "DEQUANTIZE")
+    code = flatbuffer.op_code(model, "DEQUANTIZE")
     # Version 3 takes float16. The table's entry serves the model's other DEQUANTIZEs as well.
     model.operatorCodes[code].version = max(model.operatorCodes[code].version, 3)
     first = []
     changed = 0
     for tensors in _weights(model).values():
-        values = flat.constant(model, graph.tensors[tensors[0]])
+        values = flatbuffer.constant(model, graph.tensors[tensors[0]])
         assert values is not None
-        half = _as_half(values, flat.tensor_name(graph.tensors[tensors[0]]))
+        half = _as_half(values, flatbuffer.tensor_name(graph.tensors[tensors[0]]))
         graph.tensors.append(_stored(model, graph.tensors[tensors[0]], half))
         for index in tensors:
             graph.tensors[index].buffer = 0
@@ -57,7 +57,7 @@ def _halve(model: flat.Model) -> int:
     return changed
 
 
-def _weights(model: flat.Model) -> dict[int, list[int]]:
+def _weights(model: flatbuffer.Model) -> dict[int, list[int]]:
     """Float32 tensors of the first subgraph that are worth it, by the buffer they share."""
     graph = model.subgraphs[0]
     used = {i for op in graph.operators for i in op.inputs}
@@ -65,11 +65,15 @@ def _weights(model: flat.Model) -> dict[int, list[int]]:
     found: dict[int, list[int]] = defaultdict(list)
     shared: set[int] = {t.buffer for g in model.subgraphs[1:] for t in g.tensors}
     for index, tensor in enumerate(graph.tensors):
-        values = flat.constant(model, tensor) if flat.type_name(tensor) == "FLOAT32" else None
+        values = (
+            flatbuffer.constant(model, tensor)
+            if flatbuffer.type_name(tensor) == "FLOAT32"
+            else None
+        )
         if values is None or tensor.buffer in shared:
             continue
         same = not found[tensor.buffer] or (
-            flat.shape(graph.tensors[found[tensor.buffer][0]]) == flat.shape(tensor)
+            flatbuffer.shape(graph.tensors[found[tensor.buffer][0]]) == flatbuffer.shape(tensor)
         )
         worth = values.size >= MIN_ELEMENTS or index in biases
         if index in used and worth and tensor.sparsity is None and same:
@@ -77,7 +81,7 @@ def _weights(model: flat.Model) -> dict[int, list[int]]:
     return {buffer: tensors for buffer, tensors in found.items() if tensors}
 
 
-def _biases(model: flat.Model) -> set[int]:
+def _biases(model: flatbuffer.Model) -> set[int]:
     """Biases of the operators whose weights become float16.
 
     XNNPACK in tflite-runtime-nightly 2.20 and ai-edge-litert 1.1 and 1.2 takes a float32 bias
@@ -85,9 +89,9 @@ def _biases(model: flat.Model) -> set[int]:
     """
     graph, found = model.subgraphs[0], set()
     for op in graph.operators:
-        place = BIAS.get(flat.op_name(model, op), 0)
+        place = BIAS.get(flatbuffer.op_name(model, op), 0)
         if place and len(op.inputs) > place and op.inputs[place] >= 0:
-            weights = flat.constant(model, graph.tensors[op.inputs[1]])
+            weights = flatbuffer.constant(model, graph.tensors[op.inputs[1]])
             if weights is not None and weights.size >= MIN_ELEMENTS:
                 found.add(int(op.inputs[place]))
     return found
@@ -104,20 +108,20 @@ def _as_half(values: Array, name: str) -> Array:
     return values.astype(np.float16)
 
 
-def _stored(model: flat.Model, like: flat.Tensor, values: Array) -> flat.Tensor:
-    fb = flat.schema()
+def _stored(model: flatbuffer.Model, like: flatbuffer.Tensor, values: Array) -> flatbuffer.Tensor:
+    fb = flatbuffer.schema()
     tensor = fb.TensorT()
-    tensor.name = (flat.tensor_name(like) + "_float16").encode()
+    tensor.name = (flatbuffer.tensor_name(like) + "_float16").encode()
     tensor.type = fb.TensorType.FLOAT16
     tensor.shape = list(values.shape)
     tensor.hasRank = True
     tensor.buffer = 0
-    flat.set_constant(model, tensor, values)
+    flatbuffer.set_constant(model, tensor, values)
     return tensor
 
 
 def _dequantise(code: int, source: int, target: int) -> Any:
-    op = flat.schema().OperatorT()
+    op = flatbuffer.schema().OperatorT()
     op.opcodeIndex = code
     op.inputs, op.outputs = [source], [target]
     return op

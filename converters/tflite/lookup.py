@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from converters.tflite import flat
+from converters.tflite import flatbuffer
 
 
-def use_lookups(model: flat.Model) -> int:
+def use_lookups(model: flatbuffer.Model) -> int:
     """Change the first subgraph in place; returns how many ops were replaced.
 
     The ids of an EMBEDDING_LOOKUP are a flat int32 list, so others are reshaped around it.
@@ -25,12 +25,12 @@ def use_lookups(model: flat.Model) -> int:
     replaced = 0
     operators = []
     for op in graph.operators:
-        if flat.op_name(model, op) != "GATHER" or not _rows_of_a_table(model, graph, op):
+        if flatbuffer.op_name(model, op) != "GATHER" or not _rows_of_a_table(model, graph, op):
             operators.append(op)
             continue
         table, ids = op.inputs
-        dims = flat.shape(graph.tensors[ids])
-        rows, width = math.prod(dims), flat.shape(graph.tensors[table])[1]
+        dims = flatbuffer.shape(graph.tensors[ids])
+        rows, width = math.prod(dims), flatbuffer.shape(graph.tensors[table])[1]
         found = op.outputs[0]
         if len(dims) != 1:
             flat_ids = _tensor(graph, graph.tensors[ids], f"ids_{replaced}", (rows,))
@@ -45,7 +45,7 @@ def use_lookups(model: flat.Model) -> int:
     return replaced
 
 
-def own_tables(model: flat.Model, forms: Iterable[tuple[flat.Op, str]]) -> None:
+def own_tables(model: flatbuffer.Model, forms: Iterable[tuple[flatbuffer.Op, str]]) -> None:
     """Change the first subgraph in place: ops that share weights, as a language model's first and
     last layer do, and take them in different forms get copies. The quantiser stores one form."""
     graph = model.subgraphs[0]
@@ -54,41 +54,43 @@ def own_tables(model: flat.Model, forms: Iterable[tuple[flat.Op, str]]) -> None:
         shared = int(op.inputs[1])
         place = places.setdefault(shared, {form: shared})
         if form not in place:
-            values = flat.constant(model, graph.tensors[shared])
+            values = flatbuffer.constant(model, graph.tensors[shared])
             assert values is not None  # weights are constant
             place[form] = _tensor(graph, graph.tensors[shared], form, values.shape)
-            flat.set_constant(model, graph.tensors[place[form]], values)
+            flatbuffer.set_constant(model, graph.tensors[place[form]], values)
         op.inputs = [place[form] if i == shared else i for i in op.inputs]
 
 
-def _rows_of_a_table(model: flat.Model, graph: Any, op: flat.Op) -> bool:
+def _rows_of_a_table(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> bool:
     table, ids = (graph.tensors[i] for i in op.inputs[:2])
-    values = flat.constant(model, table)
+    values = flatbuffer.constant(model, table)
     return (
         values is not None
         and values.ndim == 2
         and values.dtype == np.float32
-        and flat.type_name(ids) == "INT32"
-        and flat.constant(model, ids) is None
+        and flatbuffer.type_name(ids) == "INT32"
+        and flatbuffer.constant(model, ids) is None
         and op.builtinOptions.axis == 0
         and op.builtinOptions.batchDims == 0
     )
 
 
-def _tensor(graph: Any, like: flat.Tensor, suffix: str, dims: Sequence[int]) -> int:
-    tensor = flat.schema().TensorT()
-    tensor.name = f"{flat.tensor_name(like)}/{suffix}".encode()
+def _tensor(graph: Any, like: flatbuffer.Tensor, suffix: str, dims: Sequence[int]) -> int:
+    tensor = flatbuffer.schema().TensorT()
+    tensor.name = f"{flatbuffer.tensor_name(like)}/{suffix}".encode()
     tensor.type, tensor.shape, tensor.hasRank, tensor.buffer = like.type, list(dims), True, 0
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
 
 
-def _reshape(model: flat.Model, graph: Any, source: int, target: int, dims: Sequence[int]) -> Any:
-    fb = flat.schema()
+def _reshape(
+    model: flatbuffer.Model, graph: Any, source: int, target: int, dims: Sequence[int]
+) -> Any:
+    fb = flatbuffer.schema()
     shape = fb.TensorT()
-    shape.name = f"{flat.tensor_name(graph.tensors[target])}/shape".encode()
+    shape.name = f"{flatbuffer.tensor_name(graph.tensors[target])}/shape".encode()
     shape.type, shape.shape, shape.hasRank = fb.TensorType.INT32, [len(dims)], True
-    flat.set_constant(model, shape, np.array(dims, np.int32))
+    flatbuffer.set_constant(model, shape, np.array(dims, np.int32))
     graph.tensors.append(shape)
     op = _op(model, "RESHAPE", [source, len(graph.tensors) - 1], target)
     op.builtinOptionsType = fb.BuiltinOptions.ReshapeOptions
@@ -97,8 +99,8 @@ def _reshape(model: flat.Model, graph: Any, source: int, target: int, dims: Sequ
     return op
 
 
-def _op(model: flat.Model, name: str, inputs: Sequence[int], output: int) -> Any:
-    op = flat.schema().OperatorT()
-    op.opcodeIndex = flat.op_code(model, name)
+def _op(model: flatbuffer.Model, name: str, inputs: Sequence[int], output: int) -> Any:
+    op = flatbuffer.schema().OperatorT()
+    op.opcodeIndex = flatbuffer.op_code(model, name)
     op.inputs, op.outputs = list(inputs), [output]
     return op

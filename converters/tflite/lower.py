@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from converters import onnx_file
-from converters.tflite import flat, versions
+from converters.onnx import file as onnx_file
+from converters.tflite import flatbuffer, versions
 from converters.tflite.folding import fold
 from converters.tflite.graph import Graph
 from converters.tflite.patterns import rewrite
@@ -123,5 +123,5 @@ def write(model: ModelProto, out: Path, *, layout: str) -> Lowered:
     lowered = lowerer.lower()
     built = lowerer.graph.to_model()
     versions.stamp(built)
-    flat.write(built, out)
+    flatbuffer.write(built, out)
     return lowered

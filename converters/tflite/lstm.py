@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from converters.tflite import flat
+from converters.tflite import flatbuffer
 from edge_core.tensors import Array
 
 LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
@@ -19,34 +19,36 @@ WEIGHTS = (*range(1, 12), 16)
 LARGEST = 127
 
 
-def count(model: flat.Model) -> int:
+def count(model: flatbuffer.Model) -> int:
     """How many LSTM operators have float weights."""
     return len(list(_float_weights(model)))
 
 
-def quantise(model: flat.Model) -> None:
+def quantise(model: flatbuffer.Model) -> None:
     """Store the float weights of every LSTM as int8, in place."""
     for weights in list(_float_weights(model)):
         for tensor in weights:
             _store(model, tensor)
 
 
-def _float_weights(model: flat.Model) -> Iterator[list[flat.Tensor]]:
-    for graph, op in flat.operators(model):
-        if flat.op_name(model, op) == LSTM:
+def _float_weights(model: flatbuffer.Model) -> Iterator[list[flatbuffer.Tensor]]:
+    for graph, op in flatbuffer.operators(model):
+        if flatbuffer.op_name(model, op) == LSTM:
             tensors = [graph.tensors[i] for p in WEIGHTS if (i := op.inputs[p]) >= 0]
-            kinds = {flat.type_name(t) for t in tensors}
-            if kinds == {"FLOAT32"} and all(flat.constant(model, t) is not None for t in tensors):
+            kinds = {flatbuffer.type_name(t) for t in tensors}
+            if kinds == {"FLOAT32"} and all(
+                flatbuffer.constant(model, t) is not None for t in tensors
+            ):
                 yield tensors
 
 
-def _store(model: flat.Model, tensor: flat.Tensor) -> None:
-    values: Array | None = flat.constant(model, tensor)
+def _store(model: flatbuffer.Model, tensor: flatbuffer.Tensor) -> None:
+    values: Array | None = flatbuffer.constant(model, tensor)
     assert values is not None
     scale = max(float(np.abs(values).max()) / LARGEST, float(np.finfo(np.float32).tiny))
-    schema = flat.schema()
+    schema = flatbuffer.schema()
     tensor.type = schema.TensorType.INT8
-    flat.set_constant(model, tensor, np.round(values / scale).astype(np.int8))
+    flatbuffer.set_constant(model, tensor, np.round(values / scale).astype(np.int8))
     tensor.quantization = schema.QuantizationParametersT()
     tensor.quantization.scale = np.array([scale], np.float32)
     tensor.quantization.zeroPoint = np.array([0], np.int64)

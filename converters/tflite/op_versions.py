@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from converters.tflite import flat
+from converters.tflite import flatbuffer
 
 BLOCKWISE = 2  # QuantizationDetails of the schema
 
@@ -109,9 +109,9 @@ RANKS: dict[str, dict[int, int]] = {
 class Op:
     """One operator with its tensors, as the rules look at it."""
 
-    def __init__(self, model: flat.Model, subgraph: Any, operator: flat.Op) -> None:
+    def __init__(self, model: flatbuffer.Model, subgraph: Any, operator: flatbuffer.Op) -> None:
         self.code = model.operatorCodes[operator.opcodeIndex]
-        self.name = flat.op_name(model, operator)
+        self.name = flatbuffer.op_name(model, operator)
         self.options = operator.builtinOptions
         self.inputs = [_tensor(subgraph, i) for i in _indices(operator.inputs)]
         self.outputs = [_tensor(subgraph, i) for i in _indices(operator.outputs)]
@@ -119,19 +119,19 @@ class Op:
     def type(self, index: int) -> str:
         """ "INT8"; "" where there is no such input."""
         tensor = self.inputs[index] if index < len(self.inputs) else None
-        return "" if tensor is None else flat.type_name(tensor)
+        return "" if tensor is None else flatbuffer.type_name(tensor)
 
     @cached_property
     def types(self) -> tuple[str, str, str]:
         """Of data, weights and result."""
-        return self.type(0), self.type(1), flat.type_name(self.outputs[0])
+        return self.type(0), self.type(1), flatbuffer.type_name(self.outputs[0])
 
     def option(self, name: str) -> Any:
         return getattr(self.options, name, None)
 
     @property
     def rank(self) -> int:
-        return max((len(flat.shape(t)) for t in self.inputs if t is not None), default=0)
+        return max((len(flatbuffer.shape(t)) for t in self.inputs if t is not None), default=0)
 
 
 def _indices(indices: Any) -> Any:
@@ -142,9 +142,9 @@ def _tensor(subgraph: Any, index: int) -> Any:
     return subgraph.tensors[index] if index >= 0 else None
 
 
-def operators(model: flat.Model) -> Iterator[Op]:
+def operators(model: flatbuffer.Model) -> Iterator[Op]:
     """All operators of all subgraphs."""
-    for subgraph, operator in flat.operators(model):
+    for subgraph, operator in flatbuffer.operators(model):
         yield Op(model, subgraph, operator)
 
 
@@ -167,7 +167,7 @@ def _conv(op: Op) -> int:
         return 8
     if weights == "INT4":
         return 7 if data == "INT8" else 8  # TensorFlow has no rule for the others; 2.14 knows 7
-    if flat.shape(op.inputs[0])[-1:] != flat.shape(op.inputs[1])[-1:]:
+    if flatbuffer.shape(op.inputs[0])[-1:] != flatbuffer.shape(op.inputs[1])[-1:]:
         return 6  # grouped
     if hybrid(op, "INT8"):
         return 5 if scales(op) > 1 else 2
@@ -251,7 +251,7 @@ def _resize(op: Op) -> int:
 
 def _broadcasting(op: Op) -> int:
     """TensorFlow asks for it when the shapes differ and one of them has more than four axes."""
-    differ = len({flat.shape(t) for t in op.inputs[:2] if t is not None}) > 1
+    differ = len({flatbuffer.shape(t) for t in op.inputs[:2] if t is not None}) > 1
     return (2 if op.name == "DIV" else 3) if differ and op.rank > 4 else 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.tflite import flat
+from converters.tflite import flatbuffer
 from edge_core.tensors import Array
 
 MAX_POSITIONS = 256  # of one feature map: an even grid tells its mean
@@ -22,7 +22,7 @@ def mean_patch(x: Array, size: Sequence[int], options: Any) -> Array:
     strides = (options.strideH, options.strideW)
     dilations = (options.dilationHFactor, options.dilationWFactor)
     window = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
-    if options.padding == flat.schema().Padding.SAME:
+    if options.padding == flatbuffer.schema().Padding.SAME:
         x = np.pad(x, [(0, 0), *_same(x.shape[1:3], window, strides), (0, 0)])
     counts = [(n - w) // s + 1 for n, w, s in zip(x.shape[1:3], window, strides, strict=True)]
     skip = math.ceil((len(x) * math.prod(counts) / MAX_POSITIONS) ** 0.5)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.onnx_file import graphs
+from converters.onnx.file import graphs
 from edge_core.extras import need
 from edge_core.tensors import Array
 

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from converters.foreign import foreign
-from converters.tflite import flat, islands, lookup, lstm, ranges
-from converters.tflite.refine import Refiner
+from converters.foreign_errors import foreign
+from converters.tflite import flatbuffer, integer_ops, lookup, lstm, ranges
+from converters.tflite.bias_correction import Refiner
 from converters.tflite.result import Result, write_smaller
 from converters.tflite.scales import FORMS, eight_bit_ranges, four_bit_ranges
 from edge_core.errors import ConvertError
@@ -86,12 +86,12 @@ def write(float_path: Path, out: Path, recipe: Recipe, samples: Sequence[Feeds] 
     Raises ConvertError for a model that is quantised already, a static recipe without samples, or
     a recipe that takes hardly any of the weights.
     """
-    source = Source(flat.read(float_path), float_path.name, samples)
+    source = Source(flatbuffer.read(float_path), float_path.name, samples)
     quantised, refined = source.quantised(recipe)
     notes = [f"{refined} layers corrected on calibration samples"] if refined and samples else []
     if recipe.scheme == "static" and recipe.activations == 16:
         notes.append(SLOW_16)
-    return write_smaller(quantised, flat.read(float_path), float_path, out, tuple(notes))
+    return write_smaller(quantised, flatbuffer.read(float_path), float_path, out, tuple(notes))
 
 
 class Source:
@@ -100,8 +100,8 @@ class Source:
     ``model`` is changed: rows of tables are looked up, and every tensor has a name of its own.
     """
 
-    def __init__(self, model: flat.Model, name: str, samples: Sequence[Feeds]) -> None:
-        if any(flat.has_scale(t) for g in model.subgraphs for t in g.tensors):
+    def __init__(self, model: flatbuffer.Model, name: str, samples: Sequence[Feeds]) -> None:
+        if any(flatbuffer.has_scale(t) for g in model.subgraphs for t in g.tensors):
             raise ConvertError(f"{name} is quantised already", hint="start from the float model")
         lookup.use_lookups(model)
         unique_names(model)
@@ -112,7 +112,7 @@ class Source:
     def _extremes(self) -> dict[str, tuple[float, float]]:
         return ranges.extremes(self.model, self.samples)
 
-    def quantised(self, recipe: Recipe) -> tuple[flat.Model, int]:
+    def quantised(self, recipe: Recipe) -> tuple[flatbuffer.Model, int]:
         """The quantised model, and how many layers were refined."""
         _check(self.model, recipe, self.samples)
         plan = _plan(self.model, recipe)
@@ -127,28 +127,28 @@ class Source:
             if recipe.activations == 8:
                 static = [op for op, step in ops if step.static]
                 qsv |= eight_bit_ranges(self.model, static, self._extremes)
-        quantised = flat.from_bytes(_quantise(self.model, recipe, plan, qsv))
+        quantised = flatbuffer.from_bytes(_quantise(self.model, recipe, plan, qsv))
         _name_ends(self.model, quantised)
         _type_unread(quantised)
         if recipe.scheme == "dynamic":
             lstm.quantise(quantised)
         return quantised, self._refiner.refine(quantised)
 
-    def layers(self, recipe: Recipe) -> list[flat.Op]:
+    def layers(self, recipe: Recipe) -> list[flatbuffer.Op]:
         """The ops with weights that the recipe quantises, in order."""
         steps = [s for s in _plan(self.model, recipe) if s.form]
         return [self.model.subgraphs[0].operators[s.position] for s in steps]
 
 
-def _check(model: flat.Model, recipe: Recipe, samples: Sequence[Feeds]) -> None:
+def _check(model: flatbuffer.Model, recipe: Recipe, samples: Sequence[Feeds]) -> None:
     if recipe.scheme == "static" and not samples:
         raise ConvertError("a static recipe needs calibration samples", hint="give --calibration")
     graph = model.subgraphs[0]
     for index in (*graph.inputs, *graph.outputs) if recipe.integer_io else ():
-        if (kind := flat.type_name(graph.tensors[index])) != "FLOAT32":
+        if (kind := flatbuffer.type_name(graph.tensors[index])) != "FLOAT32":
             raise ConvertError(
-                f"'{flat.tensor_name(graph.tensors[index])}' is {kind}; int8 inputs and outputs "
-                "stand for float ones",
+                f"'{flatbuffer.tensor_name(graph.tensors[index])}' is {kind}; int8 inputs and "
+                "outputs stand for float ones",
                 hint="take the recipe with float inputs and outputs",
             )
 
@@ -162,16 +162,16 @@ class _Step(msgspec.Struct, frozen=True):
     static: bool
 
 
-def _plan(model: flat.Model, recipe: Recipe) -> list[_Step]:
+def _plan(model: flatbuffer.Model, recipe: Recipe) -> list[_Step]:
     """The ops that are quantised, in order."""
     graph = model.subgraphs[0]
-    kinds = [flat.op_name(model, op) for op in graph.operators]
+    kinds = [flatbuffer.op_name(model, op) for op in graph.operators]
     integer, tail = [], []
     if recipe.scheme == "static":
-        integer = islands.integer_ops(
+        integer = integer_ops.integer_ops(
             model, recipe.activations, integer_io=recipe.integer_io, kept=recipe.keep_float
         )
-        tail = islands.float_tail(model, integer) if recipe.float_tail else []
+        tail = integer_ops.float_tail(model, integer) if recipe.float_tail else []
     steps = []
     for position, (kind, op) in enumerate(zip(kinds, graph.operators, strict=True)):
         form = recipe.weights.get(kind, "")
@@ -183,23 +183,23 @@ def _plan(model: flat.Model, recipe: Recipe) -> list[_Step]:
         elif (
             form
             and _table(model, op) is not None
-            and flat.tensor_name(graph.tensors[op.outputs[0]]) not in recipe.keep_float
+            and flatbuffer.tensor_name(graph.tensors[op.outputs[0]]) not in recipe.keep_float
         ):
             steps.append(_Step(position, kind, _fitting(model, op, form), False))
     return steps
 
 
-def _table(model: flat.Model, op: flat.Op) -> flat.Tensor | None:
+def _table(model: flatbuffer.Model, op: flatbuffer.Op) -> flatbuffer.Tensor | None:
     """The op's float weights."""
     tensor = model.subgraphs[0].tensors[op.inputs[1]]
-    is_float = flat.type_name(tensor) == "FLOAT32"
-    return tensor if is_float and flat.constant(model, tensor) is not None else None
+    is_float = flatbuffer.type_name(tensor) == "FLOAT32"
+    return tensor if is_float and flatbuffer.constant(model, tensor) is not None else None
 
 
-def _fitting(model: flat.Model, op: flat.Op, form: str) -> str:
+def _fitting(model: flatbuffer.Model, op: flatbuffer.Op, form: str) -> str:
     """The form, or int8 where rows do not divide into blocks."""
     tensor, block = _table(model, op), FORMS[form][2]
-    divides = tensor is None or not block or flat.shape(tensor)[-1] % block == 0
+    divides = tensor is None or not block or flatbuffer.shape(tensor)[-1] % block == 0
     return form if divides else "int8"
 
 
@@ -217,7 +217,7 @@ def _as_statistics(
 
 
 def _quantise(
-    model: flat.Model, recipe: Recipe, plan: Sequence[_Step], qsv: dict[str, dict[str, Array]]
+    model: flatbuffer.Model, recipe: Recipe, plan: Sequence[_Step], qsv: dict[str, dict[str, Array]]
 ) -> bytes:
     package = "ai_edge_quantizer"
     api = need(f"{package}.quantizer", "tflite")
@@ -228,7 +228,7 @@ def _quantise(
     for step in plan:
         scopes[step.kind, step.form, step.static].append(graph.operators[step.position].outputs)
     with foreign("ai-edge-quantizer could not quantise the model", hint="try another recipe"):
-        tool = api.Quantizer(flat.to_bytes(model))
+        tool = api.Quantizer(flatbuffer.to_bytes(model))
         for (kind, form, static), outputs in scopes.items():
             op = words.TFLOperationName[OP_NAMES.get(kind, kind)]
             bits, each, _ = FORMS[form or "int8"]
@@ -252,19 +252,19 @@ def _quantise(
 
 def _scope(graph: Any, outputs: Iterable[Sequence[int]]) -> str:
     """A pattern that matches exactly the ops with these outputs."""
-    names = ("".join(flat.tensor_name(graph.tensors[i]) + ";" for i in o) for o in outputs)
+    names = ("".join(flatbuffer.tensor_name(graph.tensors[i]) + ";" for i in o) for o in outputs)
     return f"^(?:{'|'.join(re.escape(n) for n in names)})$"
 
 
-def unique_names(model: flat.Model) -> None:
+def unique_names(model: flatbuffer.Model) -> None:
     """Give every tensor a name of its own, which the quantiser needs; inputs and outputs keep
     theirs."""
     first = model.subgraphs[0]
-    seen = {flat.tensor_name(first.tensors[i]) for i in (*first.inputs, *first.outputs)}
+    seen = {flatbuffer.tensor_name(first.tensors[i]) for i in (*first.inputs, *first.outputs)}
     for number, graph in enumerate(model.subgraphs):
         ends = {*first.inputs, *first.outputs} if number == 0 else set()
         for index, tensor in enumerate(graph.tensors):
-            name = flat.tensor_name(tensor)
+            name = flatbuffer.tensor_name(tensor)
             if index in ends:
                 continue
             if not name or name in seen:
@@ -273,24 +273,24 @@ def unique_names(model: flat.Model) -> None:
             seen.add(name)
 
 
-def _name_ends(model: flat.Model, quantised: flat.Model) -> None:
+def _name_ends(model: flatbuffer.Model, quantised: flatbuffer.Model) -> None:
     """Give inputs and outputs their names back: the quantiser names what it puts before them."""
     old, new = model.subgraphs[0], quantised.subgraphs[0]
-    names = {flat.tensor_name(t): t for t in new.tensors}
+    names = {flatbuffer.tensor_name(t): t for t in new.tensors}
     pairs = [*zip(old.inputs, new.inputs, strict=True), *zip(old.outputs, new.outputs, strict=True)]
     for before, now in pairs:
-        end, name = new.tensors[now], flat.tensor_name(old.tensors[before])
-        if flat.tensor_name(end) != name:
+        end, name = new.tensors[now], flatbuffer.tensor_name(old.tensors[before])
+        if flatbuffer.tensor_name(end) != name:
             names[name].name, end.name = end.name, name.encode()
 
 
-def _type_unread(model: flat.Model) -> None:
+def _type_unread(model: flatbuffer.Model) -> None:
     """Give results that nothing reads the type of those beside them: the quantiser leaves them
     float, and XNNPACK refuses such a SPLIT."""
     graph = model.subgraphs[0]
     read = {*graph.outputs, *(i for op in graph.operators for i in op.inputs)}
     for op in graph.operators:
-        beside = next((t for i in op.outputs if flat.has_scale(t := graph.tensors[i])), None)
+        beside = next((t for i in op.outputs if flatbuffer.has_scale(t := graph.tensors[i])), None)
         for tensor in (graph.tensors[i] for i in op.outputs if i not in read):
-            if beside and flat.type_name(tensor) == "FLOAT32":
+            if beside and flatbuffer.type_name(tensor) == "FLOAT32":
                 tensor.type, tensor.quantization = beside.type, beside.quantization

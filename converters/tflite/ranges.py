@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.foreign import foreign
-from converters.tflite import flat
+from converters.foreign_errors import foreign
+from converters.tflite import flatbuffer
 from edge_core.extras import need
 from edge_core.tensors import Array, Feeds
 
@@ -45,18 +45,18 @@ class Runner:
 
 
 def activations(
-    model: flat.Model, wanted: Sequence[int], samples: Sequence[Feeds]
+    model: flatbuffer.Model, wanted: Sequence[int], samples: Sequence[Feeds]
 ) -> Iterator[dict[int, Array]]:
     """For each sample, the values of the wanted tensors of the first subgraph, by index."""
     if not samples or not wanted:
         return
-    runner = Runner(flat.to_bytes(model), keep_all=True)
+    runner = Runner(flatbuffer.to_bytes(model), keep_all=True)
     for feeds in samples:
         runner.run(feeds)
         yield {index: runner.value(index) for index in dict.fromkeys(wanted)}
 
 
-def extremes(model: flat.Model, samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:
+def extremes(model: flatbuffer.Model, samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:
     """The smallest and largest value of every float tensor of the first subgraph, by its name.
 
     Not of results that nothing reads: XNNPACK does not keep them.
@@ -64,11 +64,11 @@ def extremes(model: flat.Model, samples: Sequence[Feeds]) -> dict[str, tuple[flo
     graph = model.subgraphs[0]
     read = {*graph.outputs, *(i for op in graph.operators for i in op.inputs)}
     names = {
-        index: flat.tensor_name(tensor)
+        index: flatbuffer.tensor_name(tensor)
         for index, tensor in enumerate(graph.tensors)
         if index in read
-        and flat.type_name(tensor) == "FLOAT32"
-        and flat.constant(model, tensor) is None
+        and flatbuffer.type_name(tensor) == "FLOAT32"
+        and flatbuffer.constant(model, tensor) is None
     }
     found: dict[str, tuple[float, float]] = {}
     for values in activations(model, list(names), samples):

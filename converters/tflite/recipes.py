@@ -12,11 +12,11 @@ from typing import Literal
 
 import msgspec
 
-from converters.base import Converted, Job, Spec
-from converters.tflite import batch, flat, fp16, quantise, sensitivity, verify, versions
-from converters.tflite.border import border
+from converters.layouts import Specs, inward
+from converters.spec import Converted, Job, Spec
+from converters.tflite import batch, flatbuffer, fp16, quantise, sensitivity, verify, versions
+from converters.tflite.io_specs import border
 from converters.tflite.result import Result
-from edge_core.layouts import Specs, inward
 from edge_core.tensors import Feeds, TensorSpec
 
 Write = Callable[[Path, Path, Sequence[Feeds]], Result]
@@ -42,7 +42,7 @@ class Tflite(msgspec.Struct, frozen=True):
                 for s in job.samples
             ]
             done = self.write(source, out, samples)
-        own_in, own_out = border(flat.read(out))
+        own_in, own_out = border(flatbuffer.read(out))
         return Converted(
             path=out,
             fixed=_freed(out) if job.batch == "dynamic" else None,
@@ -57,7 +57,7 @@ class Tflite(msgspec.Struct, frozen=True):
 
 def _float_file(job: Job, folder: Path) -> tuple[Path, Specs, Specs]:
     if job.model.suffix == ".tflite":
-        return job.model, *border(flat.read(job.model))
+        return job.model, *border(flatbuffer.read(job.model))
     path = folder / "float.tflite"
     lowered = verify.checked(job.model, path, layout=job.layout, samples=job.samples)
     return path, lowered.inputs, lowered.outputs
@@ -65,18 +65,18 @@ def _float_file(job: Job, folder: Path) -> tuple[Path, Specs, Specs]:
 
 def _freed(path: Path) -> Path:
     """Make the batch of a file dynamic; returns where the file is kept as it was."""
-    model = flat.read(path)
+    model = flatbuffer.read(path)
     fixed = path.rename(path.with_name(f"fixed{path.suffix}"))
     batch.free(model)
     versions.stamp(model)
-    flat.write(model, path)
+    flatbuffer.write(model, path)
     return fixed
 
 
 def _tensor_names(source: Path, inputs: Specs) -> dict[str, str]:
     """By the names of the signature, which samples have: those that the graph itself uses."""
-    graph = flat.read(source).subgraphs[0]
-    own = [flat.tensor_name(graph.tensors[i]) for i in graph.inputs]
+    graph = flatbuffer.read(source).subgraphs[0]
+    own = [flatbuffer.tensor_name(graph.tensors[i]) for i in graph.inputs]
     return dict(zip((s.name for s in inputs), own, strict=True))
 
 
@@ -92,10 +92,10 @@ def _with_layouts(specs: Specs, known: Specs) -> tuple[TensorSpec, ...]:
 
 def _as_it_is(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:
     """Only the operator versions are set, so that runtimes which are too old refuse the file."""
-    model = flat.read(source)
+    model = flatbuffer.read(source)
     versions.stamp(model)
-    flat.write(model, out)
-    return Result(share=flat.quantised_share(model))
+    flatbuffer.write(model, out)
+    return Result(share=flatbuffer.quantised_share(model))
 
 
 def _by(recipe: quantise.Recipe) -> Write:

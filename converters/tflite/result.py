@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from converters import no_op
-from converters.tflite import flat, versions
+from converters import reduction
+from converters.tflite import flatbuffer, versions
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -19,13 +19,17 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def write_smaller(
-    model: flat.Model, original: flat.Model, source: Path, out: Path, notes: tuple[str, ...] = ()
+    model: flatbuffer.Model,
+    original: flatbuffer.Model,
+    source: Path,
+    out: Path,
+    notes: tuple[str, ...] = (),
 ) -> Result:
     """Write what a recipe made of ``original`` by storing weights in fewer bits.
 
     Raises ConvertError if it took hardly any of them.
     """
-    no_op.refuse(flat.weight_bytes(original), flat.weight_bytes(model), source.name)
+    reduction.refuse(flatbuffer.weight_bytes(original), flatbuffer.weight_bytes(model), source.name)
     versions.stamp(model)
-    flat.write(model, out)
-    return Result(share=flat.quantised_share(model), notes=notes)
+    flatbuffer.write(model, out)
+    return Result(share=flatbuffer.quantised_share(model), notes=notes)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from converters.tflite import flat
+from converters.tflite import flatbuffer
 from edge_core.tensors import Array
 
 # How a weight is stored: bits, what has a scale of its own in the quantiser's words, and how many
@@ -32,18 +32,18 @@ MAX_BIAS = 2.0**30  # steps; corrections of biases come on top
 Ranges = dict[str, dict[str, Array]]  # the quantiser's statistics: name -> "min", "max"
 
 
-def four_bit_ranges(model: flat.Model, ops: Iterable[tuple[flat.Op, str]]) -> Ranges:
+def four_bit_ranges(model: flatbuffer.Model, ops: Iterable[tuple[flatbuffer.Op, str]]) -> Ranges:
     """Ranges of the four-bit weights among ops given with their forms."""
     found = {}
     for op, form in ops:
         tensor = model.subgraphs[0].tensors[op.inputs[1]]
-        weights = flat.constant(model, tensor)
+        weights = flatbuffer.constant(model, tensor)
         if weights is None or not form.startswith("int4"):
             continue
         block = FORMS[form][2]
         limits = bounds(weights, block or weights.shape[1])
         limits = limits[:, :, 0] if block else limits[:, 0]
-        found[flat.tensor_name(tensor)] = {"min": -limits, "max": limits}
+        found[flatbuffer.tensor_name(tensor)] = {"min": -limits, "max": limits}
     return found
 
 
@@ -67,29 +67,38 @@ def bounds(weights: Array, size: int) -> Array:
 
 
 def eight_bit_ranges(
-    model: flat.Model, ops: Iterable[flat.Op], extremes: Mapping[str, tuple[float, float]]
+    model: flatbuffer.Model,
+    ops: Iterable[flatbuffer.Op],
+    extremes: Mapping[str, tuple[float, float]],
 ) -> Ranges:
     """Ranges per channel of the weights of ops with a bias and 8-bit inputs."""
     tensors = model.subgraphs[0].tensors
     found: Ranges = {}
     for op in ops:
         weight, bias = tensors[op.inputs[1]], _bias(model, op)
-        values, taken = flat.constant(model, weight), flat.tensor_name(tensors[op.inputs[0]])
+        values, taken = (
+            flatbuffer.constant(model, weight),
+            flatbuffer.tensor_name(tensors[op.inputs[0]]),
+        )
         if bias is None or values is None or taken not in extremes:
             continue
         low, high = extremes[taken]
         step = (max(high, 0.0) - min(low, 0.0)) / 255
-        axis = 3 if flat.op_name(model, op) == "DEPTHWISE_CONV_2D" else 0
+        axis = 3 if flatbuffer.op_name(model, op) == "DEPTHWISE_CONV_2D" else 0
         others = tuple(k for k in range(values.ndim) if k != axis)
         limits = np.abs(values).max(axis=others, keepdims=True)
         needed = 127 * np.abs(bias) / (max(step, 1e-12) * MAX_BIAS)
         limits = np.maximum(limits, needed.reshape(limits.shape)).astype(np.float32)
-        before = found.get(flat.tensor_name(weight), {"max": limits})["max"]
+        before = found.get(flatbuffer.tensor_name(weight), {"max": limits})["max"]
         limits = np.maximum(limits, before)
-        found[flat.tensor_name(weight)] = {"min": -limits, "max": limits}
+        found[flatbuffer.tensor_name(weight)] = {"min": -limits, "max": limits}
     return found
 
 
-def _bias(model: flat.Model, op: flat.Op) -> Array | None:
-    has = flat.op_name(model, op) != "TRANSPOSE_CONV" and len(op.inputs) > 2 and op.inputs[2] >= 0
-    return flat.constant(model, model.subgraphs[0].tensors[op.inputs[2]]) if has else None
+def _bias(model: flatbuffer.Model, op: flatbuffer.Op) -> Array | None:
+    has = (
+        flatbuffer.op_name(model, op) != "TRANSPOSE_CONV"
+        and len(op.inputs) > 2
+        and op.inputs[2] >= 0
+    )
+    return flatbuffer.constant(model, model.subgraphs[0].tensors[op.inputs[2]]) if has else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.foreign import reason
+from converters.foreign_errors import reason
 from converters.tflite.graph import Graph, Shape
 from converters.tflite.node import REGISTRY, WAY_OUT, Node
 from converters.tflite.patterns import OWN

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.tflite import flat, ranges
-from converters.tflite.choice import Choice, choose
+from converters.tflite import flatbuffer, ranges
+from converters.tflite.mixed_precision import Choice, choose
 from converters.tflite.quantise import Recipe, Source
 from converters.tflite.result import Result, write_smaller
 from edge_core.errors import ConvertError
@@ -60,16 +60,16 @@ def search(
     if not samples:
         raise ConvertError("a search needs calibration samples", hint="give --calibration")
     deadline = time.monotonic() + budget_s
-    source = Source(flat.read(float_path), float_path.name, samples)
+    source = Source(flatbuffer.read(float_path), float_path.name, samples)
     layers = source.layers(recipe)
     chosen = [samples[int(i)] for i in _grid(len(samples))]
-    wanted = _outputs(flat.to_bytes(source.model), chosen)
+    wanted = _outputs(flatbuffer.to_bytes(source.model), chosen)
 
     def measure(kept: frozenset[int]) -> float | None:
         if kept and time.monotonic() > deadline:
             return None
         made, _ = source.quantised(_keeping(recipe, source, [layers[i] for i in kept]))
-        return _decibels(wanted, _outputs(flat.to_bytes(made), chosen))
+        return _decibels(wanted, _outputs(flatbuffer.to_bytes(made), chosen))
 
     choice = choose(_costs(source.model, layers), gain_db, measure)
     if not choice.layers:
@@ -86,11 +86,11 @@ def _write(
     out: Path,
     source: Source,
     recipe: Recipe,
-    kept: Sequence[flat.Op],
+    kept: Sequence[flatbuffer.Op],
     choice: Choice,
 ) -> Search:
     best = _keeping(recipe, source, kept)
-    whole, made = (flat.to_bytes(source.quantised(r)[0]) for r in (recipe, best))
+    whole, made = (flatbuffer.to_bytes(source.quantised(r)[0]) for r in (recipe, best))
     ms = _interleaved(whole, made, source.samples[0])
     names = best.keep_float[len(recipe.keep_float) :]
     notes = (
@@ -100,7 +100,7 @@ def _write(
         f"{choice.tried} files tried",
     )
     result = write_smaller(
-        flat.from_bytes(made), flat.read(float_path), float_path, out, notes=notes
+        flatbuffer.from_bytes(made), flatbuffer.read(float_path), float_path, out, notes=notes
     )
     cost = f"the float layers cost {ms[1] - ms[0]:+.2f} ms here: {ms[0]:.2f} -> {ms[1]:.2f} ms"
     result = msgspec.structs.replace(result, times=(cost,))
@@ -113,9 +113,9 @@ def _write(
     )
 
 
-def _keeping(recipe: Recipe, source: Source, kept: Sequence[flat.Op]) -> Recipe:
+def _keeping(recipe: Recipe, source: Source, kept: Sequence[flatbuffer.Op]) -> Recipe:
     tensors = source.model.subgraphs[0].tensors
-    names = (flat.tensor_name(tensors[op.outputs[0]]) for op in kept)
+    names = (flatbuffer.tensor_name(tensors[op.outputs[0]]) for op in kept)
     return msgspec.structs.replace(recipe, keep_float=(*recipe.keep_float, *names))
 
 
@@ -123,13 +123,13 @@ def _grid(count: int) -> Array:
     return np.linspace(0, count - 1, min(count, MAX_SAMPLES)).round()
 
 
-def _costs(model: flat.Model, layers: Sequence[flat.Op]) -> list[float]:
+def _costs(model: flatbuffer.Model, layers: Sequence[flatbuffer.Op]) -> list[float]:
     """What each layer takes of the allowed work or of the allowed weights, whichever is more."""
     tensors = model.subgraphs[0].tensors
     weights, work = [], []
     for op in layers:
-        dims = flat.shape(tensors[op.inputs[1]])
-        kind, found = flat.op_name(model, op), flat.shape(tensors[op.outputs[0]])
+        dims = flatbuffer.shape(tensors[op.inputs[1]])
+        kind, found = flatbuffer.op_name(model, op), flatbuffer.shape(tensors[op.outputs[0]])
         weights.append(float(np.prod(dims)))
         each = np.prod(dims[1:3]) if kind == "DEPTHWISE_CONV_2D" else np.prod(dims[1:])
         work.append(0.0 if kind == "EMBEDDING_LOOKUP" else float(each * np.prod(found)))

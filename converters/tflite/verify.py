@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import onnx_verify
-from converters.onnx_file import load, save
-from converters.tflite import flat
+from converters.layouts import inward, outward
+from converters.onnx import verify as onnx_verify
+from converters.onnx.file import load, save
+from converters.tflite import flatbuffer
 from converters.tflite.lower import Lowered, to_tflite, write
-from edge_core import feeds as feeds_file
-from edge_core.child import Child
 from edge_core.errors import ConvertError, MeasureError
 from edge_core.extras import need
-from edge_core.layouts import inward, outward
-from edge_core.runtimes import onnxruntime
+from edge_core.runtimes import onnxruntime, sample_store
+from edge_core.runtimes.child import Child
 from edge_core.tensors import Feeds
 
 if TYPE_CHECKING:
@@ -59,18 +58,22 @@ def _answers(
 ) -> list[Feeds]:
     with tempfile.TemporaryDirectory() as folder, Child() as child:
         given, answers = Path(folder) / "in", Path(folder) / "out"
-        feeds_file.write(given, [inward(f, inputs, lowered.inputs) for f in feeds])
+        sample_store.write(given, [inward(f, inputs, lowered.inputs) for f in feeds])
         try:
             child.ask("open", path=str(file), runtime=RUNTIME, threads=1, options={})
             child.ask("run", feeds=str(given), out=str(answers))
         except MeasureError as e:
             kinds = sorted(
-                {flat.op_name(m, op) for m in [flat.read(file)] for _, op in flat.operators(m)}
+                {
+                    flatbuffer.op_name(m, op)
+                    for m in [flatbuffer.read(file)]
+                    for _, op in flatbuffer.operators(m)
+                }
             )
             raise ConvertError(
                 f"the converted file does not run: {e.what}", hint=f"its ops: {', '.join(kinds)}"
             ) from e
-        found = feeds_file.read(answers)
+        found = sample_store.read(answers)
         return [outward(found[i], outputs, lowered.outputs) for i in range(len(found))]
 
 

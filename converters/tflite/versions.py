@@ -5,8 +5,8 @@
 
 A runtime checks every operator code of a file when it loads it, also those that no operator uses,
 and knows each builtin up to one version. ai-edge-quantizer leaves every version at 1, and then old
-runtimes load what their kernels cannot read: garbage, NaN, crashes (tests/test_tflite_matrix.py
-shows them).
+runtimes load what their kernels cannot read: garbage, NaN, crashes
+(tests/converters/tflite/test_runtime_matrix.py shows them).
 
 stamp() gives the versions that TensorFlow's own converter gives, raised where measured runtimes
 accept those and are still wrong. As there, one operator code has the highest version that its
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from converters.tflite import flat
+from converters.tflite import flatbuffer
 from converters.tflite.op_versions import blockwise, hybrid, needed, operators, scales
 
 METADATA = "min_runtime_version"
@@ -33,7 +33,7 @@ INT4_CONV_GUARD = ("CAST", 7)
 BLOCKWISE_EMBEDDING_GUARD = ("PAD", 5)
 
 
-def stamp(model: flat.Model) -> None:
+def stamp(model: flatbuffer.Model) -> None:
     """Set every operator code's version, add the guards and write the metadata.
 
     Hybrid fully connected layers with a scale per channel are also switched to asymmetric inputs:
@@ -51,13 +51,13 @@ def stamp(model: flat.Model) -> None:
     _write_metadata(model, min_runtime(model))
 
 
-def min_runtime(model: flat.Model) -> str:
+def min_runtime(model: flatbuffer.Model) -> str:
     """The oldest TensorFlow Lite release that knows every operator version of ``model``.
 
     In TensorFlow's numbers: ai-edge-litert counts anew from 1.0, which is about 2.16. Releases
     before FLOOR are not told apart; versions that TensorFlow does not list count as FLOOR.
     """
-    numbers = flat.schema().BuiltinOperator
+    numbers = flatbuffer.schema().BuiltinOperator
     newer = {(getattr(numbers, name), v): release for (name, v), release in RELEASES.items()}
     releases = [newer.get((_builtin(c), c.version), FLOOR) for c in model.operatorCodes]
     return max((FLOOR, *releases), key=lambda r: [int(part) for part in r.split(".")])
@@ -68,23 +68,23 @@ def _builtin(code: Any) -> int:
     return int(max(code.builtinCode, code.deprecatedBuiltinCode))
 
 
-def _guard(model: flat.Model, name: str, version: int) -> None:
-    number = getattr(flat.schema().BuiltinOperator, name)
+def _guard(model: flatbuffer.Model, name: str, version: int) -> None:
+    number = getattr(flatbuffer.schema().BuiltinOperator, name)
     if any(_builtin(c) == number and c.version >= version for c in model.operatorCodes):
         return
-    code = flat.schema().OperatorCodeT()
+    code = flatbuffer.schema().OperatorCodeT()
     code.builtinCode, code.version = number, version
     code.deprecatedBuiltinCode = min(number, 127)
     model.operatorCodes.append(code)
 
 
-def _write_metadata(model: flat.Model, release: str) -> None:
+def _write_metadata(model: flatbuffer.Model, release: str) -> None:
     content = list(release.encode().ljust(METADATA_BYTES, b"\0"))
     for entry in model.metadata or ():
         if entry.name in (METADATA, METADATA.encode()):
             model.buffers[entry.buffer].data = content
             return
-    buffer, entry = flat.schema().BufferT(), flat.schema().MetadataT()
+    buffer, entry = flatbuffer.schema().BufferT(), flatbuffer.schema().MetadataT()
     buffer.data = content
     model.buffers.append(buffer)
     entry.name, entry.buffer = METADATA, len(model.buffers) - 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_core.errors import InputError, MeasureError
 from edge_core.extras import need
-from edge_core.runtimes.base import Options, Spec
+from edge_core.runtimes.adapter import Options, Spec
 from edge_core.tensors import Feeds, TensorSpec
 
 SPEC = Spec(

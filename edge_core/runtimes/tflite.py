@@ -18,7 +18,7 @@ import numpy as np
 
 from edge_core.errors import InputError, MeasureError, MissingExtra
 from edge_core.extras import need
-from edge_core.runtimes.base import Options, Spec
+from edge_core.runtimes.adapter import Options, Spec
 from edge_core.runtimes.xnnpack import Delegation, measured
 from edge_core.tensors import DTYPES, Array, Feeds, TensorSpec
 

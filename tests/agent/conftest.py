@@ -12,10 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from agent.config import Config, Install
-from agent.install import install
-from edge_core import golden, package
-from edge_core.detect import detect
-from edge_core.manifest import Manifest, RuntimeNeed, Selector
+from agent.packages.install import install
+from edge_core.machine.detect import detect
+from edge_core.package import format as package
+from edge_core.package import golden
+from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
 from edge_core.runtimes import onnxruntime as adapter
 
 LABELS = ("left", "ahead", "right")

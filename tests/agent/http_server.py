@@ -17,10 +17,11 @@ from agent import Agent
 from agent.config import Config, Http, Serve
 from agent.http.limits import DEFAULT, Limits
 from agent.http.server import Server
-from agent.slots import Batching, Slot, Slots, Tuning
-from edge_core import golden, package
-from edge_core.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.preprocess import Recipe
+from agent.packages.slots import Batching, Slot, Slots, Tuning
+from edge_core.package import format as package
+from edge_core.package import golden
+from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.preprocess import Recipe
 from edge_core.runtimes import onnxruntime
 from edge_core.tensors import DTYPES, Feeds, TensorSpec
 from tests import packages

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from edge_core import detect, golden, package
 from edge_core.files import sha256_file
-from edge_core.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.preprocess import Recipe, to_tensor
+from edge_core.machine import detect
+from edge_core.package import format as package
+from edge_core.package import golden
+from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.preprocess import Recipe, to_tensor
 from edge_core.runtimes import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]

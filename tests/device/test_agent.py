@@ -9,7 +9,7 @@ from pathlib import Path
 from agent import Agent, Image
 from agent.config import Config, Http, Install, Serve
 from agent.http.server import Server
-from agent.install import install
+from agent.packages.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = ROOT / "examples" / "data" / "photos" / "bird.jpg"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_core.errors import InputError
-from edge_core.preprocess import Recipe, normalise
+from edge_core.package.preprocess import Recipe, normalise
 from edge_core.runtimes import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,8 @@ def test_a_graph_optimization_that_is_none_is_refused():
 
 def test_peak_memory_remembers_what_was_given_back():
     code = (  # in a process that has had no higher peak before
-        "import numpy as np; from edge_core.worker import peak_rss_mb; before = peak_rss_mb();"
+        "import numpy as np; from edge_core.runtimes.worker import peak_rss_mb;"
+        "before = peak_rss_mb();"
         "spike = np.ones(25_000_000); del spike; print(peak_rss_mb() - before)"  # 200 MB
     )
     command = [sys.executable, "-c", code]

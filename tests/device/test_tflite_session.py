@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edge_core.child import Child
 from edge_core.errors import InputError, MeasureError, MissingExtra
 from edge_core.runtimes import onnxruntime, tflite, xnnpack
+from edge_core.runtimes.child import Child
 
 TYPES = {np.float32: "FLOAT32", np.int8: "INT8", np.int32: "INT32", np.int64: "INT64"}
 OPTIONS = {"FULLY_CONNECTED": "FullyConnectedOptions", "RNN": "RNNOptions"}

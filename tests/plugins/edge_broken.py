@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from converters.base import Converted, Job, Spec
+from converters.spec import Converted, Job, Spec
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""What the commands do, as functions: settings and names in, values out.
+
+A command that changes what is served tells the running agent and waits until it serves it. The
+agent would see it by itself within a second; asking gives the reason if it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from agent import config
+from agent.config import Config
+from agent.packages import install as installing
+from agent.packages.slots import Active, Slot, Slots
+from agent.service import client, instance_lock
+from agent.service.instance_lock import Running
+from edge_core.errors import EdgeError, Unavailable
+from edge_core.package import run
+
+Progress = Callable[[str], None]
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """Where the settings and the data are."""
+
+    config: str
+    data_dir: str
+
+
+class Switched(msgspec.Struct, frozen=True, kw_only=True):
+    """What is current now, and what the running agent makes of it."""
+
+    current: Slot
+    previous: Slot | None
+    already: bool = False  # nothing was changed
+    self_test: str = ""  # of an installation
+    seconds: float = 0.0
+    served: str = ""  # the digest that the running agent answers with; "" if none could be asked
+    note: str = ""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """One installed model; without current it was disabled, or its file is damaged."""
+
+    name: str
+    current: Slot | None = None
+    previous: Slot | None = None
+    refused: tuple[str, ...] = ()
+    why: str = ""  # it cannot be served
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent as commands see it."""
+
+    agent: Running | None
+    status: client.Document | None  # of the running agent, if it serves HTTP
+    models: tuple[Model, ...]
+
+
+def begin(path: Path | None, data_dir: Path | None) -> Begun:
+    """Write settings with every default, and make the data directory; raises InputError."""
+    root = os.geteuid() == 0
+    named = os.environ.get(config.ENVIRONMENT)
+    path = path or Path(named or (config.SYSTEM if root else config.users_own()))
+    home = Path(Config().data_dir) if root else Path.home() / ".local" / "share" / "edge-agent"
+    data = (data_dir or home).absolute()
+    config.write_default(path, data)
+    return Begun(str(path), str(data))
+
+
+def install(settings: Config, path: Path, *, again: bool, progress: Progress) -> Switched:
+    """Install a package and see it served; raises what installing raises, and Unavailable."""
+    done = installing.install(settings, path, again=again, progress=progress)
+    served, note = _take_up(settings, done.slot)
+    return Switched(
+        current=done.slot,
+        previous=done.previous,
+        already=done.already,
+        self_test=done.golden.text if done.golden else "",
+        seconds=done.seconds,
+        served=served,
+        note=note,
+    )
+
+
+def rollback(settings: Config, name: str, *, refuse: bool) -> Switched:
+    """Go back to the previous package and see it served; raises InputError, Unavailable."""
+    active = Slots(settings.root).rollback(name, refuse=refuse)
+    assert active.current is not None
+    served, note = _take_up(settings, active.current)
+    return Switched(current=active.current, previous=active.previous, served=served, note=note)
+
+
+def models(settings: Config) -> tuple[Model, ...]:
+    """What is installed, whether an agent runs or not."""
+    slots = Slots(settings.root)
+    return tuple(_model(slots, name) for name in slots.names())
+
+
+def overview(settings: Config) -> Overview:
+    """The running agent's word, and what is installed; raises Unavailable if it hangs."""
+    here = instance_lock.found(settings.root)
+    told = client.status(here) if here and here.address else None
+    return Overview(agent=here, status=told, models=models(settings))
+
+
+def infer(path: Path | None, target: str, source: Path, *, top: int) -> run.Answer:
+    """One answer from a package, or from an installed model; ``path`` are other settings.
+
+    What has a slash or ends in .edgepkg is a package. An installed model is asked of the running
+    agent, and loaded in this process if none runs.
+    """
+    package = Path(target)
+    if os.sep in target or package.suffix == ".edgepkg":
+        return run.run_package(package, source, top=top)
+    try:
+        settings = config.load(config.find(path))
+        active = Slots(settings.root).active(target)
+    except EdgeError:
+        if package.exists():
+            return run.run_package(package, source, top=top)
+        raise
+    return _infer_installed(settings, active, target, source, top)
+
+
+def _infer_installed(
+    settings: Config, active: Active, target: str, source: Path, top: int
+) -> run.Answer:
+    slots, here = Slots(settings.root), instance_lock.found(settings.root)
+    slot = active.current
+    if slot is None or active.disabled:
+        raise Unavailable(f"'{target}' cannot be served: {active.disabled or 'nothing is current'}")
+    manifest = slots.manifest(target, slot.digest)
+    if here and here.address:
+        return client.infer(here, manifest, source, top=top)
+    slots.check(target, slot.digest)
+    model = slots.folder(target, slot.digest) / manifest.file
+    threads = settings.of(target).threads or slot.tuning.threads
+    return run.infer(model, manifest, source, top=top, threads=threads)
+
+
+def _take_up(settings: Config, slot: Slot) -> tuple[str, str]:
+    """The digest that the running agent serves now, and a word on it."""
+    here = instance_lock.found(settings.root)
+    if here is None:
+        return "", "no agent runs here"
+    if not here.address:
+        return "", "the running agent takes it up within a second"
+    served = str(client.reload(here, slot.name)["digest"])
+    if served != slot.digest:
+        raise Unavailable(f"the agent (process {here.pid}) still serves {served}")
+    return served, f"the agent (process {here.pid}) serves it"
+
+
+def _model(slots: Slots, name: str) -> Model:
+    try:
+        active: Active = slots.active(name)
+    except EdgeError as e:
+        return Model(name=name, why=e.what)
+    return Model(
+        name=name,
+        current=active.current,
+        previous=active.previous,
+        refused=active.refused,
+        why=active.disabled,
+    )

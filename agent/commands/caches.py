@@ -1,0 +1,109 @@
+"""What the commands about caches do, as functions: settings and names in, values out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from agent.caches.calibrate import Calibration
+from agent.caches.calibration import calibrate_model, clips, write
+from agent.caches.rules import Rule
+from agent.config import Config
+from agent.packages.slots import Slots
+from agent.service import client, instance_lock
+from agent.serving.caching import calibration_file
+from agent.sqlite import sqlite_file
+from agent.sqlite.sqlite_file import Table
+from edge_core.errors import StorageError, Unavailable
+from edge_core.files import storage_error
+from edge_core.runtimes import registry as runtimes
+from edge_core.tensors import Feeds, dequantise
+
+
+class CacheFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One cache's file."""
+
+    name: str  # "exact", or "near MODEL"
+    bytes: int
+    tables: tuple[Table, ...] = ()
+    counters: client.Document = {}  # of the running agent
+
+
+def caches(settings: Config) -> tuple[CacheFile, ...]:
+    """The caches' files; with counters if an agent runs. Raises StorageError for a damaged one."""
+    here = instance_lock.found(settings.root)
+    told = client.status(here)["caches"] if here and here.address else {}
+    return tuple(
+        CacheFile(
+            name=name,
+            bytes=sqlite_file.size(path),
+            tables=_tables(path),
+            counters=told.get(name, {}),
+        )
+        for name, path in files(settings).items()
+    )
+
+
+def clear(settings: Config) -> tuple[str, ...]:
+    """Delete every remembered answer; names of the caches. Calibrations stay.
+
+    Raises InputError while an agent runs: SQLite must not have a file open that is deleted.
+    """
+    with instance_lock.alone(settings.root):
+        found = files(settings)
+        for path in found.values():
+            try:
+                sqlite_file.erase(path)
+            except OSError as e:
+                raise storage_error(e, path) from e
+    return tuple(found)
+
+
+def calibrate(
+    settings: Config, name: str, samples: Path, *, rule: Rule, epsilon: float, confidence: float
+) -> Calibration:
+    """Find how near is near enough for a model, on the user's samples, and use it.
+
+    The file is written in any case: without a proof it keeps the cache off. Raises InputError.
+    """
+    slots = Slots(settings.root)
+    slot = slots.active(name).current
+    if slot is None:
+        raise Unavailable(f"'{name}' has no version that is current")
+    slots.check(name, slot.digest)
+    manifest = slots.manifest(name, slot.digest)
+    session = runtimes.get(manifest.runtime.name).open(
+        slots.folder(name, slot.digest) / manifest.file,
+        threads=slot.tuning.threads,
+        options=manifest.runtime.options,
+    )
+
+    def answer(feeds: Feeds) -> Feeds:
+        outputs = session.run(feeds)
+        return {s.name: dequantise(outputs[s.name], s) for s in manifest.outputs}
+
+    found = calibrate_model(
+        answer, clips(samples, manifest), model=slot.digest, inputs=manifest.inputs, rule=rule,
+        epsilon=epsilon, confidence=confidence,
+    )  # fmt: skip
+    write(calibration_file(settings.root, name), found)
+    here = instance_lock.found(settings.root)
+    if here and here.address:
+        client.reload(here, name)
+    return found
+
+
+def files(settings: Config) -> dict[str, Path]:
+    """The caches' files that are there, by the names that Agent.status() uses."""
+    folder = settings.root / "caches"
+    exact = {"exact": folder / "results.db"}
+    near = {f"near {p.stem}": p for p in sorted((folder / "near").glob("*.db"))}
+    return {name: path for name, path in {**exact, **near}.items() if path.exists()}
+
+
+def _tables(path: Path) -> tuple[Table, ...]:
+    try:
+        return sqlite_file.inspect(path)
+    except Exception as e:  # sqlite-utils lets sqlite3's errors through
+        raise StorageError(f"cannot read {path}: {e}", hint="edge-agent cache clear") from e

@@ -1,0 +1,1 @@
+"""Installed packages on disk: installed, tuned, switched, rolled back."""

@@ -1,0 +1,1 @@
+"""Answering requests: models loaded, scheduled, swapped."""

@@ -1,0 +1,259 @@
+"""What ONNX exporters write down about the batch they saw, rewritten for any number of rows.
+
+    REWRITES["Reshape"](draft, node, x) -> nodes in its place
+
+``x`` is the first input that has rows; only of Concat it need not be the first of all.
+
+A rewrite makes the same of one row, and asks how many rows there are where a constant said 1. None
+of them is believed: converters.onnx.batch tries what they return.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converters import batch
+from converters.batch import Run, Shape, Tensor, Tracker, Values
+from converters.foreign_errors import foreign
+from converters.onnx.weights import attribute
+from edge_core.extras import need
+from edge_core.tensors import Array
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+OPEN = int(np.iinfo(np.int64).max)  # an end beyond every size
+
+
+class Draft:
+    """The graph that is being changed: what is known of it, and what it gets."""
+
+    def __init__(self, model: ModelProto, tracker: Tracker) -> None:
+        self._onnx = need("onnx", "onnx")
+        self._model, self._tracker = model, tracker
+        self._stored = {t.name: t for t in model.graph.initializer}
+        self._names = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self._names.update(self._stored)
+        self._lists: dict[tuple[int, ...], str] = {}
+
+    def load(self, unit: Sequence[NodeProto], rows: Mapping[str, Tensor], constants: Values) -> Run:
+        """The nodes alone, on the real runtime, without optimisation."""
+        onnx, ort = self._onnx, need("onnxruntime", "onnx")
+        made = sorted({n for node in unit for n in node.output if n})
+        graph = onnx.helper.make_graph(
+            unit,
+            "unit",
+            [self._input(n, t) for n, t in rows.items()],
+            [onnx.ValueInfoProto(name=n) for n in made],
+            [self._tensor(n, a) for n, a in constants.items()],
+        )
+        alone = onnx.helper.make_model(
+            graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
+        )
+        so = ort.SessionOptions()
+        so.log_severity_level = 4
+        so.intra_op_num_threads = so.inter_op_num_threads = 1
+        so.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        with foreign("onnxruntime"):
+            session = ort.InferenceSession(
+                alone.SerializeToString(), so, providers=["CPUExecutionProvider"]
+            )
+
+        def run(feeds: Values) -> Values:
+            with foreign("onnxruntime"):
+                return dict(zip(made, session.run(made, feeds), strict=True))
+
+        return run
+
+    def _input(self, name: str, t: Tensor) -> ValueInfoProto:
+        """As in the graph: free where the rows lie, fixed elsewhere."""
+        helper = self._onnx.helper
+        shape: list[int | str] = list(t.shape)
+        shape[t.where.axis] = batch.NAME
+        made: ValueInfoProto = helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(t.dtype), shape
+        )
+        return made
+
+    def _tensor(self, name: str, array: Array) -> TensorProto:
+        """The graph's own, if it has it: not every type has an array that tells it."""
+        own: TensorProto | None = self._stored.get(name)
+        return self._onnx.numpy_helper.from_array(array, name) if own is None else own
+
+    def constant(self, node: NodeProto, place: int) -> Array | None:
+        """An input's value, if it is known."""
+        if len(node.input) <= place:
+            return None
+        return self._tracker.constants.get(node.input[place])
+
+    def shape_alone(self, node: NodeProto, x: Tensor) -> Shape | None:
+        """The shape of the result for one row of the first input; None where others have rows."""
+        others = [n for n in node.input[1:] if n]
+        if any(n not in self._tracker.constants for n in others):
+            return None
+        run = self.load([node], {node.input[0]: x}, {n: self._tracker.constants[n] for n in others})
+        return tuple(run({node.input[0]: np.zeros(x.shape, x.dtype)})[node.output[0]].shape)
+
+    def ints(self, values: Sequence[int]) -> str:
+        """A constant list of the graph; equal ones are one."""
+        key = tuple(int(v) for v in values)
+        if key not in self._lists:
+            name = self._lists[key] = self.name("_".join([batch.NAME, *map(str, key)]))
+            self._tracker.constants[name] = np.array(key, np.int64)
+            made = self._onnx.numpy_helper.from_array(self._tracker.constants[name], name)
+            self._model.graph.initializer.append(made)
+        return self._lists[key]
+
+    def name(self, name: str) -> str:
+        """The name, or a longer one that is free."""
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        return name
+
+    def make(self, op: str, inputs: Sequence[str], output: str, **how: Any) -> NodeProto:
+        """A node of the standard domain."""
+        made: NodeProto = self._onnx.helper.make_node(op, inputs, [output], output, **how)
+        return made
+
+    def with_inputs(self, node: NodeProto, inputs: Mapping[int, str]) -> NodeProto:
+        """A copy of a node with other inputs."""
+        made: NodeProto = self._onnx.NodeProto()
+        made.CopyFrom(node)
+        for i, name in inputs.items():
+            made.input[i] = name
+        return made
+
+    def free_at(self, shape: Shape, place: int) -> str:
+        """A constant for Reshape: ``shape``, with as many rows as there are in one dimension."""
+        return self.ints([*shape[:place], -1, *shape[place + 1 :]])
+
+    def counted(
+        self, source: str, x: Tensor, sizes: Sequence[int], name: str
+    ) -> tuple[str, list[NodeProto]]:
+        """A shape for other ops: ``sizes``, and the rows of ``source`` in their dimension."""
+        at = x.where.axis
+        shape, rows, joined = (self.name(f"{name}_{n}") for n in ("shape", "rows", "sizes"))
+        around = [list(sizes[:at]), list(sizes[at + 1 :])]
+        parts = [*map(self.ints, around[:1]), rows, *map(self.ints, around[1:])]
+        return joined, [
+            self.make("Shape", [source], shape),
+            self.make("Slice", [shape, self.ints([at]), self.ints([at + 1])], rows),
+            self.make("Concat", parts, joined, axis=0),
+        ]
+
+
+def reshape(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+    """The free dimension where the rows are. Where they are in the middle of one, they are moved
+    to the front."""
+    want = draft.shape_alone(node, x)
+    if want is None:
+        return [node]
+    source, result = node.input[0], node.output[0]
+    place = batch.reshape(x.where, x.shape, want)
+    if place is not None:
+        return [draft.make("Reshape", [source, draft.free_at(want, place)], result)]
+    before = math.prod(x.shape[: x.where.axis]) * x.where.outer
+    split = (before, 1, math.prod(x.shape) // before)
+    parts, moved = draft.name(f"{result}_rows"), draft.name(f"{result}_moved")
+    return [
+        draft.make("Reshape", [source, draft.free_at(split, 1)], parts),
+        draft.make("Transpose", [parts], moved, perm=[1, 0, 2]),
+        draft.make("Reshape", [moved, draft.free_at(want, 0)], result),
+    ]
+
+
+def squeeze(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+    """Another rank: a Reshape, if it concerns the dimension of the rows."""
+    want = draft.shape_alone(node, x)
+    if want is None:
+        return [node]
+    kept = len(want) > len(x.shape) or want[: x.where.axis + 1] == x.shape[: x.where.axis + 1]
+    alone = x.shape[x.where.axis] == 1
+    return [node] if kept and alone else reshape(draft, node, x)
+
+
+def gather(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+    """Constant places of each row, where all rows lie in the dimension that is looked up."""
+    axis = attribute(node, "axis", 0) % len(x.shape)
+    want = draft.shape_alone(node, x) if axis == x.where.axis and x.where.outer == 1 else None
+    if want is None:
+        return [node]
+    split = (*x.shape[:axis], 1, *x.shape[axis:])
+    place = batch.reshape(x.where, (*split[: axis + 1], *want[axis:]), want)
+    if place is None:
+        return [node]
+    result = node.output[0]
+    parts, chosen = draft.name(f"{result}_rows"), draft.name(f"{result}_chosen")
+    return [
+        draft.make("Reshape", [node.input[0], draft.free_at(split, axis)], parts),
+        draft.make("Gather", [parts, node.input[1]], chosen, axis=axis + 1),
+        draft.make("Reshape", [chosen, draft.free_at(want, place)], result),
+    ]
+
+
+def slice_(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+    """All of the rows, where it is all of the one row."""
+    starts, ends, axes, steps = (draft.constant(node, i) for i in (1, 2, 3, 4))
+    if starts is None or ends is None:
+        return [node]
+    along = list(range(len(starts))) if axes is None else [int(a) % len(x.shape) for a in axes]
+    if x.where.axis not in along:
+        return [node]
+    at, size = along.index(x.where.axis), x.shape[x.where.axis]
+    whole = starts[at] in (0, -size) and ends[at] >= size and (steps is None or steps[at] == 1)
+    if not whole or starts.dtype != np.int64:
+        return [node]
+    opened = [OPEN if i == at else int(e) for i, e in enumerate(ends)]
+    return [draft.with_inputs(node, {2: draft.ints(opened)})]
+
+
+def resize(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+    """Sizes as they are, with as many rows as come in."""
+    sizes = draft.constant(node, 3)
+    if sizes is None or len(sizes) != len(x.shape) or sizes[x.where.axis] != 1:
+        return [node]
+    shape, before = draft.counted(node.input[0], x, sizes.tolist(), node.output[0])
+    return [*before, draft.with_inputs(node, {3: shape})]
+
+
+def concat(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+    """Constants beside the rows, once for each: a class token."""
+    if x.shape[x.where.axis] != 1:
+        return [node]
+    source = next(n for i, n in enumerate(node.input) if draft.constant(node, i) is None)
+    new: list[NodeProto] = []
+    inputs = {}
+    for i, name in enumerate(node.input):
+        if (value := draft.constant(node, i)) is not None:
+            at = f"{node.output[0]}_{i}"
+            shape, before = draft.counted(source, x, [1] * value.ndim, at)
+            inputs[i] = draft.name(f"{at}_wide")
+            new += [*before, draft.make("Expand", [name, shape], inputs[i])]
+    return [*new, draft.with_inputs(node, inputs)]
+
+
+def recurrent(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+    """Without first states, which start from zeros for every row, where they are zeros."""
+    states = {i: draft.constant(node, i) for i in (5, 6)}
+    zeros = {i: "" for i, s in states.items() if s is not None and not s.any()}
+    return [draft.with_inputs(node, zeros)]
+
+
+Rewrite = Callable[[Draft, Any, Tensor], "list[NodeProto]"]
+REWRITES: dict[str, Rewrite] = {
+    "Reshape": reshape,
+    "Squeeze": squeeze,
+    "Unsqueeze": squeeze,
+    "Gather": gather,
+    "Slice": slice_,
+    "Resize": resize,
+    "Concat": concat,
+    "LSTM": recurrent,
+    "GRU": recurrent,
+    "RNN": recurrent,
+}

@@ -1,0 +1,84 @@
+"""ONNX -> ONNX with 4-bit convolution weights. Not recommended: it is here so that what it does to
+a model can be measured (edge build --with onnx-int4-conv) instead of believed.
+
+ONNX Runtime has no 4-bit Conv kernel: weights are made float at load and nothing gets faster.
+Blocks of 32 input channels share a scale. Kernels with fewer inputs than that, depthwise ones
+above all, are ruined first by 4 bits and take 8, a scale per channel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converters import int4
+from converters.onnx import graph as onnx_graph
+from converters.onnx import weights as onnx_weights
+from converters.onnx.file import load
+from converters.onnx.weights import Weight
+from converters.rounding import keep_sums
+from converters.spec import Converted, Job, Spec
+from edge_core.extras import need
+from edge_core.tensors import Array
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+SPEC = Spec(
+    name="onnx-int4-conv",
+    title="4-bit convolution weights, computed in float",
+    target="onnx",
+    runtimes=("onnxruntime",),
+    precision="int4",
+    scheme="weight-only",
+    suffix=".onnx",
+    extra="onnx",
+    min_opset=21,  # the type INT4, and blocks in DequantizeLinear
+)
+BLOCK = 32
+LARGEST = 7
+SHRINK = np.linspace(1.0, 0.7, 7)  # of a block's largest weight: clipping a little may cost less
+
+
+def convert(job: Job) -> Converted:
+    """Write the model with 4-bit Conv weights; raises ConvertError if it has hardly any."""
+    original = load(job.model)
+    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
+    nodes = [_dequantised(model, w) for w in onnx_weights.find(model, ("Conv",))]
+    onnx_weights.put_first(model, nodes)
+    return onnx_graph.write_quantised(model, job, original, options={"disable_quant_qdq": "1"})
+
+
+def _dequantised(model: ModelProto, weight: Weight) -> NodeProto:
+    onnx = need("onnx", "onnx")
+    values = weight.values
+    if values.shape[1] < BLOCK:
+        return onnx_weights.store_int8(model, weight)
+    codes, scale = quantise(np.moveaxis(values, 1, -1))
+    codes = np.ascontiguousarray(np.moveaxis(codes, -1, 1))
+    nibbles = int4.packed(codes.ravel().view(np.uint8) & 15)
+    stored = onnx.helper.make_tensor(
+        "", onnx.TensorProto.INT4, codes.shape, nibbles.tobytes(), raw=True
+    )
+    scale = np.moveaxis(scale, -1, 1)
+    return onnx_weights.dequantised(model, weight, stored, scale, axis=1, block_size=BLOCK)
+
+
+def quantise(values: Array) -> tuple[Array, Array]:
+    """Codes -7..7, and a scale for every BLOCK of them along the last axis."""
+    width = values.shape[-1]
+    blocks = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -width % BLOCK)])
+    blocks = blocks.reshape(*values.shape[:-1], -1, BLOCK)
+    peak = np.maximum(np.abs(blocks).max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    best_error = np.full(peak.shape, np.inf)
+    codes, scales = np.zeros_like(blocks), np.zeros_like(peak)
+    for share in SHRINK:
+        scale = (peak * share / LARGEST).astype(np.float32)
+        tried = keep_sums(blocks / scale, LARGEST)
+        error = np.square(tried * scale - blocks).sum(axis=-1, keepdims=True)
+        better = error < best_error
+        codes, scales = np.where(better, tried, codes), np.where(better, scale, scales)
+        best_error = np.where(better, error, best_error)
+    flat = codes.reshape(*values.shape[:-1], -1)[..., :width]
+    return flat.astype(np.int8), scales[..., 0]

@@ -1,0 +1,35 @@
+"""ONNX -> ONNX whose weights are stored as int8, a scale per channel: a quarter of the file at
+float speed, without calibration.
+
+Each weight gets a DequantizeLinear, which the runtime folds when it loads the file with
+disable_quant_qdq. Without that option EfficientNet-Lite0 takes 20.9 instead of 7.9 ms.
+"""
+
+from __future__ import annotations
+
+from converters.onnx import graph as onnx_graph
+from converters.onnx import weights as onnx_weights
+from converters.onnx.file import load
+from converters.spec import Converted, Job, Spec
+
+SPEC = Spec(
+    name="onnx-int8-weights",
+    title="weights stored as INT8, computed in float",
+    target="onnx",
+    runtimes=("onnxruntime",),
+    precision="int8",
+    scheme="weight-only",
+    suffix=".onnx",
+    extra="onnx",
+    min_opset=13,  # DequantizeLinear with an axis
+)
+OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+
+
+def convert(job: Job) -> Converted:
+    """Write the model with int8 weights; raises ConvertError if it has hardly any to convert."""
+    original = load(job.model)
+    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
+    nodes = [onnx_weights.store_int8(model, w) for w in onnx_weights.find(model, OPS)]
+    onnx_weights.put_first(model, nodes)
+    return onnx_graph.write_quantised(model, job, original, options={"disable_quant_qdq": "1"})

@@ -1,0 +1,209 @@
+"""What TFLite converters write down about the batch they saw, rewritten for any number of rows.
+
+    REWRITES["RESHAPE"](draft, op, x) -> operators in its place
+
+``x`` is what the first input is for one row. None of the rewrites is believed:
+converters.tflite.batch tries what they return.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from converters import batch
+from converters.batch import Shape, Tensor, Where
+from converters.tflite import flatbuffer
+from edge_core.tensors import Array
+
+Op = Any  # OperatorT
+Ops = list[Op]
+
+
+class Draft:
+    """The first subgraph of a model that is being changed. Tensors go by their index."""
+
+    def __init__(self, model: flatbuffer.Model) -> None:
+        self.model, self.graph = model, model.subgraphs[0]
+        self._schema = flatbuffer.schema()
+        self._lists: dict[tuple[int, ...], int] = {}
+        self.split: dict[int, int] = {}  # tensors -> the same with the rows in an axis of their own
+
+    def constant(self, op: Op, place: int) -> Array | None:
+        """An input's value, if the file has it."""
+        return flatbuffer.constant(self.model, self.graph.tensors[op.inputs[place]])
+
+    def shape(self, index: int) -> Shape:
+        """For one row."""
+        return flatbuffer.shape(self.graph.tensors[index])
+
+    def ints(self, values: Sequence[int]) -> int:
+        """A constant list; equal ones are one tensor."""
+        key = tuple(int(v) for v in values)
+        if key not in self._lists:
+            kind = self._schema.TensorType.INT32
+            self._lists[key] = self.stored(np.array(key, np.int32), kind)
+        return self._lists[key]
+
+    def stored(self, values: Array, kind: int) -> int:
+        """A new constant."""
+        index = self._added(values.shape, f"{batch.NAME}/{len(self.graph.tensors)}", kind)
+        flatbuffer.set_constant(self.model, self.graph.tensors[index], values)
+        return index
+
+    def between(self, op: Op, shape: Shape, part: str) -> int:
+        """A new tensor among the operators that ``op`` becomes, of its result's type and scale."""
+        result = self.graph.tensors[op.outputs[0]]
+        index = self._added(shape, f"{flatbuffer.tensor_name(result)}/{part}", result.type)
+        self.graph.tensors[index].quantization = result.quantization
+        return index
+
+    def _added(self, shape: Shape, name: str, kind: int) -> int:
+        tensor = self._schema.TensorT()
+        tensor.name, tensor.type, tensor.buffer = name.encode(), kind, 0
+        tensor.shape, tensor.hasRank = np.array(shape, np.int32), True
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def op(self, kind: str, inputs: Sequence[int], output: int, options: str) -> Op:
+        """A new operator with the default options of that table."""
+        made = self._schema.OperatorT()
+        made.opcodeIndex = flatbuffer.op_code(self.model, kind)
+        made.inputs, made.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        made.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
+        made.builtinOptions = getattr(self._schema, f"{options}T")()
+        return made
+
+    def reshaped(self, source: int, shape: Shape, place: int, target: int) -> Op:
+        """A RESHAPE to ``shape``, with as many rows as there are in one dimension."""
+        free = (*shape[:place], -1, *shape[place + 1 :])
+        made = self.op("RESHAPE", [source, self.ints(free)], target, "ReshapeOptions")
+        made.builtinOptions.newShape = np.array(free, np.int32)
+        return made
+
+    def sliced(self, source: int, begin: Sequence[int], size: Shape, rows: int, target: int) -> Op:
+        """A part in every dimension, and all of the dimension ``rows``.
+
+        As a STRIDED_SLICE: XNNPACK leaves a SLICE with an open size to the runtime's own kernels.
+        """
+        end = [b + s for b, s in zip(begin, size, strict=True)]
+        bounds = [self.ints(each) for each in (begin, end, [1] * len(size))]
+        made = self.op("STRIDED_SLICE", [source, *bounds], target, "StridedSliceOptions")
+        made.builtinOptions.beginMask = made.builtinOptions.endMask = 1 << rows
+        return made
+
+
+def reshape(draft: Draft, op: Op, x: Tensor) -> Ops:
+    """The free dimension where the rows are; where they cannot stay, they go to the front."""
+    source, result = op.inputs[0], op.outputs[0]
+    want = draft.shape(result)
+    place = batch.reshape(x.where, x.shape, want)
+    if place is not None:
+        return [draft.reshaped(source, want, place, result)]
+    before = math.prod(x.shape[: x.where.axis]) * x.where.outer
+    rest = math.prod(x.shape) // before
+    parts = draft.between(op, (before, 1, rest), "rows")
+    moved = draft.between(op, (1, before, rest), "moved")
+    return [
+        draft.reshaped(source, (before, 1, rest), 1, parts),
+        draft.op("TRANSPOSE", [parts, draft.ints([1, 0, 2])], moved, "TransposeOptions"),
+        draft.reshaped(moved, want, 0, result),
+    ]
+
+
+def slice_(draft: Draft, op: Op, x: Tensor) -> Ops:
+    """All of the rows, where it is all of the one row; or a part of each row."""
+    found, want, at = draft.constant(op, 1), draft.shape(op.outputs[0]), x.where.axis
+    if found is None:
+        return [op]
+    begin = [int(b) for b in found]
+    if want[at] == x.shape[at]:
+        return [draft.sliced(op.inputs[0], begin, want, at, op.outputs[0])]
+    return _each(draft, op, x, want, lambda rows, chosen: draft.sliced(
+        rows, [*begin[:at], 0, *begin[at:]], draft.shape(chosen), at, chosen
+    ))  # fmt: skip
+
+
+def strided_slice(draft: Draft, op: Op, x: Tensor) -> Ops:
+    """All of the rows, where it is all of the one row."""
+    o, at = op.builtinOptions, x.where.axis
+    begin, end, strides = (draft.constant(op, i) for i in (1, 2, 3))
+    if begin is None or end is None or strides is None or len(begin) <= at:
+        return [op]
+    bit = 1 << at
+    starts, ends = o.beginMask & bit or not begin[at], o.endMask & bit or end[at] >= x.shape[at]
+    shifted = o.ellipsisMask or o.newAxisMask or o.shrinkAxisMask & bit or o.offset
+    if shifted or strides[at] != 1 or not (starts and ends):
+        return [op]
+    opened = copy.copy(op)
+    opened.builtinOptions = copy.copy(o)
+    opened.builtinOptions.beginMask |= bit
+    opened.builtinOptions.endMask |= bit
+    return [opened]
+
+
+def gather(draft: Draft, op: Op, x: Tensor) -> Ops:
+    """Constant places of each row, where all rows lie in the dimension that is looked up."""
+    o, want = op.builtinOptions, draft.shape(op.outputs[0])
+    axis = o.axis % len(x.shape)
+    if draft.constant(op, 1) is None or o.batchDims or axis != x.where.axis:
+        return [op]
+
+    def taken(rows: int, chosen: int) -> Op:
+        made = copy.copy(op)
+        made.inputs, made.outputs = (
+            np.array(each, np.int32) for each in ([rows, op.inputs[1]], [chosen])
+        )
+        made.builtinOptions = copy.copy(o)
+        made.builtinOptions.axis = axis + 1
+        return made
+
+    return _each(draft, op, x, want, taken)
+
+
+def _each(draft: Draft, op: Op, x: Tensor, want: Shape, part: Callable[[int, int], Op]) -> Ops:
+    """A part of each row, from the rows in an axis of their own, before that of ``x``."""
+    at = x.where.axis
+    chosen_shape = (*x.shape[:at], 1, *want[at:])
+    place = batch.reshape(Where(at), chosen_shape, want)
+    if x.where.outer != 1 or place is None:
+        return [op]
+    source, new = int(op.inputs[0]), []
+    if source not in draft.split:
+        split = (*x.shape[:at], 1, *x.shape[at:])
+        draft.split[source] = draft.between(op, split, "rows")
+        new = [draft.reshaped(source, split, at, draft.split[source])]
+    chosen = draft.between(op, chosen_shape, "chosen")
+    whole = draft.reshaped(chosen, want, place, op.outputs[0])
+    return [*new, part(draft.split[source], chosen), whole]
+
+
+def broadcast_to(draft: Draft, op: Op, x: Tensor) -> Ops:
+    """A product with ones where it repeats, because its shape has no free form.
+
+    It is exact, also for -0.0, infinity and NaN.
+    """
+    tensor, want = draft.graph.tensors[op.inputs[0]], draft.shape(op.outputs[0])
+    if flatbuffer.has_scale(tensor):
+        return [op]
+    have = (1,) * (len(want) - len(x.shape)) + x.shape
+    ones = np.ones([w if w != h else 1 for w, h in zip(want, have, strict=True)], x.dtype)
+    inputs = [op.inputs[0], draft.stored(ones, tensor.type)]
+    if x.dtype.kind == "b":
+        return [draft.op("LOGICAL_AND", inputs, op.outputs[0], "LogicalAndOptions")]
+    return [draft.op("MUL", inputs, op.outputs[0], "MulOptions")]
+
+
+REWRITES: dict[str, Callable[[Draft, Op, Tensor], Ops]] = {
+    "RESHAPE": reshape,
+    "SQUEEZE": reshape,
+    "EXPAND_DIMS": reshape,
+    "SLICE": slice_,
+    "STRIDED_SLICE": strided_slice,
+    "GATHER": gather,
+    "BROADCAST_TO": broadcast_to,
+}

@@ -1,0 +1,86 @@
+"""Which ops of a float model compute in integers. Pure.
+
+Ops with weights do. An op without weights joins where everything it takes comes from such ops and
+something that takes its result computes in integers too; elsewhere it would only round. Normalising
+layers and attention stay float that way: quantised as well, MiniLM's embeddings are of no use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from converters.tflite import flatbuffer
+
+COMPUTE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+# Ops with integer kernels in ai-edge-quantizer's policy, whose range is that of their inputs or is
+# calibrated. Not among them: SOFTMAX, RSQRT, DIV and the like, which need more than eight bits.
+PASSIVE = (
+    "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN",
+    "MIRROR_PAD", "MUL", "PACK", "PAD", "RELU", "RESHAPE", "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR", "SLICE", "SPLIT", "STRIDED_SLICE", "SUB", "TANH", "TRANSPOSE",
+    "UNPACK", "GELU",
+)  # fmt: skip
+ONLY_8 = ("HARD_SWISH", "SPACE_TO_DEPTH")  # no kernel for 16-bit activations
+
+
+def integer_ops(
+    model: flatbuffer.Model, bits: int, *, integer_io: bool = False, kept: Collection[str] = ()
+) -> list[int]:
+    """Positions of the first subgraph's ops that compute in integers with ``bits`` activations.
+
+    ``kept`` names outputs of ops that stay float. With ``integer_io`` inputs and outputs are
+    integers, so what joins them to the rest is as well.
+    """
+    graph = model.subgraphs[0]
+    joining = PASSIVE + (ONLY_8 if bits == 8 else ())
+    integer = set(graph.inputs) if integer_io else set()
+    taken = []
+    for position, op in enumerate(graph.operators):
+        kind = flatbuffer.op_name(model, op)
+        if flatbuffer.tensor_name(graph.tensors[op.outputs[0]]) in kept or not _is_float(graph, op):
+            continue
+        if (kind in COMPUTE and _has_weights(model, graph, op)) or (
+            kind in joining and _reached(model, graph, op, integer)
+        ):
+            taken.append(position)
+            integer.update(op.outputs)
+    wanted = set(graph.outputs) if integer_io else set()
+    left = []
+    for position in reversed(taken):
+        op = graph.operators[position]
+        if flatbuffer.op_name(model, op) in COMPUTE or wanted.intersection(op.outputs):
+            left.append(position)
+            wanted.update(op.inputs)
+    return left[::-1]
+
+
+def float_tail(model: flatbuffer.Model, positions: Collection[int]) -> list[int]:
+    """Those FULLY_CONNECTED ops of ``positions`` whose results no integer op takes."""
+    graph = model.subgraphs[0]
+    read = {i for p in positions for i in graph.operators[p].inputs}
+    return [
+        p
+        for p in positions
+        if flatbuffer.op_name(model, graph.operators[p]) == "FULLY_CONNECTED"
+        and not read.intersection(graph.operators[p].outputs)
+    ]
+
+
+def _is_float(graph: Any, op: flatbuffer.Op) -> bool:
+    return all(flatbuffer.type_name(graph.tensors[i]) == "FLOAT32" for i in op.outputs)
+
+
+def _has_weights(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> bool:
+    return flatbuffer.constant(model, graph.tensors[op.inputs[1]]) is not None
+
+
+def _reached(
+    model: flatbuffer.Model, graph: Any, op: flatbuffer.Op, integer: Collection[int]
+) -> bool:
+    """Whether all it computes with is integer or constant, and something is not constant."""
+    floats = [
+        i for i in op.inputs if i >= 0 and flatbuffer.type_name(graph.tensors[i]) == "FLOAT32"
+    ]
+    computed = [i for i in floats if flatbuffer.constant(model, graph.tensors[i]) is None]
+    return bool(computed) and all(i in integer for i in computed)

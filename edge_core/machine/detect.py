@@ -1,0 +1,135 @@
+"""The profile of the machine that this runs on. Reads files; asks nothing of the network.
+
+    detect() -> Profile            Linux (x86-64, aarch64, armv7l) and macOS
+
+Only facts that the system states are in it; the rest stays None or empty. Accelerators, power
+modes and budgets are not detected: they are the owner's to add, with `extends`.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from edge_core.errors import InputError
+from edge_core.machine import darwin, linux
+from edge_core.machine.cpu_rates import Rates, macs_per_cycle
+from edge_core.profile import (
+    Arch,
+    Os,
+    Platform,
+    Precision,
+    Profile,
+    Runtime,
+    RuntimeName,
+    Storage,
+)
+
+__all__ = ["Rates", "detect", "macs_per_cycle"]
+
+RUNTIMES: dict[RuntimeName, str] = {  # -> name on the package index
+    "onnxruntime": "onnxruntime",
+    "litert": "ai-edge-litert",
+    "tflite-runtime": "tflite-runtime",
+}
+COMPUTES: dict[RuntimeName, tuple[Precision, ...]] = {
+    "onnxruntime": ("fp32", "fp16", "int8", "int4"),
+    "litert": ("fp32", "fp16", "int8"),
+    "tflite-runtime": ("fp32", "fp16", "int8"),
+}
+SOURCES = {
+    "platform": "uname, os-release, the C library and the interpreter",
+    "cpu": "/proc/cpuinfo, the device tree, cpufreq and the affinity mask; on macOS sysctl",
+    "cpu.fp32_macs_per_cycle": "cpu_rates.py, by the processor's name and features",
+    "cpu.int8_macs_per_cycle": "cpu_rates.py, by the processor's name and features",
+    "memory": "/proc/meminfo, and the control group's limit where it is lower; on macOS sysctl",
+    "storage": "free space of the folder that was asked for",
+    "thermal": "the lowest passive trip point in /sys/class/thermal",
+    "runtimes": "installed distributions of this interpreter",
+    "precisions": "what the installed runtimes compute",
+}
+
+
+def detect(packages: Path | None = None, root: Path = Path("/")) -> Profile:
+    """Describe this machine; free storage is that of ``packages`` (default: the home folder).
+
+    ``root`` is where /proc and /sys are looked for. Raises InputError on a processor or system
+    that no profile can name.
+    """
+    mac = sys.platform == "darwin"
+    cpu = darwin.cpu(_arch()) if mac else linux.cpu(root, _arch())
+    runtimes = installed_runtimes()
+    found = {p for r in runtimes for p in COMPUTES[r.name]}
+    return Profile(
+        name="this-machine",
+        title=f"Detected: {linux.device_name(root) or cpu.model}",
+        platform=here(),
+        cpu=cpu,
+        memory=darwin.memory() if mac else linux.memory(root),
+        storage=Storage(available_mb=_free_mb(packages or Path.home())),
+        runtimes=runtimes,
+        precisions=tuple(p for p in COMPUTES["onnxruntime"] if p in found),
+        thermal=linux.trip_point(root),
+        sources=SOURCES,
+    )
+
+
+def installed_runtimes() -> tuple[Runtime, ...]:
+    """CPU runtimes of this interpreter, with the tag of the wheel that each came from."""
+    found = []
+    for name, distribution in RUNTIMES.items():
+        try:
+            d = metadata.distribution(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        tag = re.search(r"^Tag: (\S+)", d.read_text("WHEEL") or "", re.MULTILINE)
+        found.append(Runtime(name=name, version=d.version, wheel=tag[1] if tag else ""))
+    return tuple(found)
+
+
+def _arch() -> Arch:
+    machine = platform.machine().lower()
+    wide = sys.maxsize > 2**32  # a 32-bit system may run on a 64-bit kernel
+    known: dict[str, Arch] = {"x86_64": "x86_64", "amd64": "x86_64"}
+    arm: Arch = "aarch64" if wide else "armv7l"
+    known.update(dict.fromkeys(("aarch64", "arm64", "armv8l", "armv7l"), arm))
+    if machine not in known or (known[machine] == "x86_64" and not wide):
+        raise InputError(
+            f"no profile can name this machine: '{machine}', {64 if wide else 32}-bit",
+            hint="known are x86_64, aarch64 and armv7l",
+        )
+    return known[machine]
+
+
+def here() -> Platform:
+    """Architecture and system of this interpreter; raises InputError if no profile can name it."""
+    system: dict[str, Os] = {"linux": "linux", "android": "android", "darwin": "macos"}
+    if sys.platform not in system:
+        raise InputError(f"no profile can name the system '{sys.platform}'", hint=", ".join(system))
+    release = platform.mac_ver()[0] if sys.platform == "darwin" else _os_release()
+    library, version = platform.libc_ver()
+    return Platform(
+        arch=_arch(),
+        os=system[sys.platform],
+        os_version=release,
+        glibc=version if library == "glibc" else "",
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+    )
+
+
+def _os_release() -> str:
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return ""
+    return " ".join(filter(None, (release.get("NAME"), release.get("VERSION_ID"))))
+
+
+def _free_mb(folder: Path) -> float:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return max(1, shutil.disk_usage(folder).free // 10**6)

@@ -1,0 +1,1 @@
+"""The package: its bytes (oci, archive, format), what it says (manifest, golden), and its use."""

@@ -1,0 +1,112 @@
+"""Running a package on one input, in this process. No network; no framework but its own.
+
+run_package(path, source) -> Answer     an image, .npz or .npy in, outputs and labels out
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge_core.errors import InputError
+from edge_core.package import format as package
+from edge_core.package.manifest import Manifest
+from edge_core.package.preprocess import IMAGE_SUFFIXES, to_tensor
+from edge_core.runtimes import registry as runtimes
+from edge_core.runtimes import sample_store
+from edge_core.tensors import Feeds, check_feeds, dequantise
+
+MAX_TOP = 1000
+
+
+class Scored(msgspec.Struct, frozen=True):
+    index: int
+    label: str
+    score: float
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model said. ``top`` is there when the output is one row of class scores."""
+
+    outputs: dict[str, list[object]]
+    top: tuple[Scored, ...]
+    ms: float  # the inference alone
+
+
+def run_package(path: Path, source: Path, *, top: int = 5, threads: int = 1) -> Answer:
+    """Run the package on one input, offline, in this process."""
+    opened = package.open(path)
+    with _model(opened) as model:
+        return infer(model, opened.manifest, source, top=top, threads=threads)
+
+
+def infer(
+    model: Path, manifest: Manifest, source: Path, *, top: int = 5, threads: int = 1
+) -> Answer:
+    """Run a package's model file on one input, in this process."""
+    if not 0 <= top <= MAX_TOP:
+        raise InputError(f"top is {top}; 0 to {MAX_TOP} can be shown")
+    feeds = read_input(source, manifest)
+    adapter = runtimes.get(manifest.runtime.name)
+    session = adapter.open(model, threads=threads, options=manifest.runtime.options)
+    start = time.perf_counter()
+    integers = session.run(feeds)
+    ms = (time.perf_counter() - start) * 1e3
+    outputs = {s.name: dequantise(integers[s.name], s) for s in manifest.outputs}
+    return Answer(
+        outputs={name: a.tolist() for name, a in outputs.items()},
+        top=top_scores(outputs, manifest.labels, top) if manifest.class_scores else (),
+        ms=ms,
+    )
+
+
+def read_input(source: Path, manifest: Manifest) -> Feeds:
+    """One sample for the package's inputs from an image, .npz or .npy; raises InputError."""
+    if not source.is_file():
+        raise InputError(f"no input at {source}")
+    suffix = source.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        if manifest.preprocess is None or len(manifest.inputs) != 1:
+            raise InputError(
+                f"{source}: this package has no preprocessing recipe for images",
+                hint=f"give a .npz with {', '.join(i.name for i in manifest.inputs)}",
+            )
+        feeds = {manifest.inputs[0].name: to_tensor(source, manifest.preprocess)}
+    elif suffix in (".npz", ".npy"):
+        feeds = _arrays(source, manifest)
+    else:
+        raise InputError(
+            f"{source}: inputs are an image ({', '.join(IMAGE_SUFFIXES)}), a .npz or a .npy"
+        )
+    return check_feeds(feeds, manifest.inputs, str(source))
+
+
+def top_scores(outputs: Feeds, labels: tuple[str, ...], count: int) -> tuple[Scored, ...]:
+    """The highest scores of the first output if it is one row of them, best first."""
+    first = next(iter(outputs.values()))
+    row = first.reshape(-1)
+    if first.ndim == 0 or first.shape[-1] != row.size or row.size < 2 or first.dtype.kind != "f":
+        return ()
+    best = np.argsort(-row, kind="stable")[:count]
+    return tuple(
+        Scored(int(i), labels[i] if i < len(labels) else str(i), float(row[i])) for i in best
+    )
+
+
+def _arrays(source: Path, manifest: Manifest) -> Feeds:
+    arrays = sample_store.read_numpy(source)
+    if len(arrays) == 1 and len(manifest.inputs) == 1:  # the only array is the only input
+        return {manifest.inputs[0].name: next(iter(arrays.values()))}
+    return arrays
+
+
+@contextmanager
+def _model(opened: package.Package) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="edge-run-") as folder:
+        yield opened.extract(Path(folder) / "package")

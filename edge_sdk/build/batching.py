@@ -1,0 +1,160 @@
+"""Does a file with a dynamic batch give every row what the row gets alone? The device's runtime
+version decides.
+
+    pick(samples) -> indices        different samples, in batches of ROWS
+    prove(workspace, subject, ...)  raises MeasureError for a file that must not be packaged
+
+ 1. One row: the answers are those of the file for one row, bit by bit. ONNX Runtime joins other ops
+    where it does not know the shapes: then they are the same bits without its optimiser, and within
+    the golden tolerance with it. A .ort file has no form without it, so it is held to the latter.
+ 2. Batches of different rows: each row is what it was alone, within the golden tolerance.
+ 3. One row again: the same bits as before the batches.
+ 4. XNNPACK takes the file in no more pieces than before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from converters.batch import ROWS, WAY_OUT
+from edge_core.runtimes import sample_store
+from edge_core.package import golden
+from edge_core.runtimes.child import Child
+from edge_core.errors import InputError, MeasureError
+from edge_core.files import sha256_file, write_whole
+from edge_core.profile import Profile
+from edge_core.tensors import Feeds
+from edge_sdk.build import io_layout, measure, samples, golden_vectors
+from edge_sdk.build.measure import Specs, Subject
+from edge_sdk.build.workspace import Workspace
+
+Rows = tuple[int, ...]  # indices of samples
+BATCHES = 4
+TIMEOUT_S = 1800.0
+GENERATION = 1
+
+
+def pick(given: samples.Samples) -> Rows:
+    """Indices of up to BATCHES * ROWS different samples, from all over the set.
+
+    Raises InputError if there are not enough for one batch.
+    """
+    seen: dict[str, int] = {}
+    for i, sample in enumerate(given.feeds):
+        seen.setdefault(sample_store.digest([sample]), i)
+    if len(seen) < ROWS:
+        raise InputError(
+            f"{given.source}: {len(seen)} different samples; a dynamic batch is tried on {ROWS}",
+            hint=f"give more samples, or {WAY_OUT}",
+        )
+    count = min(BATCHES, len(seen) // ROWS) * ROWS
+    places = np.linspace(0, len(seen) - 1, count).round().astype(int)
+    indices = list(seen.values())
+    return tuple(indices[p] for p in places)
+
+
+def prove(
+    workspace: Workspace,
+    s: Subject,
+    feeds: Path,
+    original: Path,
+    outputs: Specs,
+    rows: Rows,
+    host: Profile,
+) -> None:
+    """Raise MeasureError, with the row that is wrong, unless the file may be packaged.
+
+    ``original`` holds what the original, whose ``outputs`` are given, made of ``feeds``; ``rows``
+    are the samples that are looked at.
+    """
+    assert s.fixed is not None
+    about = (feeds.name, rows, measure.machine(host), GENERATION)
+    done = workspace.entry("batches", s.key, sha256_file(s.fixed), about)
+    if done.is_file():
+        return
+    given = io_layout.fitted(workspace, feeds, s.model, s.file)
+    inputs, want = golden_vectors.read(given, original, rows, outputs, s.outputs)
+    _pieces(workspace, s, host)
+    starts = range(0, len(inputs), ROWS)
+    together = [_joined(inputs[i : i + ROWS]) for i in starts]
+    with workspace.child(s.env.site) as child:
+        (before,) = _answers(child, s, s.fixed, [inputs])
+        alone, batches, again = _answers(child, s, s.path, [inputs, together, inputs])
+        same = _identical(before, alone)
+        if not same and s.path.suffix == ".onnx":
+            files = (s.fixed, s.path)
+            old, new = (_answers(child, s, f, [inputs[:ROWS]], optimiser="off")[0] for f in files)
+            same = _identical(old, new)
+    _held(same or s.path.suffix == ".ort", "one row alone is not bit by bit what it was")
+    expected = golden_vectors.make(inputs, want, tuple(before), s.outputs)
+    _check(expected, alone, "one row alone is not what it was")
+    _check(expected, _apart(batches), f"in a batch of {ROWS}, rows are not what they are alone")
+    _held(_identical(alone, again), "one row is another after a batch")
+    write_whole(done, msgspec.json.encode({"samples": len(inputs)}))
+
+
+def _pieces(workspace: Workspace, s: Subject, host: Profile) -> None:
+    assert s.fixed is not None
+    one = msgspec.structs.replace(s, path=s.fixed, sha256=sha256_file(s.fixed))
+    before, now = (measure.delegation(workspace, x, host) for x in (one, s))
+    if before and now and before.partitions is not None and now.partitions is not None:
+        _held(
+            now.partitions <= before.partitions,
+            f"with a dynamic batch XNNPACK takes it in {now.partitions} pieces instead of "
+            f"{before.partitions}",
+        )
+
+
+def _answers(
+    child: Child, s: Subject, path: Path, runs: Sequence[Sequence[Feeds]], optimiser: str = ""
+) -> list[list[Feeds]]:
+    """What one file answers to each of the ``runs``, in that order."""
+    more = {"graph_optimization": optimiser} if optimiser else {}
+    options = {**s.options, **more}
+    child.ask("open", path=str(path), runtime=s.env.name, threads=1, options=options)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, feeds in enumerate(runs):
+            given, out = Path(folder) / f"in{i}", Path(folder) / f"out{i}"
+            sample_store.write(given, feeds)
+            try:
+                child.ask("run", timeout_s=TIMEOUT_S, feeds=str(given), out=str(out))
+            except MeasureError as e:
+                rows = len(next(iter(feeds[0].values())))
+                raise MeasureError(f"{rows} rows at once do not run: {e.what}") from e
+            found.append(list(sample_store.read(out)))
+    return found
+
+
+def _joined(rows: Sequence[Feeds]) -> Feeds:
+    return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+
+
+def _apart(batches: Sequence[Feeds]) -> list[Feeds]:
+    return [
+        {name: a[i : i + 1] for name, a in batch.items()} for batch in batches for i in range(ROWS)
+    ]
+
+
+def _identical(a: Sequence[Feeds], b: Sequence[Feeds]) -> bool:
+    return all(
+        x[n].shape == y[n].shape and x[n].tobytes() == y[n].tobytes()
+        for x, y in zip(a, b, strict=True)
+        for n in x
+    )
+
+
+def _check(expected: golden.Golden, answers: Sequence[Feeds], wrong: str) -> None:
+    rows = iter(answers)
+    result = golden.check(expected, lambda _: next(rows))
+    _held(result.ok, f"{wrong}: {result.text}")
+
+
+def _held(right: bool, wrong: str) -> None:
+    if not right:
+        raise MeasureError(wrong, hint=WAY_OUT)

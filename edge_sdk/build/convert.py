@@ -1,0 +1,258 @@
+"""Converting: candidates to files, each in a child process, each kept by content.
+
+    prepare(workspace, model, shapes) -> Prepared       the static ONNX file all converters read
+    convert(workspace, ...) -> Artifact                  one candidate
+
+Also the child's own entry point: ``python -m edge_sdk.build.convert prepare|convert job.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from converters import registry as converters
+from converters import batch as rows
+from converters.onnx import batch as onnx_batch, file as onnx_file, fixed_shapes, graph as onnx_graph, torch_export
+from converters.spec import Batch, Ceiling, Job, Layout
+from converters.tflite import flatbuffer
+from converters.tflite.versions import min_runtime
+from edge_core.runtimes import sample_store
+from edge_core.errors import ConvertError, EdgeError, InputError, StorageError
+from edge_core.extras import need
+from edge_core.files import sha256_file, whole_dir
+from edge_core.tensors import TensorSpec
+from edge_sdk.build import reader
+from edge_sdk.build.stages import Artifact, from_json, to_json
+from edge_sdk.build.workspace import Refusal, Workspace, code, versions
+
+TIMEOUT_S = 3600.0
+# Raised when what is kept beside a file changes, so that old entries are not used.
+GENERATION = 1
+
+
+class PrepareJob(msgspec.Struct, frozen=True):
+    model: Path
+    out: Path
+    shapes: dict[str, int | tuple[int, ...]]
+    batch: Batch
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """What every converter of a build starts from."""
+
+    path: Path  # a static ONNX file, or the user's .tflite file
+    original: Path  # the file as the user gave it, or as the .pt2 was exported
+    notes: tuple[str, ...]
+
+
+class PreparedJson(msgspec.Struct, frozen=True):
+    notes: tuple[str, ...]
+    inputs_fixed: bool  # is an input of the original now a constant?
+
+
+class ConvertJob(msgspec.Struct, frozen=True):
+    candidate: str
+    model: Path
+    out_dir: Path
+    ceiling: Ceiling
+    arch: str
+    runtime_version: str
+    layout: Layout
+    batch: Batch
+    feeds: Path | None
+
+
+def digest(model: Path) -> str:
+    """The file's SHA-256; with external data, one over the file and all that it refers to."""
+    if model.suffix != ".onnx":
+        return sha256_file(model)
+    proto = need("onnx", "onnx").load(model, load_external_data=False)
+    outside = {
+        entry.value
+        for tensor in onnx_file.weights(proto)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = [model, *(model.parent / name for name in sorted(outside))]
+    sums = [sha256_file(f) for f in files]
+    return hashlib.sha256("".join(sums).encode()).hexdigest() if outside else sums[0]
+
+
+def prepare(
+    workspace: Workspace,
+    model: Path,
+    model_sha256: str,
+    shapes: dict[str, int | tuple[int, ...]],
+    batch: Batch = "fixed",
+) -> Prepared:
+    """Make the static ONNX file; raises ConvertError naming the op or dimension in the way.
+
+    With a dynamic batch the file is made for one row, and no file if its ops do not keep rows
+    apart. A .tflite file is taken as it is.
+    """
+    if model.suffix == ".tflite":
+        if shapes:
+            raise InputError(f"{model.name}: --shape is for ONNX; a .tflite file has its shapes")
+        return Prepared(path=model, original=model, notes=())
+    tools = versions(("onnx", "onnxruntime", "onnxscript", "onnxslim", "torch"))
+    asked = (shapes, batch)
+    folder = workspace.entry("prepared", model_sha256, asked, tools, code(onnx_graph), GENERATION)
+    if not folder.is_dir():
+        with whole_dir(folder) as d:
+            job = PrepareJob(model.resolve(), d, dict(shapes), batch)
+            _child(workspace, "prepare", job, d)
+    told = from_json((folder / "prepared.json").read_bytes(), PreparedJson)
+    exported = folder / "exported.onnx"
+    original = exported if exported.is_file() else model
+    if told.inputs_fixed:  # callers no longer feed them; prepare() compared the two
+        original = folder / "model.onnx"
+    return Prepared(path=folder / "model.onnx", original=original, notes=told.notes)
+
+
+def convert(
+    workspace: Workspace,
+    prepared: Prepared,
+    candidate: str,
+    *,
+    ceiling: Ceiling,
+    arch: str,
+    runtime_version: str,
+    layout: Layout,
+    batch: Batch = "fixed",
+    feeds: Path | None,
+) -> Artifact:
+    """One candidate's file; raises ConvertError. Finished ones come from the cache."""
+    converter = converters.get(candidate)
+    spec = converter.SPEC
+    tools = versions(spec.toolchain)
+    feeds = feeds if spec.needs_samples or spec.takes_samples else None
+    given = (runtime_version, layout, batch, feeds.name if feeds else "")
+    folder = workspace.entry(
+        "artifacts", sha256_file(prepared.path), candidate, ceiling, arch, given, tools,
+        code(converter), GENERATION,
+    )  # fmt: skip
+    if not folder.is_dir():
+        with whole_dir(folder) as d:
+            job = ConvertJob(
+                candidate=candidate, model=prepared.path, out_dir=d, ceiling=ceiling, arch=arch,
+                runtime_version=runtime_version, layout=layout, batch=batch, feeds=feeds,
+            )  # fmt: skip
+            _child(workspace, "convert", job, d)
+    artifact = from_json((folder / "artifact.json").read_bytes(), Artifact)
+    fixed = folder / artifact.fixed if artifact.fixed else None
+    return msgspec.structs.replace(
+        artifact, path=folder / artifact.path, fixed=fixed, toolchain=tools
+    )
+
+
+def _child(workspace: Workspace, what: str, job: msgspec.Struct, folder: Path) -> None:
+    file = folder / "job.json"
+    file.write_bytes(to_json(job))
+    workspace.python("edge_sdk.build.convert", [what, str(file)], timeout_s=TIMEOUT_S)
+    file.unlink()
+
+
+def _prepare(job: PrepareJob) -> None:
+    source = job.model
+    if source.suffix == ".pt2":
+        source = job.out / "exported.onnx"
+        torch_export.export(job.model, source)
+    out = job.out / "model.onnx"
+    shapes = dict(job.shapes)
+    if job.batch == "dynamic":
+        shapes = fixed_shapes.one_row(onnx_file.load(source), shapes)
+    notes = onnx_graph.prepare(source, out, shapes)
+    if job.batch == "dynamic":
+        onnx_batch.free(onnx_file.load(out))  # raises for a model that no candidate can batch
+    before, after = (len(onnx_file.load(p).graph.input) for p in (source, out))
+    (job.out / "prepared.json").write_bytes(to_json(PreparedJson(notes, before != after)))
+
+
+def _convert(job: ConvertJob) -> None:
+    start = time.perf_counter()
+    converter = converters.get(job.candidate)
+    done = converter.convert(
+        Job(
+            model=job.model,
+            out_dir=job.out_dir,
+            ceiling=job.ceiling,
+            arch=job.arch,
+            runtime_version=job.runtime_version,
+            layout=job.layout,
+            batch=job.batch,
+            samples=sample_store.read(job.feeds) if job.feeds else (),
+        )
+    )
+    inputs, outputs = reader.border(job.model)
+    inputs, outputs = done.inputs or inputs, done.outputs or outputs
+    if job.batch == "dynamic":
+        if done.fixed is None:
+            raise ConvertError(f"{job.candidate} writes no file with a dynamic batch")
+        inputs, outputs = _batched(inputs), _batched(outputs)
+    artifact = Artifact(
+        candidate=job.candidate,
+        path=Path(done.path.name),
+        fixed=Path(done.fixed.name) if done.fixed else None,
+        sha256=sha256_file(done.path),
+        bytes=done.path.stat().st_size,
+        written_for=_written_for(done.path),
+        options=done.options,
+        inputs=inputs,
+        outputs=outputs,
+        toolchain={},
+        notes=done.notes,
+        times=done.times,
+        precision=done.precision,
+        quantised_share=done.quantised_share,
+        seconds=time.perf_counter() - start,
+    )
+    (job.out_dir / "artifact.json").write_bytes(to_json(artifact))
+
+
+def _batched(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(msgspec.structs.replace(s, shape=rows.named(s.shape)) for s in specs)
+
+
+def _written_for(path: Path) -> dict[str, str]:
+    if path.suffix == ".tflite":
+        return {"min_runtime": min_runtime(flatbuffer.read(path))}
+    opset, ir = onnx_graph.written_for(path)
+    return {"opset": str(opset), "ir": str(ir)}
+
+
+def main(arguments: list[str]) -> int:
+    """The child: 0 when the job is done, 3 with a JSON line when it is refused."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    what, file = arguments
+    raw = Path(file).read_bytes()
+    try:
+        if what == "prepare":
+            _prepare(from_json(raw, PrepareJob))
+        elif what == "convert":
+            _convert(from_json(raw, ConvertJob))
+        else:
+            raise InputError(f"no job '{what}'")
+    except EdgeError as e:
+        refusal = Refusal(e.what, e.hint, isinstance(e, StorageError))
+        print(msgspec.json.encode(refusal).decode())
+        return 3
+    return 0
+
+
+def _end_with_parent() -> None:
+    """The parent writes nothing: the end of input says that it is gone, however it went."""
+    os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would abort the exit
+    if os.getsid(0) == os.getpid():  # started by Workspace.python(), not by hand
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,213 @@
+"""Packaging: the winner with golden vectors, card, SBOM and recipe in one file; a report beside it.
+
+Numbers that vary from run to run (time, memory) are in the report only, so that the same inputs
+give the same package, byte for byte (docs/adr/0004).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from converters import registry as converters
+from edge_core.runtimes import sample_store
+from edge_core.package import golden, format as package
+from edge_core.files import storage_error, write_whole
+from edge_core.package.manifest import Gate, Manifest, RuntimeNeed, Selector
+from edge_core.profile import Profile
+from edge_core.tensors import TensorSpec
+from edge_sdk.build import io_layout, card, judge, measure, planner, report, sbom, golden_vectors
+from edge_sdk.build.request import Materials, Request
+from edge_sdk.build.runtime_env import RuntimeEnv
+from edge_sdk.build.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
+from edge_sdk.build.trials import Trial
+from edge_sdk.build.workspace import Workspace
+
+GOLDEN = 3  # samples replayed on the device before a package is used
+# Values that two runs on the same inputs agree on, and so may be in the package.
+STABLE = ("package_mb", "accuracy_drop_points", "agreement", "cosine")
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome for one profile."""
+
+    profile: str
+    verdict: Verdict
+    plan: Plan
+    measurements: tuple[Measurement, ...]
+    package: Path | None  # None when nothing fits
+    digest: str
+    bytes: int
+    report_html: Path
+    report_json: Path
+    seconds: dict[str, float]  # wall time by stage, of the whole build so far
+
+
+def check_writable(out: Path) -> None:
+    """Fail before hours of work, not after: raises StorageError."""
+    probe = out / ".edge-writable"
+    write_whole(probe, b"")
+    try:
+        probe.unlink(missing_ok=True)  # another build may probe the same folder
+    except OSError as e:
+        raise storage_error(e, out) from e
+
+
+def package_for(
+    request: Request,
+    materials: Materials,
+    profile: Profile,
+    plan: Plan,
+    trial: Trial,
+    verdict: Verdict,
+    workspace: Workspace,
+    seconds: Mapping[str, float],
+) -> Built:
+    """Write the package (if there is a winner) and the report; raises StorageError."""
+    start = time.perf_counter()
+    name = request.name or request.model.stem
+    version = request.version or materials.model.sha256[:12]
+    stem = f"{name}-{version}-{profile.name}"
+    artifacts = {n: a for n, a in trial.artifacts.items() if isinstance(a, Artifact)}
+    ref = None
+    if verdict.winner:
+        artifact = artifacts[verdict.winner]
+        env = trial.envs[planner.planned(verdict.winner, profile).name]
+        assert isinstance(env, RuntimeEnv)  # a candidate that could not run never wins
+        manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
+        replayed = _golden(materials, artifact, env, workspace)
+        files = _files(request, materials, manifest, artifact, replayed)
+        ref = package.write(request.out / f"{stem}.edgepkg", manifest, files)
+    spent = dict(seconds)
+    spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
+    told = report.Report(
+        model=materials.model,
+        profile=profile,
+        plan=plan,
+        measurements=trial.measurements,
+        verdict=verdict,
+        artifacts=tuple(artifacts.values()),
+        notes=materials.prepared.notes,
+        metric=materials.metric,
+        evaluation=f"{materials.evaluation.source}, {len(materials.evaluation)} samples",
+        package=ref.path.name if ref else "",
+        digest=ref.digest if ref else "",
+        host=f"{materials.host.cpu.model}, {materials.host.cpu.cores} cores",
+        seconds=spent,
+    )
+    html, raw = request.out / f"{stem}.report.html", request.out / f"{stem}.report.json"
+    write_whole(html, report.render(told).encode())
+    write_whole(raw, to_json(told, indent=1))
+    return Built(
+        profile=profile.name,
+        verdict=verdict,
+        plan=plan,
+        measurements=trial.measurements,
+        package=ref.path if ref else None,
+        digest=ref.digest if ref else "",
+        bytes=ref.bytes if ref else 0,
+        report_html=html,
+        report_json=raw,
+        seconds=spent,
+    )
+
+
+def _manifest(
+    request: Request,
+    materials: Materials,
+    profile: Profile,
+    env: RuntimeEnv,
+    artifact: Artifact,
+    verdict: Verdict,
+    name: str,
+    version: str,
+) -> Manifest:
+    spec = converters.get(artifact.candidate).SPEC
+    judged = next(j for j in verdict.judged if j.candidate == verdict.winner)
+    wanted = profile.runtime(env.name)
+    return Manifest(
+        name=name,
+        version=version,
+        model_sha256=materials.model.sha256,
+        candidate=artifact.candidate,
+        precision=artifact.precision or spec.precision,
+        file=f"model{spec.suffix}",
+        selector=Selector((profile.name,), profile.platform.arch, profile.platform.os),
+        runtime=RuntimeNeed(
+            name=env.name,
+            version=wanted.version if wanted else env.version,
+            measured_on=env.version,
+            options=artifact.options,
+        ),
+        inputs=_with_layout(artifact.inputs, request),
+        outputs=artifact.outputs,
+        preprocess=io_layout.recipe(request.preprocess, artifact.inputs),
+        labels=request.class_names or materials.evaluation.class_names,
+        class_scores=materials.metric in ("top1", "top5", "agreement"),
+        gates=tuple(_stable(g) for g in judged.gates),
+        toolchain=artifact.toolchain,
+    )
+
+
+def _with_layout(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
+    if request.preprocess is None or len(inputs) != 1 or inputs[0].layout:
+        return inputs
+    return (msgspec.structs.replace(inputs[0], layout=request.preprocess.layout),)
+
+
+def _stable(g: GateResult) -> Gate:
+    if judge.GATES[g.gate].value in STABLE:
+        return Gate(g.gate, g.limit, g.outcome, g.value.value, g.value.unit)
+    return Gate(g.gate, g.limit, "see the report", None, g.value.unit)
+
+
+def _golden(
+    materials: Materials, artifact: Artifact, env: RuntimeEnv, workspace: Workspace
+) -> golden.Golden:
+    """Golden vectors of the first samples, from what the measuring children answered."""
+    original, own = (
+        measure.answers(workspace, subject, materials.feeds, materials.host)
+        for subject in (
+            measure.original(materials.prepared.original, materials.model),
+            measure.subject(artifact, env, materials.model),
+        )
+    )
+    model, feeds = materials.model, materials.feeds
+    given = io_layout.fitted(workspace, feeds, model.inputs, artifact.inputs)
+    which = range(min(GOLDEN, len(materials.evaluation)))
+    inputs, want = golden_vectors.read(given, original, which, model.outputs, artifact.outputs)
+    answers = sample_store.read(own)
+    return golden_vectors.make(inputs, want, tuple(answers[i] for i in which), artifact.outputs)
+
+
+def _files(
+    request: Request,
+    materials: Materials,
+    manifest: Manifest,
+    artifact: Artifact,
+    replayed: golden.Golden,
+) -> dict[str, Path | bytes]:
+    # Samples by content: where they lay is no part of what was built.
+    recipe = {
+        "candidate": artifact.candidate,
+        "calibration_sha256": materials.calibration.name if materials.calibration else None,
+        "evaluation_sha256": materials.evaluation.digest,
+        "evaluation_samples": len(materials.evaluation),
+        "shapes": request.shapes,
+        "batch": request.batch,
+        "preprocess": request.preprocess,
+        "written_for": artifact.written_for,
+        "notes": artifact.notes,
+        "toolchain": artifact.toolchain,
+    }
+    files: dict[str, Path | bytes] = {
+        manifest.file: artifact.path,
+        "golden.npz": replayed.to_bytes(),
+        "recipe.json": to_json(recipe, indent=1),
+    }
+    files["model-card.md"] = card.card(manifest, artifact).encode()
+    files["sbom.cdx.json"] = sbom.sbom(manifest, files)
+    return files

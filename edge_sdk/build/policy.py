@@ -1,0 +1,99 @@
+"""The policy file as types: rules with conditions, reasons and evidence. Pure after loading."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import msgspec
+import tomllib
+from packaging.version import InvalidVersion, Version
+
+from edge_core.errors import InputError
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of experience: which candidates, under which facts, in or out, and who says so."""
+
+    id: str
+    candidates: tuple[str, ...]
+    when: dict[str, Any]
+    verdict: Literal["in", "out"]
+    reason: str
+    evidence: str
+    hard: bool = False  # a fact of the device; the user cannot overrule it
+
+    def matches(self, candidate: str, facts: Mapping[str, Any]) -> bool:
+        """Does it decide this candidate? Raises InputError for a key that is no fact."""
+        return any(fnmatchcase(candidate, p) for p in self.candidates) and all(
+            self._holds(key, want, facts) for key, want in self.when.items()
+        )
+
+    def _holds(self, key: str, want: Any, facts: Mapping[str, Any]) -> bool:
+        if key not in facts:
+            raise InputError(
+                f"policy rule '{self.id}': no fact '{key}'", hint=f"{', '.join(facts)}"
+            )
+        have = facts[key]
+        if isinstance(want, list):
+            return have in want
+        word, _, rest = want.partition(" ") if isinstance(want, str) else ("", "", "")
+        if word in _OPERATORS:
+            if key.endswith("_version"):
+                return bool(have) and _OPERATORS[word](_version(have), _version(rest))
+            return _OPERATORS[word](have, float(rest))
+        if word in ("has", "lacks"):
+            return any(x in have for x in rest.split("|")) is (word == "has")
+        return bool(have == want)
+
+
+class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A difference smaller than either bound is none."""
+
+    value: Literal["latency", "memory", "bytes", "accuracy"]
+    relative: float
+    absolute: float
+
+    def worse(self, a: float, b: float) -> bool:
+        """Is ``a`` larger than ``b`` by more than noise?"""
+        return a - b > self.absolute and a - b > self.relative * abs(b)
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All rules, in order, and the floors of comparisons."""
+
+    rule: tuple[Rule, ...]
+    floor: tuple[Floor, ...]
+
+    def decide(self, candidate: str, facts: Mapping[str, Any]) -> Rule:
+        """The first rule that matches; the last one matches everything."""
+        return next(r for r in self.rule if r.matches(candidate, facts))
+
+    def floor_of(self, value: str) -> Floor:
+        """The floor for one kind of value."""
+        return next(f for f in self.floor if f.value == value)
+
+
+def _version(text: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion as e:
+        raise InputError(f"'{text}' is no version", hint="such as 1.23.2") from e
+
+
+@cache
+def shipped() -> Policy:
+    """The policy that comes with this version."""
+    raw = files("edge_sdk.build").joinpath("policy.toml").read_text(encoding="utf-8")
+    return msgspec.convert(tomllib.loads(raw), Policy)

@@ -1,0 +1,214 @@
+"""Where a build keeps what it may need again, and how it runs programs that may die.
+
+    cache/runtimes/   private runtime versions
+    cache/prepared/   static ONNX files, by content
+    cache/artifacts/  converted candidates, by content
+    cache/feeds/      samples on disk, by content
+    cache/outputs/    what a candidate answered, by content
+    cache/timings/    latency and memory, by content and machine
+
+Every entry appears whole or not at all, so an interrupted build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from edge_core.runtimes.child import Child
+from edge_core.errors import ConvertError, EdgeError, MeasureError, StorageError
+
+STALE_S = 86400.0  # a temporary entry of this age is of a build that was killed
+LITTLE_DISK = 1_000_000  # bytes; a converter that failed with less failed for want of space
+Progress = Callable[[str, str, int, int], None]  # stage, what, done, total
+
+
+def silent(stage: str, what: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+def default_cache() -> Path:
+    """EDGE_CACHE, or the user's cache folder."""
+    if given := os.environ.get("EDGE_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "edge-deploy"
+
+
+def default_jobs() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """What a child prints when it cannot do its job."""
+
+    error: str
+    hint: str
+    storage: bool  # is it the disk that failed?
+
+
+class Workspace:
+    """The effects of a build: its cache, its children, its progress."""
+
+    def __init__(
+        self,
+        cache: Path | None = None,
+        *,
+        jobs: int | None = None,
+        offline: bool = False,
+        progress: Progress = silent,
+    ) -> None:
+        self.cache = cache or default_cache()
+        self.jobs = jobs or default_jobs()
+        self.offline = offline
+        self.progress = progress
+        self._ends: list[Callable[[], None]] = []
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def entry(self, kind: str, *parts: Any) -> Path:
+        """The cache path for content described by ``parts``."""
+        text = msgspec.json.encode(parts, enc_hook=str, order="sorted")
+        return self.cache / kind / hashlib.sha256(text).hexdigest()[:32]
+
+    def sweep(self) -> None:
+        """Remove what killed builds left half written in the cache."""
+        for left in self.cache.glob("*/.*"):
+            with suppress(OSError):  # another build may be faster
+                if time.time() - left.stat().st_mtime > STALE_S:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def python(self, module: str, arguments: list[str], *, timeout_s: float) -> None:
+        """Run ``python -m module`` in a child of its own; raise ConvertError if it dies.
+
+        The child reports an expected failure by exit status 3 and a JSON object
+        {"error", "hint", "storage"} as the last line of its output; ``storage`` makes it a
+        StorageError. The end of its input tells it that this process is gone.
+        """
+        # Converters iterate over sets of names, and sums in another order are other bytes.
+        env = {**os.environ, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+        root = str(Path(__file__).resolve().parents[2])
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
+        # Files and not pipes: a grandchild that lives on would keep a pipe open.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = subprocess.Popen(
+                # edge_sdk imports the module too, and a warning of that is not why it failed
+                [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                env=env,
+                start_new_session=True,
+            )
+            with self._tracked(lambda: _kill(child)):
+                try:
+                    status = child.wait(timeout=timeout_s)
+                except subprocess.TimeoutExpired as e:
+                    raise ConvertError(f"not finished after {timeout_s:g} s") from e
+            if status:
+                out.seek(0)
+                err.seek(0)
+                raise self._failure(status, out.read(), err.read())
+
+    @contextmanager
+    def child(self, site: Path | None) -> Iterator[Child]:
+        """A worker process (see edge_core.runtimes.child) that stop() ends too."""
+        with Child(site=site) as child, self._tracked(child.kill):
+            yield child
+
+    @contextmanager
+    def _tracked(self, end: Callable[[], None]) -> Iterator[None]:
+        with self._lock:
+            if self._stopped:
+                end()
+                raise MeasureError("the build was stopped")
+            self._ends.append(end)
+        try:
+            yield
+        finally:
+            end()
+            with self._lock:
+                self._ends.remove(end)
+
+    def stop(self) -> None:
+        """End every child now and start no more: the user interrupted the build."""
+        with self._lock:
+            self._stopped = True
+            for end in self._ends:
+                end()
+
+    def _failure(self, code: int, out: bytes, err: bytes) -> EdgeError:
+        if shutil.disk_usage(self.cache).free < LITTLE_DISK:
+            return StorageError(
+                f"cannot write to {self.cache}: no space left",
+                hint="free some space, or choose another folder with --cache",
+            )
+        return _failure(code, out, err)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # all of its group have ended
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    if child.stdin:
+        child.stdin.close()
+
+
+def _failure(code: int, out: bytes, err: bytes) -> EdgeError:
+    lines = out.decode(errors="replace").strip().splitlines()
+    if code == 3 and lines:
+        with suppress(msgspec.MsgspecError):  # or else it is an exit status 3 of somebody else
+            told = msgspec.json.decode(lines[-1], type=Refusal)
+            return (StorageError if told.storage else ConvertError)(told.error, hint=told.hint)
+    tail = err.decode(errors="replace").strip().splitlines()
+    if code < 0:
+        return ConvertError(f"the converter crashed with {signal.Signals(-code).name}")
+    return ConvertError(f"the converter failed: {tail[-1] if tail else f'exit status {code}'}")
+
+
+def code(part: object) -> str:
+    """SHA-256 of the sources of the package that a module or an object's class belongs to.
+
+    Part of a cache key: a changed converter or adapter must not be answered from old entries.
+    """
+    name = part.__name__ if isinstance(part, ModuleType) else type(part).__module__
+    return _sources(name.partition(".")[0])
+
+
+@cache
+def _sources(package: str) -> str:
+    module = sys.modules[package]
+    folders = [Path(p) for p in getattr(module, "__path__", [])]
+    files = [p for folder in folders for p in folder.rglob("*.py")] or [Path(module.__file__ or "")]
+    h = hashlib.sha256()
+    for file in sorted(files):
+        h.update(f"{file.name}\0".encode() + file.read_bytes())
+    return h.hexdigest()
+
+
+def versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions of ``distributions``; those not installed are left out."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

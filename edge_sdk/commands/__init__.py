@@ -1,0 +1,1 @@
+"""The edge command: one module a group, and what it prints."""

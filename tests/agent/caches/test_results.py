@@ -1,0 +1,396 @@
+"""The exact cache: the same input finds its outputs, any other does not, within bytes and time."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from agent.caches.results import ResultCache, input_key, pack, unpack
+from agent.sqlite.database import LEAST
+from edge_core.tensors import DTYPES, Array, Feeds
+from tests.cases import ROOT
+
+HOUR = 3600.0
+MODEL = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def opened(path: Path, *, max_bytes: int = LEAST, ttl_s: float = HOUR, **more) -> ResultCache:
+    return ResultCache(path / "results.db", max_bytes=max_bytes, ttl_s=ttl_s, **more)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[ResultCache]:
+    c = opened(tmp_path)
+    yield c
+    c.close()
+
+
+def answer(n: int, size: int = 1000) -> Feeds:
+    """Outputs that tell which input they belong to."""
+    return {"y": np.full((1, size), n, np.float32), "n": np.array([n], np.int64)}
+
+
+def question(n: int) -> Feeds:
+    return {"x": np.array([n], np.int32)}
+
+
+def same(a: Feeds, b: Feeds) -> bool:
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and bool((a[k] == b[k]).all())
+        for k in a
+    )
+
+
+# What it remembers
+
+
+def test_outputs_come_back_as_they_were_before_and_after_the_commit(cache):
+    outputs = {
+        "scores": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "label": np.array([["ünder", "b"]], object),
+        "none": np.zeros((0, 4), np.int8),
+        "flag": np.array(True),
+    }
+    key = cache.key(MODEL, question(1))
+    assert cache.get(MODEL, key) is None
+    cache.put(MODEL, key, outputs)
+    assert same(cache.get(MODEL, key), outputs)
+    assert cache.flush()
+    assert same(cache.get(MODEL, key), outputs)
+    told = cache.counters()
+    assert (told.hits, told.misses, told.entries, told.dropped) == (2, 1, 1, 0)
+    assert cache.health() == ""
+
+
+def test_what_comes_out_is_the_callers_own(cache):
+    outputs = answer(1)
+    cache.put(MODEL, b"k" * 16, outputs)
+    outputs["y"][:] = 99
+    first = cache.get(MODEL, b"k" * 16)
+    assert first is not None
+    first["y"][:] = 98
+    cache.flush()
+    assert same(cache.get(MODEL, b"k" * 16), answer(1))
+
+
+def test_another_models_key_finds_nothing(cache):
+    key = cache.key(MODEL, question(1))
+    cache.put(MODEL, key, answer(1))
+    cache.flush()
+    assert cache.get(OTHER, key) is None
+    assert cache.get(OTHER, cache.key(OTHER, question(1))) is None
+
+
+def test_keys_answers_and_counters_survive_a_restart(tmp_path):
+    first = opened(tmp_path)
+    key = first.key(MODEL, question(1))
+    first.put(MODEL, key, answer(1))
+    first.get(MODEL, key)
+    first.get(MODEL, b"?" * 16)
+    first.close()
+    again = opened(tmp_path)
+    assert again.key(MODEL, question(1)) == key
+    assert same(again.get(MODEL, key), answer(1))
+    told = again.counters()
+    assert (told.hits, told.misses, told.entries) == (2, 1, 1)
+    again.close()
+
+
+def test_each_file_has_a_secret_of_its_own(tmp_path):
+    a, b = opened(tmp_path / "a"), opened(tmp_path / "b")
+    assert a.key(MODEL, question(1)) != b.key(MODEL, question(1))
+    a.close()
+    b.close()
+
+
+@pytest.mark.parametrize(
+    "bad", [np.array([{"a": 1}], object), np.zeros(1, [("a", "i4")])], ids=["objects", "records"]
+)
+def test_outputs_that_are_no_plain_arrays_are_dropped_and_counted(bad, cache):
+    cache.put(MODEL, b"k" * 16, {"y": bad})
+    assert cache.get(MODEL, b"k" * 16) is None
+    assert cache.counters().dropped == 1
+
+
+# Time and models
+
+
+def test_an_older_answer_is_stale_and_a_new_one_replaces_it(tmp_path):
+    clock = Clock()
+    cache = opened(tmp_path, ttl_s=60, clock=clock)
+    cache.put(MODEL, b"k" * 16, answer(1))
+    cache.flush()
+    clock.now += 59
+    assert cache.get(MODEL, b"k" * 16)
+    clock.now += 2
+    assert cache.get(MODEL, b"k" * 16) is None
+    cache.put(MODEL, b"k" * 16, answer(2))
+    cache.flush()
+    assert same(cache.get(MODEL, b"k" * 16), answer(2))
+    told = cache.counters()
+    assert (told.hits, told.misses, told.stale, told.entries) == (2, 1, 1, 1)
+    cache.close()
+
+
+def test_an_answer_from_the_far_future_is_stale(tmp_path):
+    """A device without a battery-backed clock starts in the past."""
+    clock = Clock()
+    cache = opened(tmp_path, ttl_s=60, clock=clock)
+    cache.put(MODEL, b"k" * 16, answer(1))
+    clock.now -= 30
+    assert cache.get(MODEL, b"k" * 16)
+    clock.now = 0
+    assert cache.get(MODEL, b"k" * 16) is None
+    assert cache.counters().stale == 1
+    cache.close()
+
+
+def test_a_new_model_flushes_what_the_old_one_said_and_says_after_it(cache):
+    for n in range(700):
+        cache.put(MODEL, b"%016d" % n, answer(n, 10))
+    cache.put(OTHER, b"o" * 16, answer(1))
+    assert cache.keep([OTHER]) == 700
+    assert cache.get(MODEL, b"%016d" % 5) is None
+    assert cache.get(OTHER, b"o" * 16)
+    cache.put(MODEL, b"late" * 4, answer(1))
+    assert cache.get(MODEL, b"late" * 4) is None
+    told = cache.counters()
+    assert (told.flushed, told.entries, told.evicted) == (700, 1, 0)
+    assert cache.keep([OTHER]) == 0
+
+
+def test_a_flush_takes_what_was_not_even_committed(cache):
+    for n in range(3):
+        cache.put(MODEL, b"%016d" % n, answer(n))
+    assert cache.keep([OTHER]) == 3
+    assert cache.get(MODEL, b"%016d" % 0) is None
+
+
+def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
+    """It is kept in memory, too."""
+    clock = Clock()
+    cache = opened(tmp_path, ttl_s=60, clock=clock)
+    often = b"k" * 16
+
+    def ask() -> Feeds | None:
+        found = [cache.get(MODEL, often) for _ in range(5)]
+        assert all(f is None for f in found) or all(same(f, found[0]) for f in found)
+        return found[0]
+
+    cache.put(MODEL, often, answer(1))
+    cache.flush()
+    assert same(ask(), answer(1))
+    cache.put(MODEL, often, answer(2))
+    assert same(ask(), answer(2))
+    cache.flush()
+    assert same(ask(), answer(2))
+    assert cache.get(OTHER, often) is None
+    clock.now += 61
+    assert ask() is None
+    cache.put(MODEL, often, answer(3))
+    cache.flush()
+    assert same(ask(), answer(3))
+    cache.keep([OTHER])
+    assert ask() is None
+    told = cache.counters()
+    assert (told.hits, told.misses, told.stale, told.flushed) == (20, 11, 5, 1)
+    cache.close()
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(("size", "batch"), [(10, 500), (1000, 100), (20_000, 20)])
+def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
+    cache = opened(tmp_path)
+    n = largest = 0
+    while cache.counters().evicted < 200:
+        for _ in range(batch):
+            cache.put(MODEL, cache.key(MODEL, question(n)), answer(n, size))
+            n += 1
+        cache.flush()
+        largest = max(largest, sum(p.stat().st_size for p in tmp_path.iterdir()))
+    assert LEAST / 4 < largest <= LEAST
+    told = cache.counters()
+    assert told.entries == n - told.evicted
+    assert told.bytes <= LEAST
+    assert told.dropped == 0
+    held = [cache.get(MODEL, cache.key(MODEL, question(i))) for i in range(n)]
+    assert held[0] is None
+    assert all(found is None or same(found, answer(i, size)) for i, found in enumerate(held))
+    newest = held[n - told.entries // 2 :]  # looking at the older half moves it, and may evict
+    assert all(newest)
+    cache.close()
+
+
+def test_answers_in_use_outlive_older_and_newer_ones_that_are_not(tmp_path):
+    cache = opened(tmp_path)
+    n = 0
+    while cache.counters().evicted < 1000:
+        for _ in range(20):
+            cache.put(MODEL, b"%016d" % n, answer(n))
+            n += 1
+        cache.flush()
+        assert cache.get(MODEL, b"%016d" % 7), f"evicted after {n} puts although in use"
+    assert cache.get(MODEL, b"%016d" % 8) is None
+    assert cache.get(MODEL, b"%016d" % 300) is None
+    cache.close()
+    again = opened(tmp_path)  # and not only in memory
+    assert again.get(MODEL, b"%016d" % 7)
+    again.close()
+
+
+def test_hits_write_nothing_while_there_is_room(cache, tmp_path):
+    for n in range(100):
+        cache.put(MODEL, b"%016d" % n, answer(n))
+    cache.flush()
+    before = (tmp_path / "results.db-wal").read_bytes()
+    for n in range(100):
+        assert cache.get(MODEL, b"%016d" % n)
+    assert not cache.get(MODEL, b"?" * 16)
+    threading.Event().wait(0.5)
+    assert (tmp_path / "results.db-wal").read_bytes() == before
+
+
+# Many threads
+
+
+def test_many_threads_get_right_answers_and_exact_counters(cache):
+    wrong: list[object] = []
+    asked = 600
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        for i in range(asked):
+            n = rng.randrange(300)
+            key = cache.key(MODEL, question(n))
+            found = cache.get(MODEL, key)
+            if found is None:
+                cache.put(MODEL, key, answer(n))
+            elif not same(found, answer(n)):
+                wrong.append((n, found))
+            if i % 200 == 0:
+                cache.counters()
+            if seed == 0 and i % 300 == 0:
+                cache.keep([MODEL])
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    told = cache.counters()
+    assert not wrong
+    assert told.hits + told.misses == 8 * asked
+    assert told.hits > told.misses
+    assert cache.health() == ""
+
+
+# Keys
+
+
+def arrays(dtype: str) -> st.SearchStrategy[Array]:
+    shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+    if dtype == "string":
+        text = st.text(max_size=3) | st.binary(max_size=3)
+        return shapes.flatmap(lambda s: st.lists(text, min_size=int(np.prod(s, dtype=int)),
+                                                  max_size=int(np.prod(s, dtype=int)))
+                              .map(lambda items: as_objects(items, s)))  # fmt: skip
+    return hnp.arrays(dtype, shapes)
+
+
+def as_objects(items: list[object], shape: tuple[int, ...]) -> Array:
+    a = np.empty(shape, object)
+    a.flat[:] = items
+    return a
+
+
+FEEDS = st.dictionaries(
+    st.text(max_size=3), st.sampled_from(DTYPES).flatmap(arrays), min_size=1, max_size=3
+)
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def identity(feeds: Feeds) -> object:
+    return sorted(
+        (k, a.dtype.str, a.shape, a.tolist() if a.dtype.hasobject else a.tobytes())
+        for k, a in feeds.items()
+    )
+
+
+@QUICK
+@given(FEEDS, FEEDS)
+def test_two_inputs_share_a_key_exactly_if_they_are_the_same(a, b):
+    assert (input_key(1, "m", a) == input_key(1, "m", b)) == (
+        repr(identity(a)) == repr(identity(b))
+    )
+    assert input_key(1, "m", a) == input_key(1, "m", dict(reversed(a.items())))
+
+
+@QUICK
+@given(FEEDS)
+def test_packing_and_unpacking_changes_nothing(feeds):
+    back = unpack(pack(feeds))
+    assert repr(identity(back)) == repr(identity(feeds))
+    assert all(a.flags.writeable and a.flags.aligned for a in back.values())
+
+
+def test_a_key_depends_on_everything_that_changes_an_answer():
+    x = np.arange(6, dtype=np.int32)
+    keys = [
+        input_key(1, "m", {"x": x}),
+        input_key(2, "m", {"x": x}),
+        input_key(1, "n", {"x": x}),
+        input_key(1, "m", {"y": x}),
+        input_key(1, "m", {"x": x.reshape(2, 3)}),
+        input_key(1, "m", {"x": x.view(np.float32)}),
+        input_key(1, "m", {"x": x + 1}),
+        input_key(1, "m", {"x": x}, b"salt"),
+        input_key(1, "m", x.tobytes()),
+        input_key(1, "m", x.tobytes(), b"salt"),
+        input_key(1, "m", {"a": x[:2], "b": x[2:]}),
+        input_key(1, "m", {"a": x[:4], "b": x[4:]}),
+        input_key(1, "m", {"a": np.array(["ab", "c"], object)}),
+        input_key(1, "m", {"a": np.array(["a", "bc"], object)}),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert all(len(k) == 16 for k in keys)
+
+
+def test_how_an_array_lies_in_memory_does_not_matter():
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+    assert input_key(1, "m", {"x": x}) == input_key(1, "m", {"x": np.asfortranarray(x)})
+    assert input_key(1, "m", {"x": x[:, ::2]}) == input_key(1, "m", {"x": x[:, ::2].copy()})
+
+
+def test_a_running_cache_does_without_the_packages_that_only_inspection_needs(tmp_path):
+    code = (
+        "import sys, pathlib, numpy as np\n"
+        "from agent.caches.results import ResultCache\n"
+        f"c = ResultCache(pathlib.Path({str(tmp_path)!r}) / 'r.db', max_bytes=4_000_000, ttl_s=1)\n"
+        "c.put('m', bytes(16), {'y': np.zeros(3)}); c.flush(); assert c.get('m', bytes(16))\n"
+        "c.close(); print([m for m in ('sqlite_utils', 'click', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

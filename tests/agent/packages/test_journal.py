@@ -1,0 +1,235 @@
+"""The journal: what a process leaves behind, however it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import timeit
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.packages.journal import MAX_MODELS, Inside, Journal
+from edge_core.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[3]
+DIGEST = "sha256:" + "0" * 64
+
+
+def died(path: Path, script: str, sig: int = signal.SIGKILL) -> tuple[Inside, ...]:
+    """What the journal says after a process that ran ``script`` died of ``sig`` there."""
+    code = textwrap.dedent(
+        f"""
+        import os, signal, sys, threading
+        from pathlib import Path
+        from agent.packages.journal import Journal
+        journal, _ = Journal.open(Path(sys.argv[1]))
+        assert journal.health() == ""
+        a, b = (journal.add(name, {DIGEST!r}) for name in ("a", "b"))
+        """
+    ) + textwrap.dedent(script)
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -sig, done.stderr
+    journal, inside = Journal.open(path)
+    assert journal.health() == ""
+    journal.close()
+    return inside
+
+
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def test_a_process_that_is_killed_inside_a_model_leaves_its_name(tmp_path):
+    assert died(tmp_path / "j", f"journal.enter(a); {KILL}") == (Inside("a", DIGEST),)
+
+
+def test_a_segmentation_fault_leaves_the_name_as_well(tmp_path):
+    script = "import ctypes; journal.enter(b); ctypes.string_at(0)"
+    assert died(tmp_path / "j", script, signal.SIGSEGV) == (Inside("b", DIGEST),)
+
+
+def test_every_model_that_was_inside_is_told(tmp_path):
+    script = f"journal.enter(a); journal.enter(b); {KILL}"
+    assert died(tmp_path / "j", script) == (Inside("a", DIGEST), Inside("b", DIGEST))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "",
+        "journal.enter(a); journal.leave(a)",
+        "journal.enter(a); journal.leave(a); journal.remove(a)",
+        "journal.enter(a); journal.stop()",  # asked to end: what comes then is no crash
+        "journal.enter(a); journal.close()",
+    ],
+)
+def test_a_process_that_is_killed_outside_or_after_a_stop_blames_nobody(tmp_path, script):
+    assert died(tmp_path / "j", f"{script}; {KILL}" if script else KILL) == ()
+
+
+def test_a_model_is_inside_until_the_last_thread_has_left(tmp_path):
+    script = f"journal.enter(a); journal.enter(a); journal.leave(a); {KILL}"
+    assert died(tmp_path / "j", script) == (Inside("a", DIGEST),)
+    script = f"journal.enter(a); journal.enter(a); journal.leave(a); journal.leave(a); {KILL}"
+    assert died(tmp_path / "j", script) == ()
+
+
+def test_many_threads_lose_no_count(tmp_path):
+    """200,000 entries by 8 threads: were one lost, the model would look inside, or not."""
+    journal, _ = Journal.open(tmp_path / "j")
+    i = journal.add("a", DIGEST)
+
+    def work() -> None:
+        for _ in range(25_000):
+            journal.enter(i)
+            journal.leave(i)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    raw = (tmp_path / "j").read_bytes()
+    journal.enter(i)
+    assert (tmp_path / "j").read_bytes() != raw
+    journal.leave(i)
+    assert (tmp_path / "j").read_bytes() == raw
+    with pytest.raises(ValueError, match="invalid value"):  # the count is zero, no less
+        journal.leave(i)
+    journal.close()
+
+
+def test_a_reboot_is_no_crash(tmp_path):
+    """After a power cut the file may say anything; it names a boot that is over."""
+    first, _ = Journal.open(tmp_path / "j", boot_id="monday")
+    first.enter(first.add("a", DIGEST))
+    raw = (tmp_path / "j").read_bytes()
+    first.close()
+    for boot, expected in (("monday", (Inside("a", DIGEST),)), ("tuesday", ()), ("", ())):
+        (tmp_path / "j").write_bytes(raw)
+        journal, inside = Journal.open(tmp_path / "j", boot_id=boot)
+        journal.close()
+        assert inside == expected
+
+
+def test_a_death_is_told_once(tmp_path):
+    assert died(tmp_path / "j", f"journal.enter(a); {KILL}")
+    journal, inside = Journal.open(tmp_path / "j")
+    journal.close()
+    assert inside == ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.binary(max_size=300), st.tuples(st.integers(0, 51199), st.binary(max_size=64))))
+def test_no_content_of_the_file_stops_a_start(tmp_path_factory, content):
+    """Invariant: open() never raises, and the journal works afterwards."""
+    path = tmp_path_factory.getbasetemp() / "journal-fuzz"
+    first, _ = Journal.open(path, boot_id="b")
+    first.enter(first.add("a", DIGEST))
+    raw = bytearray(path.read_bytes())
+    first.close()
+    if isinstance(content, tuple):
+        at, patch = content
+        raw[at : at + len(patch)] = patch
+        path.write_bytes(raw)
+    else:
+        path.write_bytes(content)
+    journal, inside = Journal.open(path, boot_id="b")
+    assert all(isinstance(i.name, str) for i in inside)
+    journal.enter(journal.add("b", DIGEST))
+    journal.close()
+
+
+def test_the_file_is_private(tmp_path):
+    (tmp_path / "j").touch(0o644)
+    journal, _ = Journal.open(tmp_path / "j")
+    assert stat.S_IMODE((tmp_path / "j").stat().st_mode) == 0o600
+    journal.close()
+
+
+def works(journal: Journal) -> bool:
+    i = journal.add("a", DIGEST)
+    journal.enter(i)
+    journal.leave(i)
+    journal.remove(i)
+    journal.close()
+    return True
+
+
+def test_a_full_disk_costs_the_attribution_and_not_the_service(small_disk):
+    (small_disk / "filler").write_bytes(bytes(3 * 2**20 - 8192))
+    journal, inside = Journal.open(small_disk / "j")
+    assert inside == ()
+    assert "no space left" in journal.health()
+    assert works(journal)
+
+
+def test_a_read_only_disk_costs_the_attribution_and_not_the_service(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    journal, _ = Journal.open(small_disk / "j")
+    assert "crashes are not attributed to models" in journal.health()
+    assert "read-only" in journal.health()
+    assert works(journal)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_what_is_no_plain_file_is_left_alone(tmp_path, kind):
+    path, target = tmp_path / "j", tmp_path / "target"
+    target.write_bytes(b"precious")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(target)
+    else:
+        os.mkfifo(path)
+    journal, _ = Journal.open(path)
+    assert str(path) in journal.health()
+    assert works(journal)
+    assert target.read_bytes() == b"precious"
+
+
+def test_a_second_agent_leaves_the_first_ones_journal_alone(tmp_path):
+    first, _ = Journal.open(tmp_path / "j")
+    i = first.add("a", DIGEST)
+    first.enter(i)
+    second, inside = Journal.open(tmp_path / "j")
+    assert inside == ()
+    assert "another agent uses it" in second.health()
+    assert works(second)
+    first.leave(i)
+    first.close()
+    first.close()
+
+
+def test_numbers_are_given_again_and_there_is_a_limit(tmp_path):
+    journal, _ = Journal.open(tmp_path / "j")
+    numbers = [journal.add(f"m{n}", DIGEST) for n in range(MAX_MODELS)]
+    assert len(set(numbers)) == MAX_MODELS
+    with pytest.raises(InputError, match="256 models are loaded"):
+        journal.add("more", DIGEST)
+    journal.remove(numbers[7])
+    assert journal.add("more", DIGEST) == numbers[7]
+    with pytest.raises(InputError, match="too long a name"):
+        journal.add("x" * 200, DIGEST)
+    journal.close()
+
+
+def test_entering_and_leaving_cost_less_than_a_microsecond_each(tmp_path):
+    journal, _ = Journal.open(tmp_path / "j")
+    i = journal.add("a", DIGEST)
+
+    def both() -> None:
+        journal.enter(i)
+        journal.leave(i)
+
+    best_s = min(timeit.repeat(both, number=10_000, repeat=10)) / 10_000
+    journal.close()
+    assert best_s < 2e-6

@@ -1,0 +1,316 @@
+"""The agent as a process: one a data directory, told about, reloaded, watched, drained."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.config import Config, Crash, Http
+from agent.packages.install import install
+from agent.packages.slots import Slots
+from agent.service import client, instance_lock, watchdog
+from agent.serving.loaded_model import Pulse
+from edge_core.errors import EdgeError, InputError, Unavailable
+from tests.agent.process import FOR_EVER, Service, edge_agent, numbers, settings, turner, until
+from tests.cases import ROOT
+
+
+@pytest.fixture
+def config(tmp_path: Path, config: Config) -> Config:
+    """On a unix socket: no two tests can meet."""
+    return msgspec.structs.replace(config, http=Http(socket=str(tmp_path / "http.sock")))
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The service manager's end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.bind(str(tmp_path / "notify"))
+        s.settimeout(30)
+        yield s
+
+
+def heard(s: socket.socket) -> list[str]:
+    return s.recv(4096).decode().splitlines()
+
+
+# --- start and stop -----------------------------------------------------------------------------
+
+
+def test_it_tells_the_manager_when_it_is_ready_reloads_and_stops(
+    installed: Config, manager: socket.socket
+):
+    with Service(installed, NOTIFY_SOCKET=manager.getsockname()) as service:
+        assert heard(manager) == ["READY=1", "STATUS=serving dense 1.0.0"]
+        assert client.ready(service.here)
+        assert service.here.pid == service.process.pid  # `run` became the agent
+        service.process.send_signal(signal.SIGHUP)
+        assert heard(manager)[0] == "RELOADING=1"
+        assert heard(manager)[0] == "READY=1"
+        assert service.end() == 0
+        assert heard(manager)[0] == "STOPPING=1"
+    assert instance_lock.found(installed.root) is None
+    assert not (installed.root / instance_lock.FILE).exists()
+    lines = service.log.read_text().splitlines()
+    assert lines
+    assert [x for x in lines if not re.fullmatch(r"[A-Z]+ [\w.]+: event=\w+( \w+=.*)*", x)] == []
+
+
+def test_there_is_only_one_on_a_data_directory(installed: Config):
+    with Service(installed) as first:
+        second = Service(installed, ready=False)
+        assert second.process.wait(30) == 1
+        said = f"another agent serves {installed.root}: process {first.process.pid}"
+        assert said in first.log.read_text()
+        assert client.ready(first.here)
+
+
+def test_after_a_kill_nothing_is_in_the_way(installed: Config):
+    with Service(installed) as first:
+        assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    assert (installed.root / instance_lock.FILE).exists()  # and yet:
+    assert instance_lock.found(installed.root) is None
+    with Service(installed) as second:
+        assert client.ready(second.here)
+
+
+def test_a_stop_answers_what_was_begun(config: Config, tmp_path: Path):
+    install(config, turner(tmp_path))
+    turns = numbers(tmp_path, n=[300_000])
+    answers: list[object] = []
+
+    def ask(service: Service) -> None:
+        answers.append(as_told(service, turns))
+
+    with Service(config) as service:
+        threads = [threading.Thread(target=ask, args=(service,)) for _ in range(4)]
+        for t in threads:
+            t.start()
+        until(lambda: client.status(service.here)["models"][0]["requests"] == 4)
+        assert service.end() == 0
+        for t in threads:
+            t.join()
+    assert answers == [300_000] * 4
+
+
+def as_told(service: Service, source: Path) -> object:
+    """The answer of turner, or the error."""
+    slots = Slots(service.config.root)
+    current = slots.active("turner").current
+    assert current
+    manifest = slots.manifest("turner", current.digest)
+    try:
+        return client.infer(service.here, manifest, source).outputs["turned"][0]
+    except EdgeError as e:
+        return e
+
+
+def test_what_is_wrong_at_the_start_is_told(config: Config, tmp_path: Path):
+    service = Service(config, ready=False)  # no data directory yet
+    assert service.process.wait(30) == 1
+    assert "error: data_dir" in service.log.read_text()
+    assert "hint: edge-agent init" in service.log.read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "agent.service.daemon", "--fast"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "not understood: --fast" in done.stderr
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="Not a directory"), instance_lock.alone(tmp_path / "file"):
+        pass
+
+
+def test_events_are_json_where_they_are_asked_for(installed: Config):
+    path, log = settings(installed), installed.root.parent / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agent", "run", "--json", "--config", str(path)],
+            stdout=output, stderr=output, cwd=ROOT,
+        )  # fmt: skip
+    until(lambda: "event=ready" in log.read_text())
+    process.terminate()
+    assert process.wait(30) == 0
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert events[-1]["message"] == "event=stopped"
+    assert {"time", "level", "logger", "message"} == set(events[0])
+
+
+def test_a_read_only_disk_does_not_keep_it_from_serving(
+    installed: Config, tmp_path: Path, config: Config
+):
+    folder = installed.root
+    mount = ["mount", "--bind", folder, folder]
+    subprocess.run(mount, check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        with Service(installed, ready=False) as service:
+            address = f"unix:{config.http.socket}"
+            here = instance_lock.Running(pid=service.process.pid, address=address, since=0.0)
+            until(lambda: client.live(here) and client.ready(here))
+            assert "event=not_announced" in service.log.read_text()
+            assert service.end() == 0
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+# --- what another process installs --------------------------------------------------------------
+
+
+def test_an_installation_elsewhere_is_served_within_a_second(installed: Config, make_package):
+    with Service(installed) as service:
+        new = install(installed, make_package(version="2", seed=2)).slot.digest
+        switched = time.monotonic()
+        until(lambda: service.digest("dense") == new)
+        assert time.monotonic() - switched < 1.5  # a busy machine gets half a second more
+
+
+def test_a_model_that_cannot_be_loaded_is_told_by_the_command(installed: Config, make_package):
+    package = make_package(version="2", seed=2)
+    with Service(installed) as service:
+        old = service.digest("dense")
+        new = install(installed, package).slot
+        until(lambda: service.digest("dense") == new.digest)
+        edge_agent("rollback", "dense", config=service.path)
+        assert service.digest("dense") == old
+        # Bit rot in the installed file: the old model goes on.
+        model = next((installed.root / "models/dense/slots" / new.digest[7:]).glob("model.onnx"))
+        model.chmod(0o600)
+        model.write_bytes(model.read_bytes()[:-1])
+        said = edge_agent("rollback", "dense", config=service.path, ok=1).stderr
+        assert "damaged" in said
+        assert service.digest("dense") == old
+
+
+def test_a_damaged_file_of_one_model_leaves_the_others_serving(
+    installed: Config, make_package, tmp_path: Path
+):
+    install(installed, make_package(name="other"))
+    active = installed.root / "models" / "other" / "active.json"
+    with Service(installed) as service:
+        active.write_text("{")
+        until(lambda: "event=load_failed model=other" in service.log.read_text())
+        status = client.status(service.here)
+        assert {m["name"]: m["state"] for m in status["models"]}["dense"] == "ready"
+        assert service.end() == 0
+    with Service(installed) as service:  # and from the start
+        states = {m["name"]: m["state"] for m in client.status(service.here)["models"]}
+        assert states == {"dense": "ready", "other": "failed"}
+
+
+# --- the watchdog -------------------------------------------------------------------------------
+
+
+def pulse(inferences: int, *, idle: bool = False, alive: bool = True) -> dict[str, Pulse]:
+    return {"m": Pulse(alive=alive, idle=idle, inferences=inferences)}
+
+
+def test_only_a_model_that_stands_still_while_it_is_busy_hangs():
+    seen, why = watchdog.step({}, pulse(5), 0.0, hang_s=10)
+    assert why == ""
+    for now, later in ((9, pulse(5)), (18, pulse(6)), (27, pulse(6)), (28, pulse(6, idle=True))):
+        seen, why = watchdog.step(seen, later, now, hang_s=10)
+        assert why == ""
+    seen, why = watchdog.step(seen, pulse(6), 30.0, hang_s=10)
+    assert why == ""  # it was idle a moment ago
+    seen, why = watchdog.step(seen, pulse(6), 41.0, hang_s=10)
+    assert why == "no inference of 'm' has come to its end for 13 s"
+    seen, why = watchdog.step(seen, {}, 42.0, hang_s=10)
+    assert (seen, why) == ({}, "")  # it was unloaded
+
+
+def test_a_thread_that_ended_is_never_well():
+    assert watchdog.step({}, pulse(0, idle=True, alive=False), 0.0, 10)[1] == (
+        "a thread of 'm' has ended"
+    )
+
+
+def test_a_server_that_does_not_answer_is_not_alive(installed: Config):
+    with Service(installed) as service:
+        here = service.here
+        assert client.live(here)
+        service.process.send_signal(signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{here.pid}/task").iterdir())
+        until(lambda: all((t / "stat").read_text().split()[2] == "T" for t in tasks))
+        try:
+            assert not client.live(here, 0.3)
+            with pytest.raises(Unavailable, match="does not answer at unix:"):
+                client._exchange(here, "GET", "/v2", timeout_s=0.3)
+        finally:
+            service.process.send_signal(signal.SIGCONT)
+        assert client.live(here)
+
+
+def test_a_hung_runtime_stops_the_pings_and_is_taken_back(
+    config: Config, manager: socket.socket, tmp_path: Path
+):
+    """As systemd would: no pings, SIGABRT, a new start; then the previous version serves."""
+    config = msgspec.structs.replace(config, crash=Crash(max_crashes=1, hang_s=0.5))
+    good = install(config, turner(tmp_path)).slot.digest
+    hanging = install(config, turner(tmp_path, version="2.0", step=2)).slot.digest
+    watched = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "600000"}
+    with Service(config, **watched) as service:
+        assert heard(manager)[0] == "READY=1"
+        assert [heard(manager) for _ in range(3)] == [["WATCHDOG=1"]] * 3
+        assert service.digest("turner") == hanging
+        endless = numbers(tmp_path, n=[FOR_EVER])
+        asking = threading.Thread(target=as_told, args=(service, endless))
+        asking.start()
+        until(lambda: heard(manager) != ["WATCHDOG=1"])
+        assert heard(manager) == heard(manager)
+        status = heard(manager)
+        assert len(status) == 1
+        assert status[0].startswith("STATUS=no inference of 'turner' has come to its end")
+        assert service.end(signal.SIGABRT) == -signal.SIGABRT
+        asking.join()
+    with Service(config) as service:
+        assert service.digest("turner") == good
+        assert "event=taken_back model=turner" in service.log.read_text()
+
+
+def test_being_ended_twice_in_an_inference_is_no_crash(config: Config, tmp_path: Path):
+    """The second signal kills: what the process was doing then is nobody's fault."""
+    config = msgspec.structs.replace(config, crash=Crash(max_crashes=1))
+    digest = install(config, turner(tmp_path)).slot.digest
+    endless = numbers(tmp_path, n=[FOR_EVER])
+    with Service(config) as service:
+        asking = threading.Thread(target=as_told, args=(service, endless))
+        asking.start()
+        until(lambda: client.status(service.here)["models"][0]["requests"])
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: "event=stopping" in service.log.read_text())
+        assert service.end(signal.SIGTERM) == -signal.SIGTERM
+        asking.join()
+    with Service(config) as service:
+        assert service.digest("turner") == digest
+        assert "event=taken_back" not in service.log.read_text()
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_nobody_else_can_read_what_it_keeps(config: Config, make_package, tmp_path: Path):
+    config = msgspec.structs.replace(
+        config, serve=msgspec.structs.replace(config.serve, cache=True)
+    )
+    install(config, make_package())
+    with Service(config) as service:
+        service.command("infer", "dense", numbers(tmp_path, x=[[1, 2, 3, 4]]))
+        service.command("install", make_package(version="2", seed=2))
+        until(lambda: list((config.root / "caches").glob("*.db")))
+        paths = [config.root, *config.root.rglob("*"), Path(config.http.socket)]
+        open_to_others = [p for p in paths if stat.S_IMODE(p.lstat().st_mode) & 0o077]
+        assert len(paths) > 15
+        assert open_to_others == []

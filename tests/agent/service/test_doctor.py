@@ -1,0 +1,154 @@
+"""The doctor's findings on real data directories, sound and damaged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.config import Config, Http
+from agent.packages.install import install
+from agent.packages.slots import Slots
+from agent.service import doctor
+from tests.agent.process import Service, settings
+
+
+@pytest.fixture
+def config(tmp_path: Path, config: Config) -> Config:
+    return msgspec.structs.replace(config, http=Http(socket=str(tmp_path / "http.sock")))
+
+
+def found(config: Config) -> dict[str, doctor.Check]:
+    checks = doctor.check(settings(config))
+    assert all(c.hint for c in checks if c.state == "fail")
+    return {c.what: c for c in checks}
+
+
+def states(config: Config) -> dict[str, str]:
+    return {what: c.state for what, c in found(config).items()}
+
+
+def test_a_sound_device_has_no_failure(installed: Config):
+    checks = found(installed)
+    assert {c.state for c in checks.values()} <= {"ok", "warn"}
+    assert checks["model dense"].state == "ok"
+    assert "files intact" in checks["model dense"].detail
+    for what in ("python", "memory", "settings", "data", "clock", "runtime onnxruntime"):
+        assert checks[what].state == "ok", checks[what]
+
+
+def test_settings_that_are_missing_or_wrong_fail(tmp_path: Path):
+    (last,) = [c for c in doctor.check(tmp_path / "none.toml") if c.state == "fail"]
+    assert (last.what, last.hint) == (
+        "settings", f"edge-agent init --config {tmp_path / 'none.toml'}"
+    )  # fmt: skip
+    (tmp_path / "bad.toml").write_text("[http]\nprot = 1\n")
+    (last,) = [c for c in doctor.check(tmp_path / "bad.toml") if c.state == "fail"]
+    assert "did you mean 'port'?" in last.hint
+
+
+def test_a_data_directory_that_is_missing_or_open_to_others_fails(config: Config, make_package):
+    assert found(config)["data"].state == "fail"
+    install(config, make_package())
+    assert "privacy" not in states(config)
+    config.root.joinpath("models").chmod(0o750)
+    assert found(config)["privacy"].detail == f"others may use {config.root / 'models'}"
+
+
+def test_a_data_directory_of_another_user_is_told_with_the_way_to_act_as_them(installed: Config):
+    os.chown(installed.root, 65534, 65534)
+    try:
+        assert found(installed)["data"].hint == "sudo -u '#65534' ..."
+    finally:
+        os.chown(installed.root, 0, 0)
+
+
+def test_one_flipped_bit_in_an_installed_file_is_found(installed: Config):
+    slots = Slots(installed.root)
+    current = slots.active("dense").current
+    assert current
+    model = slots.folder("dense", current.digest) / "model.onnx"
+    raw = bytearray(model.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    model.chmod(0o600)
+    model.write_bytes(raw)
+    check = found(installed)["model dense"]
+    assert check.state == "fail"
+    assert "damaged" in check.detail
+
+
+def test_a_model_that_was_disabled_fails(installed: Config):
+    Slots(installed.root).disable("dense", "the agent died 3 times")
+    check = found(installed)["model dense"]
+    assert (check.state, check.detail) == ("fail", "the agent died 3 times")
+
+
+def test_a_device_without_models_is_told_what_to_do(config: Config):
+    config.root.mkdir(mode=0o700)
+    assert found(config)["models"].hint == "edge-agent install PACKAGE"
+
+
+def test_a_damaged_cache_is_found(installed: Config):
+    good = installed.root / "caches" / "results.db"
+    bad = installed.root / "caches" / "near" / "dense.db"
+    for path in (good, bad):
+        path.parent.mkdir(mode=0o700)
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE t (x)")
+            db.executemany("INSERT INTO t VALUES (?)", [("x" * 500,)] * 100)
+            db.commit()
+        path.chmod(0o600)
+    with bad.open("r+b") as f:
+        f.seek(4096)
+        f.write(b"\xff" * 4096)
+    checks = found(installed)
+    assert checks["cache exact"].state == "ok"
+    check = checks["cache near dense"]
+    assert (check.state, check.hint) == ("warn", "edge-agent cache clear")
+
+
+def test_the_running_agent_is_asked(installed: Config):
+    assert found(installed)["agent"].detail == "does not run"
+    with Service(installed) as service:
+        assert "answers at unix:" in found(installed)["agent"].detail
+        Slots(installed.root).disable("dense", "why not")
+        service.process.send_signal(signal.SIGHUP)
+        until_state(installed, "warn")
+        assert service.end() == 0
+
+
+def until_state(config: Config, state: str) -> None:
+    end = time.monotonic() + 10
+    while found(config)["agent"].state != state:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_clock_before_the_last_installation_is_wrong():
+    assert doctor.clock(2_000_000_000.0, 1_900_000_000.0).state == "ok"
+    check = doctor.clock(0.0, 1_900_000_000.0)
+    assert (check.state, check.hint) == ("warn", "set the clock")
+    assert check.detail == "1970-01-01 00:00 UTC, yet a package is from 2030-03-17 17:46 UTC"
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "words"),
+    [
+        ({"LoadState": "not-found"}, "warn", "install.sh"),
+        ({"LoadState": "loaded", "ActiveState": "failed"}, "fail", "journalctl"),
+        ({"ActiveState": "active", "WatchdogUSec": "infinity"}, "warn", "WatchdogSec"),
+        ({"ActiveState": "active", "UnitFileState": "disabled"}, "warn", "systemctl enable"),
+        ({"ActiveState": "active"}, "ok", "active, watchdog 30s"),
+    ],
+)
+def test_the_unit_is_judged_by_what_systemd_says(facts: dict[str, str], state: str, words: str):
+    usual = {"LoadState": "loaded", "UnitFileState": "enabled", "WatchdogUSec": "30s"}
+    check = doctor.unit_state({**usual, **facts})
+    assert check.state == state
+    assert words in f"{check.detail} {check.hint}"

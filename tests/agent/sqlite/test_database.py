@@ -1,0 +1,265 @@
+"""A cache's database: groups commit, the file is bounded, steps are recorded, bugs stay local."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlite_utils
+
+from agent.sqlite import sqlite_file
+from agent.sqlite.database import LEAST, QUEUE_ROWS, Database
+from edge_core.errors import InputError
+
+INSERT = "INSERT INTO t (v) VALUES (?)"
+
+
+def table(db: sqlite3.Connection) -> None:
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)")
+
+
+def evict(db: sqlite3.Connection) -> int:
+    return db.execute("DELETE FROM t WHERE id IN (SELECT id FROM t ORDER BY id LIMIT 20)").rowcount
+
+
+def opened(
+    path: Path, *steps: sqlite_file.Migration, max_bytes: int = LEAST, **more: float
+) -> Database:
+    db = Database(path, steps or (table,), max_bytes=max_bytes, evict=evict, **more)
+    db.start()
+    return db
+
+
+def until(condition: object, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def test_what_is_written_is_found_after_its_commit_and_after_a_restart(tmp_path):
+    db = opened(tmp_path / "a.db")
+    assert db.write(INSERT, (b"one",))
+    assert db.flush()
+    assert db.rows("SELECT v FROM t") == [(b"one",)]
+    db.close()
+    again = opened(tmp_path / "a.db")
+    assert again.rows("SELECT v FROM t") == [(b"one",)]
+    again.close()
+
+
+def test_a_row_is_committed_soon_without_anyone_asking(tmp_path):
+    db = opened(tmp_path / "a.db")
+    db.write(INSERT, (b"one",), key=b"k")
+    assert db.pending == {b"k": (b"one",)}
+    until(lambda: db.rows("SELECT v FROM t"))
+    until(lambda: not db.pending)
+    db.close()
+
+
+def test_closing_commits_what_waits_and_removes_the_log(tmp_path):
+    db = opened(tmp_path / "a.db")
+    for i in range(500):
+        db.write(INSERT, (b"%d" % i,))
+    db.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.db"]
+    plain = sqlite3.connect(tmp_path / "a.db")
+    assert plain.execute("SELECT count(*) FROM t").fetchone() == (500,)
+    plain.close()
+    assert not db.write(INSERT, (b"late",))
+    assert db.rows("SELECT v FROM t") == []
+
+
+@pytest.mark.parametrize("size", [100, 4000, LEAST // 40 - 100])
+def test_file_log_and_index_never_exceed_the_bound(size, tmp_path):
+    db = opened(tmp_path / "a.db")
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            seen.append(db.disk_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    while db.evicted < 300:
+        if not db.write(INSERT, (os.urandom(size),), size=size):
+            db.flush()
+    stop.set()
+    watcher.join()
+    assert db.flush()
+    assert LEAST / 4 < max(seen) <= LEAST
+    assert db.evicted > 0
+    assert db.health() == ""
+    db.close()
+
+
+def test_a_lowered_bound_shrinks_the_file_and_keeps_the_newest_rows(tmp_path):
+    db = opened(tmp_path / "a.db", max_bytes=4 * LEAST)
+    for _ in range(1500):
+        db.write(INSERT, (os.urandom(4000),), size=10)
+        if db.dropped:
+            db.flush()
+    db.close()
+    assert (tmp_path / "a.db").stat().st_size > LEAST
+    smaller = opened(tmp_path / "a.db")
+    until(lambda: smaller.disk_bytes() <= LEAST)
+    ((count, low, high),) = smaller.rows("SELECT count(*), min(id), max(id) FROM t")
+    assert 100 < count == high - low + 1
+    assert smaller.write(INSERT, (b"still works",))
+    assert smaller.flush()
+    smaller.close()
+
+
+def test_a_row_that_is_too_large_is_dropped_and_counted(tmp_path):
+    db = opened(tmp_path / "a.db")
+    assert not db.write(INSERT, (bytes(LEAST),), size=LEAST)
+    assert db.dropped == 1
+    db.close()
+
+
+def test_the_queue_is_bounded_while_the_disk_is_slow(tmp_path):
+    db = opened(tmp_path / "a.db")
+    inside, go = threading.Event(), threading.Event()
+
+    def slow(connection: sqlite3.Connection) -> None:
+        inside.set()
+        assert go.wait(20)
+
+    caller = threading.Thread(target=db.call, args=(slow,))
+    caller.start()
+    assert inside.wait(20)
+    taken = sum(db.write(INSERT, (b"",), size=1) for _ in range(QUEUE_ROWS + 50))
+    assert (taken, db.dropped) == (QUEUE_ROWS, 50)
+    go.set()
+    caller.join()
+    assert db.flush()
+    assert db.rows("SELECT count(*) FROM t") == [(QUEUE_ROWS,)]
+    db.close()
+
+
+def test_a_job_sees_what_was_queued_before_it_and_gives_its_result(tmp_path):
+    db = opened(tmp_path / "a.db")
+    db.write(INSERT, (b"one",))
+    assert db.call(lambda c: c.execute("SELECT count(*) FROM t").fetchone()) == (1,)
+    db.close()
+
+
+def test_a_job_with_a_bug_loses_its_group_and_nothing_else(tmp_path):
+    db = opened(tmp_path / "a.db", retry_s=0.01)
+    db.write(INSERT, (b"one",))
+    db.flush()
+    with pytest.raises(ZeroDivisionError):
+        db.call(lambda c: c.execute(INSERT, (b"half",)).rowcount / 0)
+    until(lambda: db.write(INSERT, (b"two",)))
+    assert db.flush()
+    assert db.rows("SELECT v FROM t ORDER BY id") == [(b"one",), (b"two",)]
+    assert db.health() == ""
+    db.close()
+
+
+def test_all_files_are_for_their_owner_only_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        db = opened(tmp_path / "caches" / "a.db")
+        db.write(INSERT, (b"one",))
+        db.flush()
+        modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "caches").iterdir()}
+        folder = (tmp_path / "caches").stat().st_mode & 0o777
+    finally:
+        os.umask(before)
+    db.close()
+    assert modes == {"a.db": 0o600, "a.db-wal": 0o600, "a.db-shm": 0o600}
+    assert folder == 0o700
+
+
+def test_a_file_that_others_could_read_is_closed_to_them(tmp_path):
+    opened(tmp_path / "a.db").close()
+    (tmp_path / "a.db").chmod(0o644)
+    opened(tmp_path / "a.db").close()
+    assert (tmp_path / "a.db").stat().st_mode & 0o777 == 0o600
+
+
+def second_step(db: sqlite3.Connection) -> None:
+    sqlite_utils.Database(db)["t"].transform(rename={"v": "value"}, drop=set())
+
+
+def test_an_older_file_is_brought_to_the_newest_schema_with_its_rows(tmp_path):
+    old = opened(tmp_path / "a.db", table)
+    old.write(INSERT, (b"kept",))
+    old.close()
+    new = opened(tmp_path / "a.db", table, second_step)
+    assert new.rows("SELECT value FROM t") == [(b"kept",)]
+    assert new.rows("PRAGMA user_version") == [(2,)]
+    assert new.health() == ""
+    new.close()
+
+
+def test_a_step_that_fails_half_way_changes_nothing_and_is_tried_again(tmp_path):
+    opened(tmp_path / "a.db", table).close()
+    works = threading.Event()
+
+    def step(db: sqlite3.Connection) -> None:
+        second_step(db)
+        if not works.is_set():
+            raise ValueError("half way")
+
+    db = opened(tmp_path / "a.db", table, step, retry_s=0.01)
+    assert "half way" in db.health()
+    plain = sqlite3.connect(tmp_path / "a.db")
+    assert [c[1] for c in plain.execute("PRAGMA table_info(t)")] == ["id", "v"]
+    plain.close()
+    works.set()
+    until(lambda: not db.health())
+    assert db.rows("SELECT value FROM t") == []
+    assert db.rows("PRAGMA user_version") == [(2,)]
+    db.close()
+
+
+def test_the_file_of_a_newer_version_is_begun_anew(tmp_path):
+    newer = opened(tmp_path / "a.db", table, second_step)
+    newer.write("INSERT INTO t (value) VALUES (?)", (b"new",))
+    newer.close()
+    db = opened(tmp_path / "a.db", table)
+    assert "schema 2" in db.health()
+    assert db.write(INSERT, (b"old",))
+    assert db.flush()
+    assert db.rows("SELECT v FROM t") == [(b"old",)]
+    db.close()
+
+
+def test_readers_do_not_pile_up_with_threads(tmp_path):
+    db = opened(tmp_path / "a.db")
+    db.write(INSERT, (b"one",))
+    db.flush()
+
+    def files() -> int:
+        links = [p for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
+        return sum(str(p.readlink()).startswith(str(tmp_path)) for p in links)
+
+    for _ in range(100):
+        t = threading.Thread(target=db.rows, args=("SELECT v FROM t",))
+        t.start()
+        t.join()
+    assert files() <= 8
+    db.close()
+    assert files() == 0
+
+
+def test_a_cache_is_shown_as_its_tables(tmp_path):
+    db = opened(tmp_path / "a.db")
+    db.write(INSERT, (b"one",))
+    db.flush()
+    (shown,) = sqlite_file.inspect(tmp_path / "a.db")
+    db.close()
+    assert (shown.name, shown.columns, shown.rows) == ("t", ("id", "v"), 1)
+    assert shown.schema.startswith("CREATE TABLE t")
+
+
+def test_a_bound_that_is_too_small_is_refused(tmp_path):
+    with pytest.raises(InputError, match="at least"):
+        opened(tmp_path / "a.db", max_bytes=LEAST - 1)

@@ -1,0 +1,263 @@
+"""Functions spelled out in many nodes, and constants that go into the layer before them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from converters.onnx import graph as onnx_graph
+from converters.tflite import flatbuffer, lower, op_versions, patterns
+from edge_core.runtimes import onnxruntime as ort_adapter
+from edge_core.runtimes.tflite import LITERT
+from examples import data
+from tests import graphs
+from tests.graphs import constant, value, weight
+
+
+def scalar(name, number):
+    return constant(name, number, np.float32)
+
+
+NUMBERS = [
+    scalar("half", 0.5), scalar("one", 1.0), scalar("root", math.sqrt(2)), scalar("three", 3.0),
+    scalar("inverse", 1 / math.sqrt(2)), scalar("k", math.sqrt(2 / math.pi)), scalar("six", 6.0),
+    scalar("c", 0.044715), scalar("zero", 0.0), scalar("two", 2.0), scalar("nearly", 1.5),
+]  # fmt: skip
+# Each line: op, inputs, output.
+GELUS = {
+    "torch": ["Div x root a", "Erf a b", "Add b one c1", "Mul x c1 d", "Mul d half y"],
+    "half first": ["Mul x half h", "Mul x inverse a", "Erf a b", "Add one b c1", "Mul h c1 y"],
+    "sum halved": ["Mul x inverse a", "Erf a b", "Add b one c1", "Mul half c1 d", "Mul d x y"],
+    "halved by Div": ["Div x root a", "Erf a b", "Add b one c1", "Mul c1 x d", "Div d two y"],
+}
+TANH_GELUS = {
+    "cube by Pow": [
+        "Pow x three a", "Mul a c b", "Add x b d", "Mul d k e", "Tanh e f", "Add f one g",
+        "Mul x half h", "Mul h g y",
+    ],
+    "cube by Mul": [
+        "Mul x x s", "Mul s x a", "Mul c a b", "Add b x d", "Mul k d e", "Tanh e f", "Add one f g",
+        "Mul x g h", "Mul half h y",
+    ],
+    "factored": [
+        "Mul x x s", "Mul c s b", "Add b one d", "Mul x k w", "Mul w d e", "Tanh e f",
+        "Add f one g", "Mul g half h", "Mul h x y",
+    ],
+}  # fmt: skip
+SWISHES = {
+    "clip": ["Add x three a", "Clip a zero six b", "Mul x b d", "Div d six y"],
+    "clip divided": ["Add x three a", "Clip a zero six b", "Div b six d", "Mul d x y"],
+}
+OTHERS = {
+    "another scale": ["Div x nearly a", "Erf a b", "Add b one c1", "Mul x c1 d", "Mul d half y"],
+    "of two tensors": ["Div x root a", "Erf a b", "Add b one c1", "Mul v c1 d", "Mul d half y"],
+    "not halved": ["Div x root a", "Erf a b", "Add b one c1", "Mul x c1 y"],
+}
+
+
+def spelled(lines):
+    nodes = []
+    for line in lines:
+        op, *inputs, out = line.split()
+        nodes.append(helper.make_node(op, inputs, [out]))
+    inputs = [value(n, (2, 9)) for n in ("x", "v") if any(n in line.split() for line in lines)]
+    return graphs.model(nodes, inputs, [value("y", (2, 9))], NUMBERS)
+
+
+def ops(made):
+    return [n.op_type for n in made.graph.node]
+
+
+def codes(path):
+    """Operators of a .tflite file."""
+    return Counter(op.name for op in op_versions.operators(flatbuffer.read(path)))
+
+
+def converted(made, tmp_path):
+    source = graphs.saved(made, tmp_path / "model.onnx")
+    lower.to_tflite(source, tmp_path / "model.tflite")
+    return LITERT.open(tmp_path / "model.tflite", threads=1, options={})
+
+
+def check(session, made, seed=0, atol=1e-5):
+    rng = np.random.default_rng(seed)
+    feeds = {
+        v.name: rng.standard_normal([d.dim_value for d in v.type.tensor_type.shape.dim]).astype("f")
+        for v in made.graph.input
+    }
+    got = session.run(feeds)
+    names = [v.name for v in made.graph.output]
+    for name, want in zip(
+        names, ort.InferenceSession(made.SerializeToString()).run(names, feeds), strict=True
+    ):
+        np.testing.assert_allclose(got[name], want, atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lines", GELUS.values(), ids=GELUS)
+def test_gelu_by_erf_is_one_node(lines, tmp_path):
+    made = spelled(lines)
+    [node] = patterns.rewrite(made).graph.node
+    assert (node.op_type, list(node.input), list(node.output)) == ("Gelu", ["x"], ["y"])
+    check(converted(made, tmp_path), made)
+    assert codes(tmp_path / "model.tflite") == {"GELU": 1}
+
+
+@pytest.mark.parametrize("lines", TANH_GELUS.values(), ids=TANH_GELUS)
+def test_gelu_by_tanh_is_one_node(lines, tmp_path):
+    made = spelled(lines)
+    [node] = patterns.rewrite(made).graph.node
+    assert helper.get_attribute_value(node.attribute[0]) == b"tanh"
+    check(converted(made, tmp_path), made)
+    assert codes(tmp_path / "model.tflite") == {"GELU": 1}
+
+
+@pytest.mark.parametrize("lines", SWISHES.values(), ids=SWISHES)
+def test_hard_swish_is_one_node(lines, tmp_path):
+    made = spelled(lines)
+    assert ops(patterns.rewrite(made)) == ["HardSwish"]
+    check(converted(made, tmp_path), made)
+    assert codes(tmp_path / "model.tflite") == {"HARD_SWISH": 1}
+
+
+@pytest.mark.parametrize("lines", OTHERS.values(), ids=OTHERS)
+def test_what_only_looks_like_gelu_stays(lines, tmp_path):
+    made = spelled(lines)
+    assert ops(patterns.rewrite(made)) == ops(made)
+    check(converted(made, tmp_path), made)
+
+
+def test_a_value_in_the_middle_that_is_an_output_is_still_computed(tmp_path):
+    made = spelled(GELUS["torch"])
+    made.graph.output.append(value("b", (2, 9)))
+    assert ops(patterns.rewrite(made)) == ["Div", "Erf", "Gelu"]
+    check(converted(made, tmp_path), made)
+
+
+def test_the_model_that_is_rewritten_stays_as_it_was():
+    made = spelled(GELUS["torch"])
+    before = made.SerializeToString()
+    patterns.rewrite(made)
+    assert made.SerializeToString() == before
+
+
+def dense(*more, shape=(1, 5, 7)):
+    """MatMul with a constant, then other nodes from "p" to "y"."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), *more]
+    weights = [
+        weight("w", 6, 7), weight("b", 7), weight("rows", 5, 1), weight("scale", 7),
+        constant("some", [1.0, 2, 0, 4, 5, 6, 7], np.float32),
+    ]  # fmt: skip
+    return graphs.model(nodes, [value("x", (1, 5, 6))], [value("y", shape)], weights)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        ("Add", ["p", "b"]), ("Add", ["b", "p"]), ("Sub", ["p", "b"]), ("Sub", ["b", "p"]),
+        ("Mul", ["scale", "p"]), ("Div", ["p", "scale"]),
+    ],
+)  # fmt: skip
+def test_arithmetic_with_a_constant_goes_into_the_layer(op, inputs, tmp_path):
+    made = dense(helper.make_node(op, inputs, ["y"]))
+    check(converted(made, tmp_path), made)
+    assert set(codes(tmp_path / "model.tflite")) == {"RESHAPE", "FULLY_CONNECTED"}
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        ("Add", ["p", "rows"]),  # a number for each row is none for each channel
+        ("Div", ["b", "p"]),
+        ("Add", ["p", "p"]),
+        ("Div", ["p", "some"]),  # weights of infinity are no weights
+    ],
+)
+def test_other_arithmetic_stays(op, inputs, tmp_path):
+    made = dense(helper.make_node(op, inputs, ["y"]))
+    check(converted(made, tmp_path), made)
+    assert codes(tmp_path / "model.tflite")[op.upper()] == 1
+
+
+def test_a_result_that_somebody_else_reads_is_not_changed(tmp_path):
+    made = dense(helper.make_node("Add", ["p", "b"], ["y"]))
+    made.graph.output.append(value("p", (1, 5, 7)))
+    check(converted(made, tmp_path), made)
+
+
+def test_layers_that_share_weights_keep_sharing_them(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Mul", ["p", "scale"], ["q"]),
+        helper.make_node("MatMul", ["q", "w"], ["r"]),
+        helper.make_node("Add", ["r", "b"], ["y"]),
+    ]
+    made = graphs.model(
+        nodes, [value("x", (2, 64))], [value("y", (2, 64))],
+        [weight("w", 64, 64, scale=0.1), weight("scale", 64), weight("b", 64)],
+    )  # fmt: skip
+    check(converted(made, tmp_path), made)
+    assert codes(tmp_path / "model.tflite") == {"FULLY_CONNECTED": 2, "MUL": 1}
+    assert (tmp_path / "model.tflite").stat().st_size < 1.5 * 64 * 64 * 4
+
+
+@pytest.mark.parametrize(
+    ("axis", "starts", "ends", "kept"),
+    [(0, 2, 4, 0), (0, 4, 6, 0), (0, 0, 4, 1), (0, 1, 3, 1), (1, 0, 4, 1)],
+)
+def test_a_part_is_read_where_it_was_before_it_was_joined(axis, starts, ends, kept, tmp_path):
+    nodes = [
+        *(helper.make_node(op, ["x"], [op]) for op in ("Exp", "Neg", "Abs")),
+        helper.make_node("Concat", ["Exp", "Neg", "Abs"], ["all"], axis=axis),
+        helper.make_node("Slice", ["all", "starts", "ends", "axes"], ["y"]),
+    ]
+    numbers = {"starts": starts, "ends": ends, "axes": axis}
+    shape = (ends - starts, 4) if axis == 0 else (2, ends - starts)
+    made = graphs.model(
+        nodes, [value("x", (2, 4))], [value("y", shape)],
+        [constant(name, [number]) for name, number in numbers.items()],
+    )  # fmt: skip
+    check(converted(made, tmp_path), made)
+    assert codes(tmp_path / "model.tflite")["CONCATENATION"] == kept
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_a_batch_normalization_goes_into_the_convolution(groups, tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], group=groups),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
+        helper.make_node("Relu", ["n"], ["y"]),
+    ]
+    variance = onnx.numpy_helper.to_array(weight("v", 8)) ** 2 + 0.1
+    made = graphs.model(
+        nodes, [value("x", (1, 8, 6, 6))], [value("y", (1, 8, 6, 6))],
+        [
+            weight("w", 8, 8 // groups, 3, 3), weight("s", 8), weight("b", 8), weight("m", 8),
+            constant("v", variance),
+        ],
+    )  # fmt: skip
+    source = graphs.saved(made, tmp_path / "model.onnx")
+    lower.to_tflite(source, tmp_path / "model.tflite", layout="NCHW")
+    check(LITERT.open(tmp_path / "model.tflite", threads=1, options={}), made, atol=1e-4)
+    layer = "CONV_2D" if groups == 1 else "DEPTHWISE_CONV_2D"
+    assert set(codes(tmp_path / "model.tflite")) == {"TRANSPOSE", layer}
+
+
+def test_minilm_has_its_gelus_and_no_bias_on_its_own(minilm, tmp_path):
+    source, out = tmp_path / "prepared.onnx", tmp_path / "minilm.tflite"
+    onnx_graph.prepare(minilm, source, {})
+    lower.to_tflite(source, out)
+    found = codes(out)
+    assert (found["GELU"], found["FULLY_CONNECTED"]) == (6, 36)
+    # Attention masks, residuals, and in each of 13 normalisations an epsilon and a bias.
+    assert found["ADD"] <= 6 + 12 + 2 * 13 + 2
+    session = LITERT.open(out, threads=1, options={})
+    original = ort_adapter.open(source, threads=1, options={})
+    for _, feeds in zip(range(4), data.sentences_eval(), strict=False):
+        got, want = session.run(feeds)["embedding"], original.run(feeds)["embedding"]
+        np.testing.assert_allclose(got, want, atol=1e-5)

@@ -1,0 +1,102 @@
+"""The SBOM names the model, its files, its runtime and the tools that made it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import ComponentScope, ComponentType
+
+from edge_core import __version__
+from edge_core.package import format as package
+from edge_sdk.build import sbom
+from tests import packages
+from tests.cases import ROOT
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    manifest, files = packages.contents(tmp_path_factory.mktemp("contents"))
+    del files["sbom.cdx.json"]
+    return manifest, files
+
+
+@pytest.fixture(scope="module")
+def raw(made):
+    return sbom.sbom(*made)
+
+
+@pytest.fixture(scope="module")
+def read(raw):
+    return Bom.from_json(json.loads(raw))
+
+
+def test_the_model_is_a_component_made_of_the_packages_files(made, read):
+    manifest, files = made
+    model = read.metadata.component
+    assert model.type is ComponentType.MACHINE_LEARNING_MODEL
+    assert (model.name, model.version) == ("dense", "1.0.0")
+    found = {c.name: next(iter(c.hashes)).content for c in model.components}
+    contents = {"manifest.json": manifest.to_bytes(), **files}
+    raws = {t: c if isinstance(c, bytes) else c.read_bytes() for t, c in contents.items()}
+    assert found == {title: hashlib.sha256(c).hexdigest() for title, c in raws.items()}
+    assert found.keys() == package.TITLES.keys() - {"sbom.cdx.json"} | {manifest.file}
+
+
+def test_the_users_model_is_its_ancestor(made, read):
+    (ancestor,) = read.metadata.component.pedigree.ancestors
+    assert next(iter(ancestor.hashes)).content == made[0].model_sha256
+
+
+def test_it_depends_on_its_runtime_and_not_on_the_tools(read):
+    scopes = {str(c.purl): c.scope for c in read.components}
+    runtime = "pkg:pypi/onnxruntime@1.23.2"
+    assert scopes == {
+        runtime: ComponentScope.REQUIRED,
+        "pkg:pypi/onnxruntime@1.31.1": ComponentScope.EXCLUDED,
+        "pkg:pypi/onnx@1.23.2": ComponentScope.EXCLUDED,
+        f"pkg:pypi/edge-deploy@{__version__}": ComponentScope.EXCLUDED,
+    }
+    (needs,) = (d for d in read.dependencies if d.ref.value == "model")
+    assert [d.ref.value for d in needs.dependencies] == [runtime]
+
+
+def test_a_runtime_that_is_also_a_tool_is_listed_once(made):
+    manifest, files = made
+    tools = {"onnxruntime": "1.23.2"}
+    both = sbom.sbom(msgspec.structs.replace(manifest, toolchain=tools), files)
+    purls = [c["purl"] for c in json.loads(both)["components"]]
+    assert purls == [f"pkg:pypi/edge-deploy@{__version__}", "pkg:pypi/onnxruntime@1.23.2"]
+
+
+def test_equal_packages_have_equal_sboms_in_any_process(made, raw, tmp_path):
+    manifest, files = made
+    (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
+    for title, content in files.items():
+        known = content if isinstance(content, bytes) else content.read_bytes()
+        (tmp_path / title).write_bytes(known)
+    code = (
+        "import sys; from pathlib import Path; from edge_core.package.manifest import Manifest\n"
+        "from edge_sdk.build import sbom\n"
+        "files = {p.name: p for p in sorted(Path(sys.argv[1]).iterdir(), reverse=True)}\n"
+        "manifest = Manifest.from_bytes(files.pop('manifest.json').read_bytes())\n"
+        "sys.stdout.buffer.write(sbom.sbom(manifest, files))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        check=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "99"}, capture_output=True,
+    )  # fmt: skip
+    assert done.stdout == raw
+
+
+def test_its_number_is_its_content_and_it_has_no_time(made, raw):
+    manifest, files = made
+    document = json.loads(raw)
+    assert "timestamp" not in document["metadata"]
+    assert (document["specVersion"], document["version"]) == ("1.6", 1)
+    other = json.loads(sbom.sbom(manifest, {**files, "recipe.json": b"{ }"}))
+    assert other["serialNumber"] != document["serialNumber"]
