@@ -6,12 +6,12 @@ import http.client
 from collections.abc import Iterator
 
 import pytest
-from tests.agent.http.test_server import UnixConnection
 
 from agent import Agent
 from agent.config import Config, Http
 from agent.http.server import Server
 from tests.agent import http_server
+from tests.agent.http.test_server import UnixConnection
 
 
 @pytest.fixture(scope="module")
