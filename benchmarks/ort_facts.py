@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FACTS = ROOT / "edge_core" / "runtimes" / "ort_facts.json"
+FACTS = ROOT / "converters" / "onnx" / "ort_facts.json"
 # The newest release of every line that has wheels for Python 3.11 on x86-64.
 VERSIONS = (
     "1.15.1", "1.16.3", "1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.21.1", "1.22.1", "1.23.2",

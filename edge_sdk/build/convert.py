@@ -20,7 +20,13 @@ import msgspec
 
 from converters import registry as converters
 from converters import batch as rows
-from converters.onnx import batch as onnx_batch, file as onnx_file, fixed_shapes, graph as onnx_graph, torch_export
+from converters.onnx import (
+    batch as onnx_batch,
+    file as onnx_file,
+    fixed_shapes,
+    graph as onnx_graph,
+    torch_export,
+)
 from converters.spec import Batch, Ceiling, Job, Layout
 from converters.tflite import flatbuffer
 from converters.tflite.versions import min_runtime

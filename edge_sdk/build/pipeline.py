@@ -18,7 +18,18 @@ from edge_core.machine import detect
 from edge_core.runtimes import sample_store
 from edge_core.errors import GateFailed, InputError
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import batching, convert, judge, metrics, packaging, planner, reader, fallbacks, samples, trials
+from edge_sdk.build import (
+    batching,
+    convert,
+    judge,
+    metrics,
+    packaging,
+    planner,
+    reader,
+    fallbacks,
+    samples,
+    trials,
+)
 from edge_sdk.build.packaging import Built
 from edge_sdk.build.request import Materials, Request
 from edge_sdk.build.samples import Samples

@@ -109,7 +109,9 @@ def _template() -> Any:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "span": span, "shape": _shape, "delegated": str}
-    return environment.from_string(files("edge_sdk.build").joinpath("report.html").read_text("utf-8"))
+    return environment.from_string(
+        files("edge_sdk.build").joinpath("report.html").read_text("utf-8")
+    )
 
 
 def number(value: float | None) -> str:

@@ -70,9 +70,9 @@ LSTM = ROOT / "examples" / "data" / "lstm" / "trained_lstm.tflite"
 CHILD = """
 import json, sys
 from pathlib import Path
-import converters
+from converters import registry as converters
 from converters.spec import Ceiling, Job
-from edge_core import feeds
+from edge_core.runtimes import sample_store
 from edge_sdk.build.stages import to_json
 folder, made = Path(sys.argv[1]), {}
 for name, model, prepared, samples, version in json.loads(sys.argv[2]):
@@ -80,7 +80,7 @@ for name, model, prepared, samples, version in json.loads(sys.argv[2]):
     out.mkdir(parents=True)
     done = converters.get(name).convert(Job(
         model=Path(prepared), out_dir=out, ceiling=Ceiling(26, 13), arch="x86_64",
-        runtime_version=version, samples=feeds.read(Path(samples)),
+        runtime_version=version, samples=sample_store.read(Path(samples)),
     ))
     made[f"{name} {model}"] = json.loads(to_json(done))
 print(json.dumps(made))
@@ -510,7 +510,7 @@ def test_ort_format_computes_what_its_onnx_form_does(twice, subject):
 EXPORT = """
 import hashlib, sys, torch
 from pathlib import Path
-from converters import torch_export
+from converters.onnx import torch_export
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
 net = torch.nn.Sequential(

@@ -199,7 +199,7 @@ def test_a_read_only_disk_is_told(small_disk):
 CRASHING = """
 import os, signal, sys, time
 from pathlib import Path
-from agent import crashes
+from agent.packages import crashes
 from agent.config import Config
 from agent.packages.journal import Journal
 from agent.packages.slots import Slots

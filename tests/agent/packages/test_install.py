@@ -408,7 +408,7 @@ def test_two_installations_at_once_come_one_after_the_other(config, make_package
 import sys
 from pathlib import Path
 from agent.config import Config, Install
-from agent.install import install
+from agent.packages.install import install
 install(Config(data_dir=sys.argv[1], install=Install(tune_s=0.2)), Path(sys.argv[2]))
 """
     running = [

@@ -342,7 +342,7 @@ def test_a_user_without_privileges_can_unpack_repair_switch_and_sweep(tmp_path, 
         import os, pwd, sys
         from pathlib import Path
         from agent.packages.slots import Slots
-        from edge_core import package
+        from edge_core.package import format as package
         opened = package.open(Path(sys.argv[2]))
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         slots = Slots(Path(sys.argv[1]))

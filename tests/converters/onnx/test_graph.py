@@ -214,7 +214,7 @@ def test_preparing_gives_the_same_bytes_in_any_process(tmp_path, lite0, fastestd
     code = """
 import sys
 from pathlib import Path
-from converters import onnx_graph
+from converters.onnx import graph as onnx_graph
 for number, source in enumerate(sys.argv[2:]):
     onnx_graph.prepare(Path(source), Path(sys.argv[1]) / f"{number}.onnx", {})
 """

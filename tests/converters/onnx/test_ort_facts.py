@@ -150,7 +150,7 @@ def test_provenance_says_measured_or_published():
 
 
 def test_the_table_is_small_and_every_entry_is_used():
-    file = ROOT / "edge_core" / "runtimes" / "ort_facts.json"
+    file = ROOT / "converters" / "onnx" / "ort_facts.json"
     assert file.stat().st_size < 150_000
     assert ort_facts._facts().measured[HERE] == ort_facts.ceiling(HERE)
     standard = ort_facts._facts().cpu[""]

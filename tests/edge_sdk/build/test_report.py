@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from edge_core.profile import Budgets, Cpu, Memory, Platform, Profile, Runtime, Storage
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import judge, plot, report
-from edge_sdk.build.stages import Artifact, Decision, Measurement, Model, Plan, Value, from_json, to_json
+from edge_sdk.build.stages import (
+    Artifact,
+    Decision,
+    Measurement,
+    Model,
+    Plan,
+    Value,
+    from_json,
+    to_json,
+)
 
 PROFILE = Profile(
     name="raspberry-pi-4b",

@@ -1,0 +1,1 @@
+"""The stages of a build, the policy that decides, and the report."""
