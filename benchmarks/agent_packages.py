@@ -23,7 +23,7 @@ from edge_core.files import sha256_file, write_whole
 from edge_core.package import format as package
 from edge_core.package import golden
 from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.package.preprocess import BUILT_IN, Recipe
+from edge_core.package.preprocess import BUILT_IN, ImageRecipe
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Feeds
 
@@ -97,7 +97,7 @@ def write(
     *,
     name: str,
     version: str = "1",
-    recipe: Recipe | None = None,
+    recipe: ImageRecipe | None = None,
 ) -> package.PackageRef:
     """Package an ONNX file as it is, with golden vectors from this machine's runtime."""
     session = adapter.open(model, threads=1, options={})

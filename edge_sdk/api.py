@@ -17,7 +17,7 @@ from pathlib import Path
 
 import device_profiles
 from converters.spec import Batch, Layout
-from edge_core.package.preprocess import Recipe
+from edge_core.package.preprocess import ImageRecipe
 from edge_core.package.run import Answer, run_package
 from edge_core.package.verify import Verified, verify_package
 from edge_core.profile import Profile
@@ -25,7 +25,7 @@ from edge_sdk.build import inspection, pipeline, planner, samples
 from edge_sdk.build.inspection import Inspection
 from edge_sdk.build.judge import Objective
 from edge_sdk.build.packaging import Built
-from edge_sdk.build.request import Request
+from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.stages import Plan, Shapes
 from edge_sdk.build.workspace import Progress, Workspace, silent
 
@@ -55,7 +55,7 @@ def build(
     *,
     evaluation: str = "",
     calibration: str = "",
-    preprocess: Recipe | str | None = None,
+    preprocess: ImageRecipe | str | None = None,
     labels: AnyPath | None = None,
     out: AnyPath = "dist",
     metric: str = "auto",
@@ -78,7 +78,7 @@ def build(
     ``evaluation`` and ``calibration`` are a folder of images, a .npz, a .npy or 'module:function'.
     ``also`` measures candidates that the plan refuses. See edge_sdk.build.judge for what wins.
     """
-    request = Request(
+    request = BuildRequest(
         model=Path(model),
         profiles=tuple(_profile(p) for p in profiles),
         out=Path(out),

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge_core.extras import need
-from edge_core.package.preprocess import BUILT_IN, Recipe, normalise, to_tensor
+from edge_core.package.preprocess import BUILT_IN, ImageRecipe, normalise, to_tensor
 from edge_core.tensors import Array, Feeds
 from examples import keyword_probe
 from examples.wheels import wheel_file
@@ -39,7 +39,7 @@ EVALUATION_PHOTOS = (
 CALIBRATION_CROPS, EVALUATION_CROPS = 20, 25  # of each photo
 
 # FastestDet takes the whole picture: BGR in 0..1.
-DETECTION = Recipe(
+DETECTION = ImageRecipe(
     height=352, width=352, fit="stretch", interpolation="box", color="BGR", scale=1 / 255
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from edge_core.errors import PackageError
-from edge_core.package.preprocess import Recipe
+from edge_core.package.preprocess import ImageRecipe
 from edge_core.tensors import TensorSpec
 
 FORMAT = 1
@@ -57,7 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     runtime: RuntimeNeed
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    preprocess: Recipe | None = None
+    preprocess: ImageRecipe | None = None
     labels: tuple[str, ...] = ()
     class_scores: bool = True  # is the first output one score a class?
     gates: tuple[Gate, ...] = ()

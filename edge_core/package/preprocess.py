@@ -25,7 +25,7 @@ MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 100_000_000  # a decompression bomb is refused, not decoded
 
 
-class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ImageRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How an image becomes the input tensor."""
 
     height: Annotated[int, Meta(ge=1, le=8192)]
@@ -55,20 +55,22 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 # (x - 127) / 128 on 224 of a 224/256 central crop, bicubic: the pair's own evaluation code.
-BUILT_IN: dict[str, Recipe] = {
-    "efficientnet-lite0": Recipe(height=224, width=224, mean=(127.0,), std=(128.0,)),
-    "imagenet": Recipe(
+BUILT_IN: dict[str, ImageRecipe] = {
+    "efficientnet-lite0": ImageRecipe(height=224, width=224, mean=(127.0,), std=(128.0,)),
+    "imagenet": ImageRecipe(
         height=224, width=224, scale=1 / 255, interpolation="bilinear",
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     ),
-    "mnist": Recipe(
+    "mnist": ImageRecipe(
         height=28, width=28, fit="stretch", color="L", scale=1 / 255, interpolation="bilinear",
         mean=(0.1307,), std=(0.3081,),
     ),
 }  # fmt: skip
 
 
-def to_tensor(image: Path | bytes, recipe: Recipe, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Array:
+def to_tensor(
+    image: Path | bytes, recipe: ImageRecipe, *, max_pixels: int = MAX_IMAGE_PIXELS
+) -> Array:
     """Decode and prepare one image: float32 or uint8 of shape (1, C, H, W) or (1, H, W, C).
 
     Raises InputError for a file that is no readable image, MissingExtra without Pillow.
@@ -121,7 +123,7 @@ def _eight_bits(pil: Any, image: Any, mode: str) -> Any:
     return image.convert(mode)
 
 
-def normalise(pixels: Array, recipe: Recipe) -> Array:
+def normalise(pixels: Array, recipe: ImageRecipe) -> Array:
     """Turn uint8 pixels (H, W) or (H, W, 3 as RGB) into the model's tensor with a batch of 1."""
     x = pixels[..., None] if pixels.ndim == 2 else pixels
     if recipe.color == "BGR":

@@ -22,14 +22,14 @@ import msgspec
 import numpy as np
 
 from converters.batch import ROWS, WAY_OUT
-from edge_core.runtimes import sample_store
-from edge_core.package import golden
-from edge_core.runtimes.child import Child
 from edge_core.errors import InputError, MeasureError
 from edge_core.files import sha256_file, write_whole
+from edge_core.package import golden
 from edge_core.profile import Profile
+from edge_core.runtimes import sample_store
+from edge_core.runtimes.child import Child
 from edge_core.tensors import Feeds
-from edge_sdk.build import io_layout, measure, samples, golden_vectors
+from edge_sdk.build import golden_vectors, io_layout, measure, samples
 from edge_sdk.build.measure import Specs, Subject
 from edge_sdk.build.workspace import Workspace
 

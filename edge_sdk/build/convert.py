@@ -18,22 +18,28 @@ from pathlib import Path
 
 import msgspec
 
-from converters import registry as converters
 from converters import batch as rows
+from converters import registry as converters
 from converters.onnx import (
     batch as onnx_batch,
+)
+from converters.onnx import (
     file as onnx_file,
+)
+from converters.onnx import (
     fixed_shapes,
-    graph as onnx_graph,
     torch_export,
+)
+from converters.onnx import (
+    graph as onnx_graph,
 )
 from converters.spec import Batch, Ceiling, Job, Layout
 from converters.tflite import flatbuffer
 from converters.tflite.versions import min_runtime
-from edge_core.runtimes import sample_store
 from edge_core.errors import ConvertError, EdgeError, InputError, StorageError
 from edge_core.extras import need
 from edge_core.files import sha256_file, whole_dir
+from edge_core.runtimes import sample_store
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import reader
 from edge_sdk.build.stages import Artifact, from_json, to_json

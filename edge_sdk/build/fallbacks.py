@@ -12,15 +12,15 @@ import msgspec
 
 from converters import registry as converters
 from edge_sdk.build.judge import ACCURACY
-from edge_sdk.build.request import Request
+from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.stages import Decision, Plan, Verdict
-from edge_sdk.build.trials import Trial
+from edge_sdk.build.trials import ProfileTrials
 
 Plans = Mapping[str, Plan]  # by profile
 FLOAT_FORMS = ("fp32", "given")  # of a .tflite file there is only the latter
 
 
-def without(plans: Plans, request: Request) -> dict[str, Plan]:
+def without(plans: Plans, request: BuildRequest) -> dict[str, Plan]:
     """What is made in any case."""
     return {
         name: _only(plan, [c for c in plan.chosen if not _waits(c, request)])
@@ -28,7 +28,7 @@ def without(plans: Plans, request: Request) -> dict[str, Plan]:
     }
 
 
-def needed(plans: Plans, verdicts: Mapping[str, Verdict], request: Request) -> dict[str, Plan]:
+def needed(plans: Plans, verdicts: Mapping[str, Verdict], request: BuildRequest) -> dict[str, Plan]:
     """Rescues of what failed its accuracy gate, with it and the float form to be timed beside."""
     found = {}
     for name, plan in plans.items():
@@ -47,17 +47,17 @@ def needed(plans: Plans, verdicts: Mapping[str, Verdict], request: Request) -> d
     return found
 
 
-def joined(first: Trial, second: Trial) -> Trial:
+def joined(first: ProfileTrials, second: ProfileTrials) -> ProfileTrials:
     """The first trial and what is new in the second."""
     new = tuple(m for m in second.measurements if m.candidate not in first.artifacts)
-    return Trial(
+    return ProfileTrials(
         envs={**first.envs, **second.envs},
         artifacts={**second.artifacts, **first.artifacts},
         measurements=first.measurements + new,
     )
 
 
-def told(plans: Plans, tried: Mapping[str, Trial]) -> dict[str, Plan]:
+def told(plans: Plans, tried: Mapping[str, ProfileTrials]) -> dict[str, Plan]:
     """The plans, with the rescues that were not needed left out and why."""
     return {
         name: msgspec.structs.replace(
@@ -67,7 +67,7 @@ def told(plans: Plans, tried: Mapping[str, Trial]) -> dict[str, Plan]:
     }
 
 
-def _told(d: Decision, trial: Trial) -> Decision:
+def _told(d: Decision, trial: ProfileTrials) -> Decision:
     if d.verdict == "out" or d.candidate in trial.artifacts:
         return d
     reason = f"not needed: {' or '.join(_rescued(d.candidate))} did not fail an accuracy gate"
@@ -78,7 +78,7 @@ def _rescued(candidate: str) -> tuple[str, ...]:
     return converters.get(candidate).SPEC.rescues
 
 
-def _waits(candidate: str, request: Request) -> bool:
+def _waits(candidate: str, request: BuildRequest) -> bool:
     return bool(_rescued(candidate)) and candidate not in (*request.only, *request.also)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_core.runtimes import sample_store
+from converters.layouts import inward
 from edge_core.package import golden
 from edge_core.package.golden import Samples
-from converters.layouts import inward
+from edge_core.runtimes import sample_store
 from edge_core.tensors import Feeds, TensorSpec
 
 Specs = Sequence[TensorSpec]

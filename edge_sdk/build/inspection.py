@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from converters.onnx import graph as onnx_graph, torch_export
+from converters.onnx import graph as onnx_graph
+from converters.onnx import ort_facts, torch_export
 from edge_core.errors import EdgeError, InputError
 from edge_core.files import sha256_file
 from edge_core.profile import Profile
-from converters.onnx import ort_facts
 from edge_sdk.build import reader
 from edge_sdk.build.stages import Model, Shapes
 

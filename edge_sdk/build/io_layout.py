@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_core.runtimes import sample_store
 from converters.layouts import Specs, inward, outward, same
-from edge_core.package.preprocess import Recipe
+from edge_core.package.preprocess import ImageRecipe
+from edge_core.runtimes import sample_store
 from edge_core.tensors import Array
 from edge_sdk.build.workspace import Workspace
 
@@ -37,7 +37,7 @@ def answered(outputs: Path, model: Specs, file: Specs) -> dict[str, Array]:
     return {s.name: np.stack([a[s.name] for a in answers]) for s in model}
 
 
-def recipe(wanted: Recipe | None, file: Specs) -> Recipe | None:
+def recipe(wanted: ImageRecipe | None, file: Specs) -> ImageRecipe | None:
     """The preprocessing recipe for the file's input."""
     if wanted is None or len(file) != 1 or not file[0].layout:
         return wanted

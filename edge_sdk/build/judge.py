@@ -18,7 +18,7 @@ import msgspec
 
 from edge_core.profile import Profile
 from edge_sdk.build import policy
-from edge_sdk.build.stages import GateResult, Judged, Measurement, Outcome, Value, Verdict
+from edge_sdk.build.stages import GateResult, Judged, Measurement, Outcome, Quantity, Verdict
 
 Objective = Literal["latency", "bytes", "memory", "accuracy"]
 Kind = Literal["latency", "memory", "bytes", "accuracy"]
@@ -102,7 +102,7 @@ def judge(
     )
 
 
-def gate(name: str, limit: float, value: Value) -> GateResult:
+def gate(name: str, limit: float, value: Quantity) -> GateResult:
     """Hold one value against one limit."""
     rule = GATES[name]
     outcome, why = _held(rule, limit, value)
@@ -158,12 +158,12 @@ def _gates(profile: Profile, m: Measurement, metric: str) -> tuple[GateResult, .
         limit = operator.attrgetter(rule.setting)(profile)
         if limit is None or (name in ACCURACY and name != wanted):
             continue
-        unknown = Value("unknown", None, rule.unit, "", note="not measured")
+        unknown = Quantity("unknown", None, rule.unit, "", note="not measured")
         results.append(gate(name, limit, m.values.get(rule.value, unknown)))
     return tuple(results)
 
 
-def _held(rule: Limit, limit: float, v: Value) -> tuple[Outcome, str]:
+def _held(rule: Limit, limit: float, v: Quantity) -> tuple[Outcome, str]:
     if v.value is None:
         return "inconclusive", f"not known here: {v.note}" if v.note else "not known here"
     low = v.low if v.low is not None else v.value

@@ -19,16 +19,16 @@ from pathlib import Path
 import msgspec
 
 from converters.spec import Spec
-from edge_core.runtimes import registry as runtimes
-from edge_core.runtimes.child import Child
 from edge_core.errors import EdgeError, MeasureError
 from edge_core.files import write_whole
 from edge_core.profile import Profile
+from edge_core.runtimes import registry as runtimes
+from edge_core.runtimes.child import Child
 from edge_core.runtimes.xnnpack import Delegation
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import io_layout, convert, predict, runtime_env
+from edge_sdk.build import convert, io_layout, predict, runtime_env
 from edge_sdk.build.runtime_env import RuntimeEnv
-from edge_sdk.build.stages import Artifact, Measurement, Model, Value
+from edge_sdk.build.stages import Artifact, Measurement, Model, Quantity
 from edge_sdk.build.workspace import Workspace, code
 
 Specs = tuple[TensorSpec, ...]
@@ -234,7 +234,7 @@ def _percentiles(ms: Sequence[float], threads: int) -> Latency:
 def measurement(
     artifact: Artifact,
     spec: Spec,
-    accuracy: Mapping[str, Value],
+    accuracy: Mapping[str, Quantity],
     timing: Timing,
     float32: Timing | None,
     env: RuntimeEnv,
@@ -247,7 +247,7 @@ def measurement(
     integer = spec.scheme in ("static", "dynamic") or artifact.precision.startswith("int")
     comparable = not spec.arch_bound or host.platform.arch == device.platform.arch
     values = {
-        "package_mb": Value("measured", artifact.bytes / 1e6, "MB", "the file"),
+        "package_mb": Quantity("measured", artifact.bytes / 1e6, "MB", "the file"),
         **accuracy,
         **_host_values(timing, where),
     }
@@ -262,9 +262,9 @@ def measurement(
                 portable=env.name in PORTABLE,
             )
             if comparable
-            else Value("unknown", None, "ms", "", note="laid out for another architecture")
+            else Quantity("unknown", None, "ms", "", note="laid out for another architecture")
         )
-    loaded = Value("measured", timing.load_ms, "ms", where)
+    loaded = Quantity("measured", timing.load_ms, "ms", where)
     values["load_ms"] = predict.latency(
         host, device, candidate=loaded, float32=loaded, integer=False
     )
@@ -273,10 +273,10 @@ def measurement(
     return Measurement(candidate=artifact.candidate, values=values, delegation=delegation)
 
 
-def _host_values(t: Timing, where: str) -> dict[str, Value]:
+def _host_values(t: Timing, where: str) -> dict[str, Quantity]:
     values = {
-        "host_load_ms": Value("measured", t.load_ms, "ms", where),
-        "host_peak_mb": Value(
+        "host_load_ms": Quantity("measured", t.load_ms, "ms", where),
+        "host_peak_mb": Quantity(
             "measured", t.peak_mb, "MB", where, note=f"{t.base_mb:.0f} MB before the model"
         ),
     }
@@ -285,9 +285,9 @@ def _host_values(t: Timing, where: str) -> dict[str, Value]:
         note = f"{lat.threads} thread(s), {lat.runs} runs, interleaved"
         for p in ("p50", "p90", "p99"):
             ms = getattr(lat, p)
-            values[f"host_{p}_ms{suffix}"] = Value("measured", ms, "ms", where, note=note)
+            values[f"host_{p}_ms{suffix}"] = Quantity("measured", ms, "ms", where, note=note)
     return values
 
 
-def _one_thread(t: Timing, percentile: str, where: str) -> Value:
-    return Value("measured", getattr(t.latency[0], percentile), "ms", where)
+def _one_thread(t: Timing, percentile: str, where: str) -> Quantity:
+    return Quantity("measured", getattr(t.latency[0], percentile), "ms", where)

@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_core.errors import InputError, MeasureError
 from edge_core.tensors import Array, Feeds
-from edge_sdk.build.stages import Value
+from edge_sdk.build.stages import Quantity
 
 Outputs = Mapping[str, Array]  # name -> stacked over the samples: (N, *shape)
 UserMetric = Callable[[Sequence[Feeds], Sequence[int] | None], float]
@@ -32,7 +32,7 @@ def compare(
     metric: str,
     where: str,
     user: UserMetric | None = None,
-) -> dict[str, Value]:
+) -> dict[str, Quantity]:
     """Every accuracy value of one candidate; cosine and max_error are those of the worst output.
 
     ``metric`` is one of BUILT_IN or the user's 'module:function'; it decides which drop is gated:
@@ -51,14 +51,14 @@ def compare(
     )
     n = len(a)
     values = {
-        "cosine": Value("measured", cosine, "", where, note=f"{n} samples"),
-        "max_error": Value("measured", error, "", where),
+        "cosine": Quantity("measured", cosine, "", where, note=f"{n} samples"),
+        "max_error": Quantity("measured", error, "", where),
     }
     same = int(np.sum(a.argmax(1) == b.argmax(1)))
     low, high = wilson(same, n)
     note = f"{n} samples, 95 % interval {low:.3f} to {high:.3f}"
     one = (max(0, same - 1) / n, min(n, same + 1) / n)
-    values["agreement"] = Value("measured", same / n, "", where, *one, note)
+    values["agreement"] = Quantity("measured", same / n, "", where, *one, note)
     if metric in ("top1", "top5"):
         assert labels is not None  # the pipeline refuses the metric without labels
         values |= _labelled(a, b, np.asarray(labels), 1 if metric == "top1" else 5, where)
@@ -66,7 +66,7 @@ def compare(
         values |= _by_user(original, candidate, labels, user, metric, where)
     loss = values.get("accuracy_drop_points") or values[metric]
     lost = loss.value if loss.unit == "points" else 100 * (1 - (loss.value or 0.0))
-    values["loss_points"] = Value("measured", lost, "points", where, note=f"by {metric}")
+    values["loss_points"] = Quantity("measured", lost, "points", where, note=f"by {metric}")
     return values
 
 
@@ -90,7 +90,7 @@ def paired_drop(right_a: Array, right_b: Array) -> tuple[float, float, float]:
     return 100 * drop, 100 * (drop - half), 100 * (drop + half)
 
 
-def _labelled(a: Array, b: Array, labels: Array, k: int, where: str) -> dict[str, Value]:
+def _labelled(a: Array, b: Array, labels: Array, k: int, where: str) -> dict[str, Quantity]:
     if labels.max(initial=0) >= a.shape[1]:
         raise InputError(
             f"label {int(labels.max())} is beyond the model's {a.shape[1]} classes",
@@ -103,9 +103,11 @@ def _labelled(a: Array, b: Array, labels: Array, k: int, where: str) -> dict[str
     note = f"{n} samples, 95 % interval {low:.2f} to {high:.2f}"
     one = (drop - 100 / n, drop + 100 / n)
     return {
-        "metric_original": Value("measured", scores[0], unit, where, note=f"top-{k}, {n} samples"),
-        "metric": Value("measured", scores[1], unit, where, note=f"top-{k}, {n} samples"),
-        "accuracy_drop_points": Value("measured", drop, unit, where, *one, note),
+        "metric_original": Quantity(
+            "measured", scores[0], unit, where, note=f"top-{k}, {n} samples"
+        ),
+        "metric": Quantity("measured", scores[1], unit, where, note=f"top-{k}, {n} samples"),
+        "accuracy_drop_points": Quantity("measured", drop, unit, where, *one, note),
     }
 
 
@@ -116,7 +118,7 @@ def _by_user(
     user: UserMetric,
     name: str,
     where: str,
-) -> dict[str, Value]:
+) -> dict[str, Quantity]:
     try:
         scores = [100 * float(user(_unstack(o), labels)) for o in (original, candidate)]
     except Exception as e:  # the user's own code
@@ -127,9 +129,9 @@ def _by_user(
         raise MeasureError(f"{name} gives {scores[1]} for its outputs")
     drop = scores[0] - scores[1]
     return {
-        "metric_original": Value("measured", scores[0], "points", where, note=name),
-        "metric": Value("measured", scores[1], "points", where, note=name),
-        "accuracy_drop_points": Value("measured", drop, "points", where, note=name),
+        "metric_original": Quantity("measured", scores[0], "points", where, note=name),
+        "metric": Quantity("measured", scores[1], "points", where, note=name),
+        "accuracy_drop_points": Quantity("measured", drop, "points", where, note=name),
     }
 
 

@@ -13,17 +13,18 @@ from pathlib import Path
 import msgspec
 
 from converters import registry as converters
-from edge_core.runtimes import sample_store
-from edge_core.package import golden, format as package
 from edge_core.files import storage_error, write_whole
+from edge_core.package import format as package
+from edge_core.package import golden
 from edge_core.package.manifest import Gate, Manifest, RuntimeNeed, Selector
 from edge_core.profile import Profile
+from edge_core.runtimes import sample_store
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import io_layout, card, judge, measure, planner, report, sbom, golden_vectors
-from edge_sdk.build.request import Materials, Request
+from edge_sdk.build import card, golden_vectors, io_layout, judge, measure, planner, report, sbom
+from edge_sdk.build.request import BuildRequest, Materials
 from edge_sdk.build.runtime_env import RuntimeEnv
 from edge_sdk.build.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
-from edge_sdk.build.trials import Trial
+from edge_sdk.build.trials import ProfileTrials
 from edge_sdk.build.workspace import Workspace
 
 GOLDEN = 3  # samples replayed on the device before a package is used
@@ -57,11 +58,11 @@ def check_writable(out: Path) -> None:
 
 
 def package_for(
-    request: Request,
+    request: BuildRequest,
     materials: Materials,
     profile: Profile,
     plan: Plan,
-    trial: Trial,
+    trial: ProfileTrials,
     verdict: Verdict,
     workspace: Workspace,
     seconds: Mapping[str, float],
@@ -116,7 +117,7 @@ def package_for(
 
 
 def _manifest(
-    request: Request,
+    request: BuildRequest,
     materials: Materials,
     profile: Profile,
     env: RuntimeEnv,
@@ -152,7 +153,7 @@ def _manifest(
     )
 
 
-def _with_layout(inputs: tuple[TensorSpec, ...], request: Request) -> tuple[TensorSpec, ...]:
+def _with_layout(inputs: tuple[TensorSpec, ...], request: BuildRequest) -> tuple[TensorSpec, ...]:
     if request.preprocess is None or len(inputs) != 1 or inputs[0].layout:
         return inputs
     return (msgspec.structs.replace(inputs[0], layout=request.preprocess.layout),)
@@ -184,7 +185,7 @@ def _golden(
 
 
 def _files(
-    request: Request,
+    request: BuildRequest,
     materials: Materials,
     manifest: Manifest,
     artifact: Artifact,

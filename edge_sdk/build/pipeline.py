@@ -14,31 +14,31 @@ from pathlib import Path
 import msgspec
 
 from converters.onnx import file as onnx_file
+from edge_core.errors import GateFailed, InputError
 from edge_core.machine import detect
 from edge_core.runtimes import sample_store
-from edge_core.errors import GateFailed, InputError
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import (
     batching,
     convert,
+    fallbacks,
     judge,
     metrics,
     packaging,
     planner,
     reader,
-    fallbacks,
     samples,
     trials,
 )
 from edge_sdk.build.packaging import Built
-from edge_sdk.build.request import Materials, Request
+from edge_sdk.build.request import BuildRequest, Materials
 from edge_sdk.build.samples import Samples
 from edge_sdk.build.stages import Model, Verdict
-from edge_sdk.build.trials import Clock, Trial
+from edge_sdk.build.trials import Clock, ProfileTrials
 from edge_sdk.build.workspace import Workspace
 
 
-def build(request: Request, workspace: Workspace) -> tuple[Built, ...]:
+def build(request: BuildRequest, workspace: Workspace) -> tuple[Built, ...]:
     """Build one package a profile; a profile that nothing fits has a report and no package.
 
     Raises EdgeError for what concerns the whole build: unreadable input, a full disk.
@@ -51,7 +51,7 @@ def build(request: Request, workspace: Workspace) -> tuple[Built, ...]:
         raise
 
 
-def _build(request: Request, workspace: Workspace, clock: Clock) -> tuple[Built, ...]:
+def _build(request: BuildRequest, workspace: Workspace, clock: Clock) -> tuple[Built, ...]:
     if not request.profiles:
         raise InputError("no profile given", hint="edge profiles list")
     packaging.check_writable(request.out)
@@ -90,7 +90,7 @@ def _build(request: Request, workspace: Workspace, clock: Clock) -> tuple[Built,
 
 
 def _judge_all(
-    request: Request, materials: Materials, tried: Mapping[str, Trial], clock: Clock
+    request: BuildRequest, materials: Materials, tried: Mapping[str, ProfileTrials], clock: Clock
 ) -> dict[str, Verdict]:
     with clock.stage("judge"):
         return {
@@ -102,7 +102,7 @@ def _judge_all(
         }  # fmt: skip
 
 
-def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
+def gather(request: BuildRequest, workspace: Workspace, clock: Clock) -> Materials:
     """Read the model and the samples; everything a user can get wrong fails here."""
     with clock.stage("read"):
         if not request.model.is_file():
@@ -133,7 +133,7 @@ def gather(request: Request, workspace: Workspace, clock: Clock) -> Materials:
         )
 
 
-def _samples(request: Request, model: Model) -> tuple[Samples, Samples | None]:
+def _samples(request: BuildRequest, model: Model) -> tuple[Samples, Samples | None]:
     def load(source: str, labels: Path | None) -> Samples:
         return samples.load(source, model.inputs, recipe=request.preprocess, labels=labels)
 

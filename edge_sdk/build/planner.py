@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from converters import registry as converters
+from converters.onnx import ort_facts
 from converters.spec import Ceiling, Spec
 from edge_core.errors import InputError
 from edge_core.profile import Profile, Runtime
 from edge_core.runtimes import onnxruntime
-from converters.onnx import ort_facts
 from edge_sdk.build import policy
 from edge_sdk.build.stages import Decision, Model, Plan
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 from edge_core.profile import Cpu, Profile
-from edge_sdk.build.stages import Value
+from edge_sdk.build.stages import Quantity
 
 BAND = 3.0
 # On a log scale. EfficientNet-Lite0 of a promised 4x: 1.85x on a Pixel 4 (tensorflow/tpu,
@@ -44,11 +44,11 @@ def latency(
     host: Profile,
     device: Profile,
     *,
-    candidate: Value,
-    float32: Value | None,
+    candidate: Quantity,
+    float32: Quantity | None,
     integer: bool,
     portable: bool = False,
-) -> Value:
+) -> Quantity:
     """One-thread latency on the device from what ``candidate`` and ``float32`` took here.
 
     On another architecture the candidate's own time says nothing (an S8S8 file has no fast kernel
@@ -60,9 +60,9 @@ def latency(
     here, there = rate(host.cpu), rate(device.cpu)
     if not (here and there):
         unknown = host if there else device
-        return Value("unknown", None, "ms", "", note=f"no MAC rate for {unknown.cpu.model}")
+        return Quantity("unknown", None, "ms", "", note=f"no MAC rate for {unknown.cpu.model}")
     if not (float32 and float32.value and candidate.value):
-        return Value("unknown", None, "ms", "", note="the float model was not timed beside it")
+        return Quantity("unknown", None, "ms", "", note="the float model was not timed beside it")
     telling = portable or host.platform.arch == device.platform.arch
     speed_up = float32.value / candidate.value if telling else 1.0
     if integer:
@@ -72,7 +72,7 @@ def latency(
         f"the float model's time here x {here / there:.1f} (peak MAC rates) / {speed_up:.2f} "
         f"(speed-up of this candidate), within a factor {BAND:g}"
     )
-    return Value("predicted", ms, "ms", device.cpu.model, ms / BAND, ms * BAND, note)
+    return Quantity("predicted", ms, "ms", device.cpu.model, ms / BAND, ms * BAND, note)
 
 
 def _integer_speed_up(host: Cpu, device: Cpu, measured: float | None) -> float:
@@ -96,28 +96,28 @@ def _integer_speed_up(host: Cpu, device: Cpu, measured: float | None) -> float:
     return float(measured ** (math.log(promised) / math.log(promised_here)))
 
 
-def memory(host: Profile, device: Profile, here: Value) -> Value:
+def memory(host: Profile, device: Profile, here: Quantity) -> Quantity:
     """Peak resident set on the device."""
     if here.value is None or same_machine(host, device):
         return here
     band = MEMORY_BAND[host.platform.arch == device.platform.arch]
     low, high = here.value * (1 - band), here.value * (1 + band)
     note = f"measured on this host, within {band:.0%}"
-    return Value("predicted", here.value, "MB", device.cpu.model, low, high, note)
+    return Quantity("predicted", here.value, "MB", device.cpu.model, low, high, note)
 
 
-def energy(device: Profile, latency_ms: Value) -> Value:
+def energy(device: Profile, latency_ms: Quantity) -> Quantity:
     """Millijoules of one inference: board power in the default mode times latency.
 
     The lower end takes the power above idle where the profile knows it.
     """
     mode = next((m for m in device.power_modes if m.default), None)
     if mode is None or latency_ms.value is None:
-        return Value("unknown", None, "mJ", "", note="no default power mode or no latency")
+        return Quantity("unknown", None, "mJ", "", note="no default power mode or no latency")
     low = latency_ms.low if latency_ms.low is not None else latency_ms.value
     high = latency_ms.high if latency_ms.high is not None else latency_ms.value
     active = mode.watts - (mode.idle_watts or 0.0)
-    return Value(
+    return Quantity(
         "predicted",
         latency_ms.value * mode.watts,
         "mJ",

@@ -17,8 +17,7 @@ from typing import Any
 import msgspec
 
 from converters.onnx import file as onnx_file
-from converters.tflite import io_specs
-from converters.tflite import flatbuffer
+from converters.tflite import flatbuffer, io_specs
 from edge_core.errors import InputError
 from edge_core.extras import need
 from edge_core.files import sha256_file

@@ -18,7 +18,7 @@ from edge_core.extras import need
 from edge_core.profile import Profile
 from edge_sdk.build.judge import GATES
 from edge_sdk.build.plot import Plot, Point, plot
-from edge_sdk.build.stages import Artifact, Judged, Measurement, Model, Plan, Value, Verdict
+from edge_sdk.build.stages import Artifact, Judged, Measurement, Model, Plan, Quantity, Verdict
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +123,7 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
-def span(value: Value) -> str:
+def span(value: Quantity) -> str:
     """``low to high``, or nothing for a value without bounds."""
     if value.low is None or value.high is None or value.low == value.high:
         return ""
@@ -174,7 +174,7 @@ class Tile(msgspec.Struct, frozen=True):
     """One figure of the winner, large."""
 
     title: str
-    value: Value
+    value: Quantity
     note: str
 
 
@@ -197,14 +197,14 @@ _ACCURACY = {
 }
 
 
-def _against(values: Mapping[str, Value], name: str, original: float) -> str:
+def _against(values: Mapping[str, Quantity], name: str, original: float) -> str:
     now = values[name].value if name in values else None
     if now is None or not original:
         return ""
     return f"{number(100 * now / original)} % of the original's {number(original)} MB"
 
 
-def _faster(report: Report, values: Mapping[str, Value]) -> str:
+def _faster(report: Report, values: Mapping[str, Quantity]) -> str:
     """How the winner compares with the float model on this host, where both were run."""
     float32 = next((m for m in report.measurements if m.candidate == "onnx-fp32"), None)
     here, there = values.get("host_p50_ms"), _known(float32, "host_p50_ms") if float32 else None

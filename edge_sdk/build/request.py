@@ -10,7 +10,7 @@ import msgspec
 
 from converters.spec import Batch, Layout
 from edge_core.errors import InputError
-from edge_core.package.preprocess import Recipe
+from edge_core.package.preprocess import ImageRecipe
 from edge_core.profile import Profile
 from edge_sdk.build import judge, metrics
 from edge_sdk.build.convert import Prepared
@@ -18,7 +18,7 @@ from edge_sdk.build.samples import Samples
 from edge_sdk.build.stages import Model
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for."""
 
     model: Path
@@ -27,7 +27,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: str = ""  # source of samples; see edge_sdk.build.samples
     calibration: str = ""
     labels: Path | None = None  # of the evaluation samples
-    preprocess: Recipe | None = None
+    preprocess: ImageRecipe | None = None
     metric: str = "auto"  # auto, top1, top5, agreement, cosine, or module:function
     shapes: dict[str, int | tuple[int, ...]] = {}
     layout: Layout = "NHWC"  # of images where the format has a choice (TFLite)

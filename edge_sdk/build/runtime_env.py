@@ -19,9 +19,9 @@ import msgspec
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from edge_core.runtimes import registry as runtimes
 from edge_core.errors import MeasureError, MissingExtra
 from edge_core.files import whole_dir
+from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.adapter import Adapter
 
 # Wheels built against NumPy 1.x do not work beside NumPy 2: onnxruntime 1.16.3 does not import

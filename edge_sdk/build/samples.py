@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_core.runtimes import sample_store
 from edge_core.errors import EdgeError, InputError
-from edge_core.package.preprocess import BUILT_IN, IMAGE_SUFFIXES, Recipe, to_tensor
+from edge_core.package.preprocess import BUILT_IN, IMAGE_SUFFIXES, ImageRecipe, to_tensor
+from edge_core.runtimes import sample_store
 from edge_core.tensors import Array, Feeds, TensorSpec, check_feeds
 
 MAX_SAMPLES = 1_000_000
@@ -44,7 +44,7 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(
-    source: str, inputs: Inputs, *, recipe: Recipe | None = None, labels: Path | None = None
+    source: str, inputs: Inputs, *, recipe: ImageRecipe | None = None, labels: Path | None = None
 ) -> Samples:
     """Read and check all samples; raises InputError naming the source, sample and tensor."""
     names: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ def load(
     )
 
 
-def recipe(text: str) -> Recipe:
+def recipe(text: str) -> ImageRecipe:
     """A preprocessing recipe: a built-in name or a TOML file; raises InputError."""
     if text in BUILT_IN:
         return BUILT_IN[text]
@@ -92,9 +92,9 @@ def recipe(text: str) -> Recipe:
             hint=f"a .toml file, or one of: {', '.join(sorted(BUILT_IN))}",
         )
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Recipe)
+        return msgspec.toml.decode(path.read_bytes(), type=ImageRecipe)
     except (OSError, msgspec.MsgspecError, ValueError) as e:
-        fields = ", ".join(Recipe.__struct_fields__)
+        fields = ", ".join(ImageRecipe.__struct_fields__)
         raise InputError(f"{path}: {e}", hint=f"fields: {fields}") from e
 
 
@@ -121,7 +121,7 @@ def _fit(sample: Any, inputs: Inputs, where: str) -> Feeds:
 
 
 def _images(
-    folder: Path, inputs: Inputs, recipe: Recipe | None, labels: Path | None
+    folder: Path, inputs: Inputs, recipe: ImageRecipe | None, labels: Path | None
 ) -> tuple[Iterator[Item], tuple[str, ...]]:
     files = sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()

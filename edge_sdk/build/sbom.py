@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_core import __version__
-from edge_core.runtimes import registry as runtimes
 from edge_core.extras import need
+from edge_core.package.format import MANIFEST
 from edge_core.package.manifest import Manifest
 from edge_core.package.oci import Blob
-from edge_core.package.format import MANIFEST
+from edge_core.runtimes import registry as runtimes
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "edge-deploy:sbom")
 

@@ -85,7 +85,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0  # of conversion
 
 
-class Value(msgspec.Struct, frozen=True):
+class Quantity(msgspec.Struct, frozen=True):
     """One number and how it is known. ``low``..``high`` bounds it; equal when exact."""
 
     kind: Literal["measured", "predicted", "unknown"]
@@ -101,7 +101,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """All numbers of one candidate for one profile. ``error`` is set when it could not run."""
 
     candidate: str
-    values: dict[str, Value] = {}  # by the names of GATES and of the report's columns
+    values: dict[str, Quantity] = {}  # by the names of GATES and of the report's columns
     error: str = ""
     delegation: Delegation | None = None  # of a TFLite file, on the device's runtime version
 
@@ -111,7 +111,7 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
 
     gate: str
     limit: float
-    value: Value
+    value: Quantity
     outcome: Outcome
     why: str
 

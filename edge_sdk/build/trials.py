@@ -21,11 +21,11 @@ from converters.spec import Ceiling
 from edge_core.errors import EdgeError, InputError, MeasureError, StorageError
 from edge_core.profile import Profile
 from edge_core.runtimes.xnnpack import Delegation
-from edge_sdk.build import batching, io_layout, convert, measure, metrics, planner, runtime_env
+from edge_sdk.build import batching, convert, io_layout, measure, metrics, planner, runtime_env
 from edge_sdk.build.measure import Subject, Timing
-from edge_sdk.build.request import Materials, Request
+from edge_sdk.build.request import BuildRequest, Materials
 from edge_sdk.build.runtime_env import RuntimeEnv
-from edge_sdk.build.stages import Artifact, Measurement, Plan, Value
+from edge_sdk.build.stages import Artifact, Measurement, Plan, Quantity
 from edge_sdk.build.workspace import Workspace
 
 K = TypeVar("K")
@@ -56,7 +56,7 @@ class Clock:
             self._inner[-1] += spent
 
 
-class Trial(msgspec.Struct, frozen=True):
+class ProfileTrials(msgspec.Struct, frozen=True):
     """What became of one profile's candidates."""
 
     envs: Envs
@@ -65,12 +65,12 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 def run(
-    request: Request,
+    request: BuildRequest,
     materials: Materials,
     plans: Mapping[str, Plan],
     workspace: Workspace,
     clock: Clock,
-) -> dict[str, Trial]:
+) -> dict[str, ProfileTrials]:
     """By profile. A candidate's error is its result; raises StorageError, and InputError for an
     original that does not run."""
     with clock.stage("set up runtimes"):
@@ -78,7 +78,8 @@ def run(
     artifacts = _convert_all(request, materials, plans, workspace, clock)
     measured = _measure_all(request, materials, artifacts, envs, workspace, clock)
     return {
-        p.name: Trial(envs[p.name], artifacts[p.name], measured[p.name]) for p in request.profiles
+        p.name: ProfileTrials(envs[p.name], artifacts[p.name], measured[p.name])
+        for p in request.profiles
     }
 
 
@@ -96,7 +97,7 @@ def _envs(profile: Profile, chosen: Plan, workspace: Workspace) -> Envs:
 
 
 def _convert_all(
-    request: Request,
+    request: BuildRequest,
     materials: Materials,
     plans: Mapping[str, Plan],
     workspace: Workspace,
@@ -137,7 +138,7 @@ class _Results(msgspec.Struct, frozen=True):
 
 
 def _measure_all(
-    request: Request,
+    request: BuildRequest,
     materials: Materials,
     artifacts: Mapping[str, Artifacts],
     envs: Mapping[str, Envs],
@@ -255,10 +256,11 @@ def _said(e: EdgeError) -> str:
 
 def _accuracy(
     materials: Materials, artifact: Artifact, original: Path, outputs: Path, env: RuntimeEnv
-) -> dict[str, Value]:
+) -> dict[str, Quantity]:
     model = materials.model.outputs
     return metrics.compare(
-        io_layout.answered(original, model, model), io_layout.answered(outputs, model, artifact.outputs),
+        io_layout.answered(original, model, model),
+        io_layout.answered(outputs, model, artifact.outputs),
         materials.evaluation.labels,
         materials.metric, env.where, materials.user_metric,
     )  # fmt: skip

@@ -31,8 +31,8 @@ from typing import Any
 
 import msgspec
 
-from edge_core.runtimes.child import Child
 from edge_core.errors import ConvertError, EdgeError, MeasureError, StorageError
+from edge_core.runtimes.child import Child
 
 STALE_S = 86400.0  # a temporary entry of this age is of a build that was killed
 LITTLE_DISK = 1_000_000  # bytes; a converter that failed with less failed for want of space

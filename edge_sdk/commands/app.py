@@ -24,7 +24,7 @@ from edge_core.package.verify import verify_package
 from edge_core.profile import Profile, json_schema
 from edge_sdk import doctor
 from edge_sdk.build import inspection, pipeline, planner, samples
-from edge_sdk.build.request import Request
+from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.workspace import Workspace
 from edge_sdk.commands import render
 
@@ -135,7 +135,7 @@ def build(
 
     Writes one package and one report a profile. Exit code 2: a gate refused every candidate.
     """
-    request = Request(
+    request = BuildRequest(
         model=model,
         profiles=tuple(load(p, set_) for p in profile),
         out=out,

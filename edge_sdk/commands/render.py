@@ -21,7 +21,7 @@ from edge_core.profile import Profile
 from edge_core.tensors import TensorSpec
 from edge_sdk.build.inspection import Inspection
 from edge_sdk.build.packaging import Built
-from edge_sdk.build.stages import Judged, Measurement, Model, Plan, Value
+from edge_sdk.build.stages import Judged, Measurement, Model, Plan, Quantity
 from edge_sdk.build.workspace import Progress
 from edge_sdk.doctor import Check
 
@@ -148,7 +148,7 @@ def _open_gates(j: Judged) -> str:
     return "; ".join(f"{g.gate} is open: {g.why}" for g in j.gates if g.outcome != "pass")
 
 
-def number(v: Value | None) -> str:
+def number(v: Quantity | None) -> str:
     """A value with its label: bare when measured, ~ when predicted, ? when unknown."""
     if v is None or v.value is None:
         return "?"

@@ -21,7 +21,7 @@ from agent.packages.slots import Batching, Slot, Slots, Tuning
 from edge_core.package import format as package
 from edge_core.package import golden
 from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.package.preprocess import Recipe
+from edge_core.package.preprocess import ImageRecipe
 from edge_core.runtimes import onnxruntime
 from edge_core.tensors import DTYPES, Feeds, TensorSpec
 from tests import packages
@@ -33,7 +33,7 @@ ONNX_TYPES = {
     "int64": TensorProto.INT64, "uint64": TensorProto.UINT64, "bool": TensorProto.BOOL,
     "string": TensorProto.STRING,
 }  # fmt: skip
-PICTURE = Recipe(height=8, width=8, fit="stretch", color="L", scale=1 / 255)
+PICTURE = ImageRecipe(height=8, width=8, fit="stretch", color="L", scale=1 / 255)
 SERVE = Serve()
 SCALE, ZERO = 0.5, 10  # of the quantised echo
 

@@ -11,13 +11,13 @@ from edge_core.machine import detect
 from edge_core.package import format as package
 from edge_core.package import golden
 from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.package.preprocess import Recipe, to_tensor
+from edge_core.package.preprocess import ImageRecipe, to_tensor
 from edge_core.runtimes import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "data" / "detection" / "FastestDet.onnx"
 PHOTO = ROOT / "examples" / "data" / "photos" / "bird.jpg"
-RECIPE = Recipe(
+RECIPE = ImageRecipe(
     height=352, width=352, fit="stretch", interpolation="box", color="BGR", scale=1 / 255
 )
 

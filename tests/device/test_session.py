@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_core.errors import InputError
-from edge_core.package.preprocess import Recipe, normalise
+from edge_core.package.preprocess import ImageRecipe, normalise
 from edge_core.runtimes import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +54,10 @@ def test_colours_scale_layout_and_type_of_a_recipe():
     shape = {"height": 2, "width": 2}
     first = {"RGB": red, "BGR": blue}
     for color, value in first.items():
-        x = normalise(pixels, Recipe(**shape, color=color, mean=(10.0,), std=(2.0,)))
+        x = normalise(pixels, ImageRecipe(**shape, color=color, mean=(10.0,), std=(2.0,)))
         assert x.shape == (1, 3, 2, 2)
         assert x[0, 0, 0, 0] == (value - 10) / 2
         assert x[0, 1, 0, 0] == (green - 10) / 2
-    wide = normalise(pixels, Recipe(**shape, layout="NHWC", dtype="uint8", scale=9.0))
+    wide = normalise(pixels, ImageRecipe(**shape, layout="NHWC", dtype="uint8", scale=9.0))
     assert wide.dtype == np.uint8
     assert wide[0, 0, 0].tolist() == [red, green, blue]

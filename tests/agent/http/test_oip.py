@@ -26,7 +26,7 @@ from agent.http.body_buffer import ALIGNMENT, Pieces
 from agent.http.oip import Request
 from edge_core.errors import InputError, Unavailable
 from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
-from edge_core.package.preprocess import Recipe
+from edge_core.package.preprocess import ImageRecipe
 from edge_core.package.run import Scored
 from edge_core.tensors import DTYPES, Array, Feeds, TensorSpec
 
@@ -61,7 +61,7 @@ DENSE = manifest({"x": ("float32", (1, 4))}, {"y": ("float32", (1, 3))}, labels=
 PICTURE = manifest(
     {"x": ("float32", (1, 3, 8, 8))},
     {"y": ("float32", (1, 3))},
-    preprocess=Recipe(height=8, width=8),
+    preprocess=ImageRecipe(height=8, width=8),
 )
 STRINGS = manifest({"x": ("string", ("n",))}, {"y": ("float32", (1, 3))}, class_scores=False)
 

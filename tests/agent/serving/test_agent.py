@@ -27,7 +27,7 @@ from edge_core.errors import (
     Unavailable,
     UnknownModel,
 )
-from edge_core.package.preprocess import Recipe
+from edge_core.package.preprocess import ImageRecipe
 from edge_core.runtimes import onnxruntime
 
 X = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
@@ -296,7 +296,7 @@ def test_an_array_may_be_used_again_as_soon_as_submit_returns(installed):
 
 def test_a_picture_that_waits_beyond_its_deadline_is_not_decoded(config, make_package):
     """Sixty large pictures at once: most are refused at once, or told in time that it is late."""
-    recipe = Recipe(height=2, width=2, color="L", layout="NHWC", scale=1 / 255)
+    recipe = ImageRecipe(height=2, width=2, color="L", layout="NHWC", scale=1 / 255)
     path = make_package(width=4, preprocess=recipe)
     install(config, path)
     picture = io.BytesIO()
@@ -324,7 +324,9 @@ def test_a_picture_that_waits_beyond_its_deadline_is_not_decoded(config, make_pa
 
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(config, make_package):
     config = msgspec.structs.replace(config, serve=Serve(max_image_mpixels=0.01))
-    install(config, make_package(preprocess=Recipe(height=2, width=2, color="L", layout="NHWC")))
+    install(
+        config, make_package(preprocess=ImageRecipe(height=2, width=2, color="L", layout="NHWC"))
+    )
     picture = io.BytesIO()
     PIL.Image.fromarray(np.zeros((101, 100), np.uint8)).save(picture, "PNG")
     with Agent(config) as agent, pytest.raises(InputError, match="at most 10000 are decoded"):

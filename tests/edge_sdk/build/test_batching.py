@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from converters import registry as converters
 from converters import batch
-from converters.onnx import batch as onnx_batch, graph as onnx_graph
-from converters.spec import Ceiling, Job
+from converters import registry as converters
 from converters.batch import Where
+from converters.onnx import batch as onnx_batch
+from converters.onnx import graph as onnx_graph
+from converters.spec import Ceiling, Job
 from converters.tflite import batch as tflite_batch
 from converters.tflite import flatbuffer, lower
-from edge_core.runtimes import sample_store
+from edge_core.errors import ConvertError, InputError, MeasureError
+from edge_core.machine.detect import detect
 from edge_core.package import format as package
 from edge_core.package.bench import bench_package
 from edge_core.package.run import run_package
 from edge_core.package.verify import verify_package
-from edge_core.machine.detect import detect
-from edge_core.errors import ConvertError, InputError, MeasureError
-from edge_core.runtimes import onnxruntime
+from edge_core.runtimes import onnxruntime, sample_store
 from edge_core.runtimes.tflite import LITERT
 from edge_sdk.build import batching, measure, reader, runtime_env
 from edge_sdk.build.samples import Samples

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from converters import registry as converters
 import device_profiles
+from converters import registry as converters
 from edge_core.errors import ConvertError
-from edge_sdk.build import judge, fallbacks
-from edge_sdk.build.request import Request
-from edge_sdk.build.stages import Decision, Measurement, Plan, Value
-from edge_sdk.build.trials import Trial
+from edge_sdk.build import fallbacks, judge
+from edge_sdk.build.request import BuildRequest
+from edge_sdk.build.stages import Decision, Measurement, Plan, Quantity
+from edge_sdk.build.trials import ProfileTrials
 
 MIXED, STATIC, PLAIN = (f"tflite-int8-static{form}" for form in ("-mixed", "", "-plain"))
 FP32, FP16, GIVEN = "tflite-fp32", "tflite-fp16", "tflite-given"
@@ -26,13 +26,13 @@ def plan(*names, out=()):
 
 
 def request(**more):
-    return Request(model=Path("m.onnx"), profiles=(DEVICE,), **more)
+    return BuildRequest(model=Path("m.onnx"), profiles=(DEVICE,), **more)
 
 
 def measured(name, drop=0.0, mb=1.0, error=""):
     values = {
-        "accuracy_drop_points": Value("measured", drop, "points", "here"),
-        "package_mb": Value("measured", mb, "MB", "here"),
+        "accuracy_drop_points": Quantity("measured", drop, "points", "here"),
+        "package_mb": Quantity("measured", mb, "MB", "here"),
     }
     return Measurement(candidate=name, values={} if error else values, error=error)
 
@@ -47,7 +47,9 @@ def names(plans):
 
 def trial(*made, failed=()):
     artifacts = dict.fromkeys((*made, *failed), ConvertError("no"))
-    return Trial(envs={}, artifacts=artifacts, measurements=tuple(measured(n) for n in made))
+    return ProfileTrials(
+        envs={}, artifacts=artifacts, measurements=tuple(measured(n) for n in made)
+    )
 
 
 def test_what_a_rescue_rescues_exists_and_is_no_rescue_itself():

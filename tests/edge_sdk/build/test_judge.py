@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 
 import device_profiles
 from edge_sdk.build import judge
-from edge_sdk.build.stages import Measurement, Value
+from edge_sdk.build.stages import Measurement, Quantity
 
 
 def measured(x, unit="ms"):
-    return Value("measured", x, unit, "here")
+    return Quantity("measured", x, unit, "here")
 
 
 def predicted(x, low, high, unit="ms"):
-    return Value("predicted", x, unit, "device", low, high)
+    return Quantity("predicted", x, unit, "device", low, high)
 
 
 def candidate(name, *, ms=10.0, mb=5.0, peak=100.0, drop=0.0, error=""):
@@ -58,7 +58,7 @@ def judged(v, name):
         (predicted(15, 5, 45), "inconclusive"),
         (predicted(30, 10, 90), "inconclusive"),
         (predicted(90, 30, 270), "fail"),
-        (Value("unknown", None, "ms", ""), "inconclusive"),
+        (Quantity("unknown", None, "ms", ""), "inconclusive"),
     ],
 )
 def test_a_gate_of_20_ms(value, outcome):
@@ -68,7 +68,7 @@ def test_a_gate_of_20_ms(value, outcome):
 
 
 def test_a_gate_from_below():
-    share = Value("measured", 0.96, "", "here", 0.95, 0.97)
+    share = Quantity("measured", 0.96, "", "here", 0.95, 0.97)
     assert judge.gate("agreement_min", 0.90, share).outcome == "pass"
     assert judge.gate("agreement_min", 0.955, share).outcome == "inconclusive"
     assert judge.gate("agreement_min", 0.97, share).outcome == "fail"
@@ -114,7 +114,7 @@ def test_what_is_slower_and_less_accurate_is_dominated():
 
 def test_what_is_not_known_of_one_of_them_does_not_dominate():
     unknown = candidate("ort", mb=4)
-    unknown.values["latency_p50_ms"] = Value("unknown", None, "ms", "")
+    unknown.values["latency_p50_ms"] = Quantity("unknown", None, "ms", "")
     v = verdict(unknown, candidate("float", mb=5))
     assert judged(v, "float").pareto
     assert v.winner == "float"
@@ -184,7 +184,7 @@ def test_the_relaxation_that_is_named_is_enough():
 @pytest.mark.parametrize("value", [-0.3332, -0.3337, 0.9655, 0.0])
 def test_a_relaxation_from_below_is_enough_on_either_side_of_zero(value):
     got = candidate("a")
-    got.values["cosine"] = Value("measured", value, "", "here")
+    got.values["cosine"] = Quantity("measured", value, "", "here")
     v = judge.judge(profile(cosine_min=0.99), [got], metric="cosine")
     limit = float(v.relaxation.split("=")[1].split(" ")[0])
     assert limit <= value

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_core.machine.detect import detect
 from edge_core.errors import MeasureError
+from edge_core.machine.detect import detect
 from edge_sdk.build import measure, runtime_env
 from edge_sdk.build.workspace import Workspace
 from tests.cases import DIGITS, PHOTOS, ROOT

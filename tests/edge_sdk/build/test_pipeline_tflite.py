@@ -19,8 +19,8 @@ from packaging.version import Version
 from PIL import Image
 
 from converters.tflite import flatbuffer
-from edge_core.package import format as package
 from edge_core.errors import EdgeError
+from edge_core.package import format as package
 from edge_sdk.build import reader
 from examples import data
 from tests import graphs

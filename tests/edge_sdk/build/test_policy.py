@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from converters import registry as converters
 import device_profiles
+from converters import registry as converters
 from edge_core.errors import InputError
 from edge_core.profile import Profile, Runtime
 from edge_sdk.build import planner, policy, reader

@@ -5,7 +5,7 @@ import pytest
 
 import device_profiles
 from edge_sdk.build import measure, predict
-from edge_sdk.build.stages import Value
+from edge_sdk.build.stages import Quantity
 
 HOST = device_profiles.load(
     "x86-gateway-n100",
@@ -23,7 +23,7 @@ OTHER_X86 = device_profiles.load(
 
 
 def ms(x):
-    return Value("measured", x, "ms", "here")
+    return Quantity("measured", x, "ms", "here")
 
 
 def latency(device, *, integer, candidate=4.0, float32=8.0):
@@ -70,13 +70,13 @@ def test_an_unknown_rate_or_float_time_gives_no_number():
 
 
 def test_memory_carries_over_within_a_band():
-    v = predict.memory(HOST, ARM, Value("measured", 100.0, "MB", "here"))
+    v = predict.memory(HOST, ARM, Quantity("measured", 100.0, "MB", "here"))
     assert (v.kind, v.low, v.high) == ("predicted", 75.0, 125.0)
 
 
 def test_energy_is_board_power_times_latency():
     device = device_profiles.load("raspberry-pi-4b")
-    v = predict.energy(device, Value("predicted", 100.0, "ms", "", 50.0, 200.0))
+    v = predict.energy(device, Quantity("predicted", 100.0, "ms", "", 50.0, 200.0))
     assert v.value == pytest.approx(640)
     assert (v.low, v.high) == (pytest.approx(50 * 3.7), pytest.approx(1280))
     none = msgspec.structs.replace(device, power_modes=())

@@ -20,7 +20,7 @@ from edge_sdk.build.stages import (
     Measurement,
     Model,
     Plan,
-    Value,
+    Quantity,
     from_json,
     to_json,
 )
@@ -67,18 +67,18 @@ def measured(
 ) -> Measurement:
     """A candidate's numbers as the measure stage labels them."""
 
-    def host(value: float, unit: str, note: str = "") -> Value:
-        return Value("measured", value, unit, HERE, note=note)
+    def host(value: float, unit: str, note: str = "") -> Quantity:
+        return Quantity("measured", value, unit, HERE, note=note)
 
-    def device(value: float, unit: str, band: float) -> Value:
+    def device(value: float, unit: str, band: float) -> Quantity:
         low, high = value / band, value * band
-        return Value("predicted", value, unit, "Cortex-A72", low, high, "by peak MAC rates")
+        return Quantity("predicted", value, unit, "Cortex-A72", low, high, "by peak MAC rates")
 
     spread = {"p50": 1.0, "p90": 1.13, "p99": 1.6}
     return Measurement(
         candidate=name,
         values={
-            "package_mb": Value("measured", mb, "MB", "the file"),
+            "package_mb": Quantity("measured", mb, "MB", "the file"),
             "agreement": host(agreement, "", "100 samples"),
             "cosine": host(0.9 + agreement / 10, ""),
             "loss_points": host(100 * (1 - agreement), "points"),
@@ -86,7 +86,7 @@ def measured(
             **{f"latency_{p}_ms": device(device_ms * s, "ms", 3) for p, s in spread.items()},
             "load_ms": device(12 * mb, "ms", 3),
             "memory_peak_mb": device(peak, "MB", 1.25),
-            "energy_mj": Value("unknown", None, "mJ", "", note="no default power mode"),
+            "energy_mj": Quantity("unknown", None, "mJ", "", note="no default power mode"),
         },
     )
 

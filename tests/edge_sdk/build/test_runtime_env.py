@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from converters.tflite import lower
-from edge_core.machine import detect
-from edge_core.runtimes import sample_store, registry as runtimes
-from edge_core.runtimes.child import Child
 from edge_core.errors import MeasureError
-from edge_core.runtimes import onnxruntime
+from edge_core.machine import detect
+from edge_core.runtimes import onnxruntime, sample_store
+from edge_core.runtimes import registry as runtimes
+from edge_core.runtimes.child import Child
 from edge_sdk.build import measure, runtime_env
 from edge_sdk.build.runtime_env import RuntimeEnv
 from edge_sdk.build.workspace import Workspace

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_core.runtimes import sample_store
 from edge_core.errors import InputError
-from edge_core.package.preprocess import BUILT_IN, Recipe, to_tensor
+from edge_core.package.preprocess import BUILT_IN, ImageRecipe, to_tensor
+from edge_core.runtimes import sample_store
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import samples
 
@@ -202,7 +202,7 @@ def test_a_file_without_class_names_is_refused(tmp_path):
         samples.class_names(tmp_path / "names.txt")
 
 
-STRETCH = Recipe(height=8, width=8, fit="stretch", interpolation="nearest")
+STRETCH = ImageRecipe(height=8, width=8, fit="stretch", interpolation="nearest")
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
