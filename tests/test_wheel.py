@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.wheel_source import copy_source
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("agent", "converters", "device_profiles", "edge_core", "edge_sdk")
 SHIPPED = {".py", ".toml", ".json", ".html", ".typed", ".service", ".conf", ".sh"}
-EXCLUDED = (".*", "build", "dist", "*.egg-info", "__pycache__", "examples", "tests", "out")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     work = tmp_path_factory.mktemp("wheel")
-    source = work / "source"  # a copy: building leaves folders behind
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*EXCLUDED, "shared"))
+    source = work / "source"
+    copy_source(source)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
         [*pip, "--wheel-dir", str(work), str(source)], capture_output=True, text=True, check=False

@@ -16,6 +16,7 @@ import pytest
 
 from tests.agent.process import clips, numbers, opening, until
 from tests.cases import ROOT
+from tests.wheel_source import copy_source
 
 SYSTEM = ROOT / "agent" / "system"
 UNIT = SYSTEM / "edge-agent.service"
@@ -131,10 +132,7 @@ class Device:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("wheel")
-    no = shutil.ignore_patterns(
-        ".*", "build", "dist", "out", "shared", "*.egg-info", "__pycache__", "examples", "tests"
-    )
-    shutil.copytree(ROOT, work / "source", ignore=no)
+    copy_source(work / "source")
     call(
         sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
         "--wheel-dir", work, work / "source",
