@@ -13,7 +13,7 @@ OUTPUTS = {
     "out",
     "shared",
     "tests",
-}  # at the top only: edge_sdk/build is ours
+}  # at the top only
 
 
 def copy_source(target: Path) -> None:
