@@ -14,7 +14,6 @@ deleted. What was read lately is kept in memory, so that asking again touches no
 from __future__ import annotations
 
 import os
-import sqlite3
 import struct
 import sys
 import threading
@@ -22,11 +21,15 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import xxhash
 
 from agent.sqlite.database import Database
+
+if TYPE_CHECKING:
+    import sqlite3
 
 RECENT = 4_000_000  # bytes in memory, at most a sixteenth of the file
 ASKED = 2000  # keys

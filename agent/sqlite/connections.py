@@ -6,12 +6,14 @@ connection used last is used next, so its pages are warm.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.sqlite.sqlite_file import open_for_reading
+
+if TYPE_CHECKING:
+    import sqlite3
 
 Row = tuple[Any, ...]
 IDLE = 16  # connections kept open

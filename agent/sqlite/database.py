@@ -13,7 +13,6 @@ room twice).
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -30,6 +29,9 @@ from agent.sqlite.connections import Readers, Row
 from agent.sqlite.sqlite_file import PAGE, Migration
 from edge_core.errors import InputError
 from edge_core.files import storage_error
+
+if TYPE_CHECKING:
+    import sqlite3
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +109,14 @@ class Database:
             return []
         try:
             return self._readers.fetch(sql, args)
-        except sqlite_file.ERRORS as e:
+        except sqlite_file.connection_errors() as e:
             if "locked" not in str(e):
                 self._suspected(e)
             return []
 
     def distrust(self, why: str) -> None:
         """Begin the file anew: what stands in it makes no sense."""
-        self._suspected(sqlite3.DatabaseError(why))
+        self._suspected(sqlite_file.damage(why))
 
     def _suspected(self, e: Exception) -> None:
         with self._wake:
@@ -158,7 +160,9 @@ class Database:
             return None
         try:
             return answer.result()
-        except (*sqlite_file.ERRORS, OSError):
+        except OSError:
+            return None
+        except sqlite_file.connection_errors():
             return None
 
     def flush(self, *, wait_s: float = 10.0) -> bool:
@@ -355,7 +359,7 @@ class Database:
         db, self._writer = self._writer, None
         self._tidy_due = False
         if db is not None:
-            with suppress(*sqlite_file.ERRORS):
+            with suppress(*sqlite_file.connection_errors()):
                 db.close()
 
 

@@ -13,14 +13,19 @@ SQLite: whoever stores values adds a checksum of its own.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-Migration = Callable[[sqlite3.Connection], None]
+if TYPE_CHECKING:
+    # The standard library's sqlite3 is imported inside the functions that use it: the modules that
+    # import this one are part of an idle agent, which may never open a database.
+    import sqlite3
+
+Migration = Callable[["sqlite3.Connection"], None]
 
 PAGE = 4096  # bytes
 
@@ -29,9 +34,6 @@ _DISK = (
     "database or disk is full", "attempt to write a readonly", "unable to open", "disk i/o error",
     "is locked", "access permission denied", "interrupted",
 )  # fmt: skip
-
-# What a connection may raise. A damaged name inside an error message cannot even be decoded.
-ERRORS = (sqlite3.Error, UnicodeError, MemoryError)
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -43,6 +45,14 @@ class Table(msgspec.Struct, frozen=True):
     schema: str
 
 
+def connection_errors() -> tuple[type[Exception], ...]:
+    """What a connection may raise, for ``except``."""
+    import sqlite3
+
+    # A damaged name inside an error message cannot even be decoded.
+    return sqlite3.Error, UnicodeError, MemoryError
+
+
 @contextmanager
 def atomic(db: sqlite3.Connection) -> Iterator[None]:
     """All of the block's writes, or none."""
@@ -51,7 +61,7 @@ def atomic(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        with suppress(*ERRORS):  # SQLite has rolled back by itself after some errors
+        with suppress(*connection_errors()):  # SQLite has rolled back by itself after some errors
             db.execute("ROLLBACK")
         raise
 
@@ -61,10 +71,19 @@ def damaged(e: Exception) -> bool:
 
     The statements are constant, so even "no such column" tells of a damaged schema.
     """
+    import sqlite3
+
     if isinstance(e, sqlite3.OperationalError):
         return not any(words in str(e).lower() for words in _DISK)
     bugs = (sqlite3.ProgrammingError, sqlite3.NotSupportedError)
     return isinstance(e, sqlite3.DatabaseError | UnicodeError) and not isinstance(e, bugs)
+
+
+def damage(why: str) -> Exception:
+    """An error that says that the file is at fault."""
+    import sqlite3
+
+    return sqlite3.DatabaseError(why)
 
 
 def told(e: Exception) -> str:
@@ -75,6 +94,8 @@ def told(e: Exception) -> str:
 
 def open_for_writing(path: Path, migrations: tuple[Migration, ...]) -> sqlite3.Connection:
     """The one writing connection to a file of the newest schema; sqlite3.Error or OSError."""
+    import sqlite3
+
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # SQLite would make it readable for all; -wal and -shm take over the mode of the file.
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -105,6 +126,8 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     It reads with read(): mmap is faster, but a failing disk is an error of read() and a deadly
     signal in mapped memory.
     """
+    import sqlite3
+
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",  # WAL needs to write its index
         uri=True,
@@ -124,6 +147,8 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 
 def check(db: sqlite3.Connection) -> None:
     """Read the whole file; raises sqlite3.DatabaseError if its structure is broken."""
+    import sqlite3
+
     found = db.execute("PRAGMA quick_check(1)").fetchone()
     if found != ("ok",):
         raise sqlite3.DatabaseError(str(found[0] if found else "quick_check says nothing"))
@@ -151,6 +176,8 @@ def pragma(db: sqlite3.Connection, name: str) -> int:
 
 def inspect(path: Path) -> tuple[Table, ...]:
     """The tables of a cache file; for commands, not for the running agent (loads sqlite-utils)."""
+    import sqlite3
+
     import sqlite_utils
 
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
@@ -162,6 +189,8 @@ def inspect(path: Path) -> tuple[Table, ...]:
 
 
 def _migrate(db: sqlite3.Connection, migrations: tuple[Migration, ...]) -> None:
+    import sqlite3
+
     have = pragma(db, "user_version")
     if not 0 <= have <= len(migrations):
         raise sqlite3.DatabaseError(f"schema {have} is unknown to this version")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ import sqlite_utils
 from agent.sqlite import sqlite_file
 from agent.sqlite.database import LEAST, QUEUE_ROWS, Database
 from edge_core.errors import InputError
+from tests.cases import ROOT
 
 INSERT = "INSERT INTO t (v) VALUES (?)"
 
@@ -263,3 +266,12 @@ def test_a_cache_is_shown_as_its_tables(tmp_path):
 def test_a_bound_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(InputError, match="at least"):
         opened(tmp_path / "a.db", max_bytes=LEAST - 1)
+
+
+def test_importing_caches_and_databases_loads_no_sqlite():
+    """The idle agent imports them; it may never open a file."""
+    script = (
+        "import sys, agent.caches.near, agent.caches.embeddings, agent.sqlite.database\n"
+        "assert not {'sqlite3', 'sqlite_utils'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
