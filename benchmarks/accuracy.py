@@ -17,7 +17,7 @@ from edge_core import console
 from edge_sdk import build, load_profile
 from edge_sdk.build.packaging import Built
 from edge_sdk.build.stages import Measurement
-from edge_sdk.commands import render
+from edge_sdk.commands.render import format_quantity
 from examples import models
 
 PROFILE = "x86-64"
@@ -40,7 +40,7 @@ def main() -> int:
             "keywords": one(out, "keywords", "keywords", "top1"),
             "MiniLM": one(out, "minilm", "sentences", "cosine"),
         }
-    table = render.table(
+    table = console.table(
         "model", "candidate", "plan", "MB", "ms", "metric", "lost points", "cosine",
         right=("MB", "ms", "metric", "lost points", "cosine"),
     )  # fmt: skip
@@ -98,7 +98,7 @@ def _numbers(m: Measurement) -> list[str]:
     if m.error:
         return ["", "", "", m.error, ""]
     names = ("package_mb", "host_p50_ms", "metric", "loss_points", "cosine")
-    return [render.number(m.values.get(n)) for n in names]
+    return [format_quantity(m.values.get(n)) for n in names]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 from edge_core import console
 from edge_sdk import build
 from edge_sdk.build.workspace import default_cache
-from edge_sdk.commands import render
 from examples import models
 
 PROFILES = ("raspberry-pi-4b", "raspberry-pi-5", "jetson-orin-nano", "x86-gateway-n100")
@@ -37,7 +36,7 @@ def main() -> int:
         )  # fmt: skip
     seconds = {k: v for k, v in built[-1].seconds.items() if k != SET_UP}
     work = sum(seconds[s] for s in WORK)
-    table = render.table("stage", "s", "of the work", right=("s", "of the work"))
+    table = console.table("stage", "s", "of the work", right=("s", "of the work"))
     for stage, s in sorted(seconds.items(), key=lambda pair: -pair[1]):
         table.add_row(stage, f"{s:.2f}", "" if stage in WORK else f"{s / work:.1%}")
     console.stdout().print(table)

@@ -29,7 +29,6 @@ from edge_core.runtimes import sample_store
 from edge_sdk.build import convert
 from edge_sdk.build.metrics import wilson
 from edge_sdk.build.workspace import Workspace
-from edge_sdk.commands import render
 from examples import data, models
 
 OURS = "edge: onnx-int8-static-u8s8"
@@ -137,7 +136,7 @@ def onnx_rows(rounds: int) -> int:
         answers = {n: logits(p, evaluation) for n, (p, _) in files.items()}
         times = interleaved({n: p for n, (p, _) in files.items()}, evaluation[0], rounds)
         names = ("MB", "of float", "ms p50", "speed-up", "agreement", "95 %", "cosine", "convert s")
-        table = render.table("file", *names, right=names)
+        table = console.table("file", *names, right=names)
         base = statistics.median(times["float"])
         size = float_model.stat().st_size
         results = {}

@@ -19,7 +19,7 @@ from edge_core.errors import EdgeError
 from edge_core.files import write_whole
 from edge_sdk import build
 from edge_sdk.build.packaging import Built
-from edge_sdk.commands.render import number
+from edge_sdk.commands.render import format_quantity
 from examples import models
 
 PROFILES = ("raspberry-pi-4b", "x86-gateway-n100", "raspberry-pi-3b-plus-32bit")
@@ -98,11 +98,11 @@ def _row(model: str, b: Built, note: str) -> str:
     by_name = {m.candidate: m.values for m in b.measurements}
     won, floats = by_name[b.verdict.winner], next(by_name[f] for f in FLOATS if f in by_name)
     share = (won["package_mb"].value or 0) / (floats["package_mb"].value or 1)
-    numbers = (number(won.get(n)) if n in won else "" for n in ("metric", "loss_points"))
+    numbers = (format_quantity(won.get(n)) if n in won else "" for n in ("metric", "loss_points"))
     return (
         f"| {model} | {b.profile}{note} | {b.verdict.outcome} | {b.verdict.winner} "
-        f"| {number(won['package_mb'])} | {share:.2f} | {' | '.join(numbers)} "
-        f"| {number(won['host_p50_ms'])} |"
+        f"| {format_quantity(won['package_mb'])} | {share:.2f} | {' | '.join(numbers)} "
+        f"| {format_quantity(won['host_p50_ms'])} |"
     )
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from benchmarks.peer_env import PeerEnv, provide
 from edge_core import console
 from edge_sdk.build.workspace import default_cache
-from edge_sdk.commands import render
 
 ENV = PeerEnv(
     "http-servers",
@@ -89,7 +88,7 @@ SERVERS = {
 
 def main() -> int:
     python = provide(ENV, default_cache())
-    table = render.table("server", "p50 ms", "p99 ms", "resident MB", right=("p50 ms", "p99 ms",
+    table = console.table("server", "p50 ms", "p99 ms", "resident MB", right=("p50 ms", "p99 ms",
                        "resident MB"))  # fmt: skip
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-bench-")))

@@ -33,7 +33,6 @@ from edge_core.runtimes.adapter import Session
 from edge_core.tensors import Array, Feeds, TensorSpec, dequantise, quantise
 from edge_sdk.build.metrics import wilson
 from edge_sdk.build.workspace import default_cache
-from edge_sdk.commands import render
 from examples import data, models
 
 MAKERS = Path(__file__).with_name("tflite_makers.py")
@@ -307,7 +306,7 @@ def table(
 ) -> None:
     """Print one model's rows; a row without figures says why. ``count``: of the samples."""
     names = ("s", "peak MB", "MB", "of float", "ms p50", "min", "speed", "agreement", "95 %")
-    t = render.table(title, *names, "cosine", right=(*names, "cosine"))
+    t = console.table(title, *names, "cosine", right=(*names, "cosine"))
     base = found[FLOAT]
     for name, f in found.items():
         if isinstance(f, str):

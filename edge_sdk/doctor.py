@@ -26,7 +26,7 @@ class Check(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-def check() -> tuple[Check, ...]:
+def check_machine() -> tuple[Check, ...]:
     """Every check, in order; never raises for what it finds."""
     return (
         Check("python", "ok", f"{platform.python_version()} on {platform.machine()}"),

@@ -17,7 +17,8 @@ from pathlib import Path
 from edge_core import console
 from edge_core.package.verify import verify_package
 from edge_sdk import build, run
-from edge_sdk.commands import render
+from edge_sdk.commands.progress import show_progress
+from edge_sdk.commands.render import render_answer, render_build, render_verification
 from examples import data, models
 from examples.serve_demo import serve
 
@@ -38,7 +39,7 @@ def main(out: Path) -> int:
     start = time.perf_counter()
     say = console.stdout()
     out.mkdir(parents=True, exist_ok=True)
-    with render.progress() as progress:
+    with show_progress() as progress:
         photos = build(
             models.lite0(out / "efficientnet-lite0.onnx"),
             PROFILES,
@@ -58,14 +59,14 @@ def main(out: Path) -> int:
             out=out,
             progress=progress,
         )
-    render.built([*photos, *digits])
+    render_build([*photos, *digits])
     gateway = next(b for b in photos if b.profile == "x86-gateway-n100")
     if gateway.package is None:
         say.print("nothing fits the x86 gateway")
         return 2
-    render.verified(verify_package(gateway.package))
+    render_verification(verify_package(gateway.package))
     say.print(f"\n{PHOTO.name} on {gateway.package.name}, offline:")
-    render.answer(run(gateway.package, PHOTO))
+    render_answer(run(gateway.package, PHOTO))
     packages: dict[str, tuple[Path, ...]] = {}
     for b in (*photos, *digits):
         if b.package:

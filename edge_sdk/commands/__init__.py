@@ -1,1 +1,1 @@
-"""The edge command: one module a group, and what it prints."""
+"""The `edge` command: one module for each group of commands, and what they print."""

@@ -1,0 +1,89 @@
+"""`edge verify`, `run`, `bench`, `pack` and `unpack`: what can be done with a finished package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_core import console
+from edge_core.console import Json
+from edge_core.package import format as package_format
+from edge_core.package.bench import bench_package
+from edge_core.package.run import run_package
+from edge_core.package.verify import verify_package
+from edge_sdk.commands.options import PackageFile
+from edge_sdk.commands.render import render_answer, render_timings, render_verification
+
+app = typer.Typer()
+
+InputFile = Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")]
+LayoutFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="OCI layout, as registries give it.")
+]
+NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist.")]
+NewPackage = Annotated[Path, typer.Argument(metavar="FILE", help="The .edgepkg to write.")]
+ThreadCounts = Annotated[
+    list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
+]
+
+
+@app.command()
+def verify(path: PackageFile, as_json: Json = False) -> None:
+    """Check PACKAGE's digests and replay its golden vectors here.
+
+    Exit code 2: the digests are right, and the answers on this machine are not.
+    """
+    verification = verify_package(path)
+    if as_json:
+        console.print_json(verification)
+    else:
+        render_verification(verification)
+
+
+@app.command()
+def run(
+    path: PackageFile,
+    source: InputFile,
+    top: Annotated[int, typer.Option(min=0, max=1000, help="Classes to show; 0: raw outputs.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Run PACKAGE on one INPUT and print the labels or the outputs."""
+    answer = run_package(path, source, top=top)
+    if as_json:
+        console.print_json(answer)
+    else:
+        render_answer(answer)
+
+
+@app.command()
+def bench(
+    path: PackageFile,
+    threads: ThreadCounts = [1],
+    runs: Annotated[int, typer.Option(min=2, max=1_000_000, help="Inferences each.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Time PACKAGE on this machine with its own golden inputs."""
+    timings = bench_package(path, threads=tuple(threads), runs=runs)
+    if as_json:
+        console.print_json(timings)
+    else:
+        render_timings(timings)
+
+
+@app.command()
+def unpack(path: PackageFile, folder: NewFolder) -> None:
+    """Write PACKAGE as an OCI image layout, for `skopeo inspect oci:DIR`."""
+    package_format.unpack(path, folder)
+    typer.echo(f"wrote {folder}", err=True)
+
+
+@app.command()
+def pack(folder: LayoutFolder, out: NewPackage, as_json: Json = False) -> None:
+    """Write an OCI image layout back as one .edgepkg file."""
+    package_ref = package_format.pack(folder, out)
+    if as_json:
+        console.print_json(package_ref)
+    else:
+        typer.echo(f"wrote {package_ref.path}", err=True)
