@@ -11,6 +11,7 @@ from typing import Any
 from edge_core import toml_schema
 from edge_core.errors import InputError
 from edge_core.profile import SCHEMA, Profile
+from edge_core.runtimes import registry as runtimes
 
 
 def check(doc: Mapping[str, Any], where: str) -> None:
@@ -45,7 +46,15 @@ def override(doc: dict[str, Any], text: str) -> None:
 
 def to_profile(doc: Mapping[str, Any], where: str) -> Profile:
     """Build the profile from a table whose parts were checked; InputError if one is missing."""
-    return toml_schema.build(doc, Profile, where)
+    profile: Profile = toml_schema.build(doc, Profile, where)
+    known = runtimes.known_names()
+    for index, runtime in enumerate(profile.runtimes):
+        if runtime.name not in known:
+            raise InputError(
+                f"{where}: runtimes[{index}].name: no runtime '{runtime.name}' is known",
+                hint=f"one of: {', '.join(known)}; others come with their adapter's package",
+            )
+    return profile
 
 
 def _below(key: str, dotted: str) -> bool:

@@ -16,7 +16,6 @@ SCHEMA = 1  # raised when a field changes its meaning; readers refuse a higher o
 Arch = Literal["x86_64", "aarch64", "armv7l"]
 Os = Literal["linux", "android", "ios", "macos"]
 Precision = Literal["fp32", "fp16", "int8", "int4", "bf16", "fp8", "fp4"]
-RuntimeName = Literal["onnxruntime", "litert", "tflite-runtime", "tensorrt", "coreml"]
 
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -73,7 +72,13 @@ class Accelerator(_Part, frozen=True, kw_only=True):
 class Runtime(_Part, frozen=True, kw_only=True):
     """One runtime in the exact version that the device gets."""
 
-    name: RuntimeName
+    name: Annotated[
+        str,
+        Meta(
+            description="of an installed adapter (edge_core.runtimes), or announced: "
+            "'onnxruntime', 'litert', 'tflite-runtime', 'tensorrt', 'coreml'"
+        ),
+    ]
     version: str
     wheel: Annotated[
         str, Meta(description="tag of the wheel the index really has; empty: from the vendor")

@@ -9,11 +9,10 @@ modes and budgets are not detected: they are the owner's to add, with `extends`.
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 import sys
-from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 from edge_core.errors import InputError
 from edge_core.machine import darwin, linux
@@ -24,23 +23,12 @@ from edge_core.profile import (
     Platform,
     Precision,
     Profile,
-    Runtime,
-    RuntimeName,
     Storage,
 )
+from edge_core.runtimes import registry
 
 __all__ = ["Rates", "detect", "macs_per_cycle"]
 
-RUNTIMES: dict[RuntimeName, str] = {  # -> name on the package index
-    "onnxruntime": "onnxruntime",
-    "litert": "ai-edge-litert",
-    "tflite-runtime": "tflite-runtime",
-}
-COMPUTES: dict[RuntimeName, tuple[Precision, ...]] = {
-    "onnxruntime": ("fp32", "fp16", "int8", "int4"),
-    "litert": ("fp32", "fp16", "int8"),
-    "tflite-runtime": ("fp32", "fp16", "int8"),
-}
 SOURCES = {
     "platform": "uname, os-release, the C library and the interpreter",
     "cpu": "/proc/cpuinfo, the device tree, cpufreq and the affinity mask; on macOS sysctl",
@@ -62,8 +50,8 @@ def detect(packages: Path | None = None, root: Path = Path("/")) -> Profile:
     """
     mac = sys.platform == "darwin"
     cpu = darwin.cpu(_arch()) if mac else linux.cpu(root, _arch())
-    runtimes = installed_runtimes()
-    found = {p for r in runtimes for p in COMPUTES[r.name]}
+    runtimes = registry.installed_runtimes()
+    computed = {p for r in runtimes for p in registry.get(r.name).SPEC.precisions}
     return Profile(
         name="this-machine",
         title=f"Detected: {linux.device_name(root) or cpu.model}",
@@ -72,23 +60,10 @@ def detect(packages: Path | None = None, root: Path = Path("/")) -> Profile:
         memory=darwin.memory() if mac else linux.memory(root),
         storage=Storage(available_mb=_free_mb(packages or Path.home())),
         runtimes=runtimes,
-        precisions=tuple(p for p in COMPUTES["onnxruntime"] if p in found),
+        precisions=tuple(p for p in get_args(Precision) if p in computed),
         thermal=linux.trip_point(root),
         sources=SOURCES,
     )
-
-
-def installed_runtimes() -> tuple[Runtime, ...]:
-    """CPU runtimes of this interpreter, with the tag of the wheel that each came from."""
-    found = []
-    for name, distribution in RUNTIMES.items():
-        try:
-            d = metadata.distribution(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-        tag = re.search(r"^Tag: (\S+)", d.read_text("WHEEL") or "", re.MULTILINE)
-        found.append(Runtime(name=name, version=d.version, wheel=tag[1] if tag else ""))
-    return tuple(found)
 
 
 def _arch() -> Arch:

@@ -11,18 +11,27 @@ from typing import Protocol
 
 import msgspec
 
+from edge_core.profile import Precision
 from edge_core.tensors import Feeds, TensorSpec
 
 Options = dict[str, str]  # allow-listed by the adapter; travels in packages
 
 
-class Spec(msgspec.Struct, frozen=True):
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the rest of the product knows about a runtime."""
+
     name: str  # as in profiles and packages
     distribution: str  # on the package index
     module: str  # what is imported
     extra: str
     suffixes: tuple[str, ...]  # files it loads
+    precisions: tuple[Precision, ...]  # that it computes or unpacks on the CPU
     options: tuple[str, ...] = ()  # keys of Options that it accepts
+    # Versions (PEP 440: "<1.19") whose wheels were built against NumPy 1 and fail beside NumPy 2.
+    numpy_1: str | None = None
+    prereleases: str = ""  # distribution with the pre-releases, where that is another one
+    # Its kernels are of one kind on every architecture: a ratio of latencies carries over.
+    portable: bool = False
 
 
 class Session(Protocol):

@@ -21,10 +21,12 @@ SPEC = Spec(
     module="onnxruntime",
     extra="rt-onnx",
     suffixes=(".onnx", ".ort"),
+    precisions=("fp32", "fp16", "int8", "int4"),
     # disable_quant_qdq: weight-only files (DequantizeLinear before a float Conv) fold at load;
     # without it EfficientNet-Lite0 takes 20.9 instead of 7.9 ms.
     # graph_optimization: "basic" for files whose optimised graph is known to be wrong.
     options=("disable_quant_qdq", "graph_optimization"),
+    numpy_1="<1.19",  # 1.16.3 does not import (_ARRAY_API)
 )
 PROVIDER = "CPUExecutionProvider"
 LEVELS = {

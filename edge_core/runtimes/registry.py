@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
-from importlib.metadata import entry_points
+from importlib import metadata
 
 from edge_core.errors import InputError
+from edge_core.profile import Runtime
 from edge_core.runtimes import onnxruntime, tflite
 from edge_core.runtimes.adapter import Adapter
 
 # The type checker verifies each.
 OURS: tuple[Adapter, ...] = (onnxruntime, tflite.LITERT, tflite.TFLITE_RUNTIME)
 GROUP = "edge_deploy.runtimes"
+ANNOUNCED = ("tensorrt", "coreml")  # profiles name them already; their adapters are to come
 
 
 @cache
 def by_name() -> dict[str, Adapter]:
     """Every adapter that is installed, by the name that profiles and packages use."""
     table: dict[str, Adapter] = {}
-    for a in (*OURS, *(e.load() for e in entry_points(group=GROUP))):
+    for a in (*OURS, *(e.load() for e in metadata.entry_points(group=GROUP))):
         if table.setdefault(a.SPEC.name, a) is not a:
             raise InputError(f"two runtimes are named '{a.SPEC.name}'")
     return table
@@ -31,3 +34,23 @@ def get(name: str) -> Adapter:
     except KeyError:
         known = ", ".join(sorted(by_name()))
         raise InputError(f"no runtime '{name}'", hint=f"one of: {known}") from None
+
+
+def known_names() -> tuple[str, ...]:
+    """Names that a profile may give a runtime."""
+    return tuple(dict.fromkeys((*by_name(), *ANNOUNCED)))
+
+
+def installed_runtimes() -> tuple[Runtime, ...]:
+    """CPU runtimes of this interpreter, with the tag of the wheel that each came from."""
+    runtimes = []
+    for name, adapter in by_name().items():
+        try:
+            distribution = metadata.distribution(adapter.SPEC.distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        tag = re.search(r"^Tag: (\S+)", distribution.read_text("WHEEL") or "", re.MULTILINE)
+        runtimes.append(
+            Runtime(name=name, version=distribution.version, wheel=tag[1] if tag else "")
+        )
+    return tuple(runtimes)

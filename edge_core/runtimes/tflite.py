@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edge_core.errors import InputError, MeasureError, MissingExtra
@@ -82,16 +83,9 @@ class TfliteSession:
 class TfliteAdapter:
     """One of the two packages."""
 
-    def __init__(self, name: str, distribution: str, package: str, way_out: str = "") -> None:
+    def __init__(self, spec: Spec, package: str, way_out: str = "") -> None:
+        self.SPEC = spec
         self._package, self._way_out = package, way_out
-        self.SPEC = Spec(
-            name=name,
-            distribution=distribution,
-            module=f"{package}.interpreter",
-            extra="rt-tflite",
-            suffixes=(".tflite",),
-            options=("xnnpack",),  # "0": the runtime's own kernels, without the XNNPACK delegate
-        )
 
     def version(self) -> str:
         """Of the package that is imported, in the index's spelling; raises MissingExtra.
@@ -151,12 +145,34 @@ class TfliteAdapter:
         return interpreter
 
 
-LITERT = TfliteAdapter("litert", "ai-edge-litert", "ai_edge_litert")
+LITERT = TfliteAdapter(
+    Spec(
+        name="litert",
+        distribution="ai-edge-litert",
+        module="ai_edge_litert.interpreter",
+        extra="rt-tflite",
+        suffixes=(".tflite",),
+        precisions=("fp32", "fp16", "int8"),
+        options=("xnnpack",),  # "0": the runtime's own kernels, without the XNNPACK delegate
+        numpy_1="<1.1",  # older ones load no model (SystemError)
+        portable=True,  # XNNPACK
+    ),
+    package="ai_edge_litert",
+)
 TFLITE_RUNTIME = TfliteAdapter(
-    "tflite-runtime", "tflite-runtime", "tflite_runtime",
+    msgspec.structs.replace(
+        LITERT.SPEC,
+        name="tflite-runtime",
+        distribution="tflite-runtime",
+        module="tflite_runtime.interpreter",
+        numpy_1="",  # every version: it loads no model either
+        prereleases="tflite-runtime-nightly",
+        portable=False,
+    ),
+    package="tflite_runtime",
     # The extra installs LiteRT wherever that has a wheel.
-    "on Python up to 3.11: pip install tflite-runtime 'numpy<2'",
-)  # fmt: skip
+    way_out="on Python up to 3.11: pip install tflite-runtime 'numpy<2'",
+)
 
 _Named = dict[int, tuple[str, dict[str, Any]]]  # tensor index -> name, details
 

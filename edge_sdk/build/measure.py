@@ -35,7 +35,6 @@ Specs = tuple[TensorSpec, ...]
 ROUNDS = 12
 ROUND_MS = 60.0  # one candidate's turn
 MIN_RUNS, MAX_RUNS = 3, 40  # inferences a turn
-PORTABLE = ("litert",)  # XNNPACK has the same kinds of kernels on every architecture
 BASE_MB = 120.0  # a process with NumPy, a runtime and no model
 RUN_TIMEOUT_S = 1800.0
 GENERATION = 1
@@ -259,7 +258,7 @@ def measurement(
                 candidate=values[f"host_{p}_ms"],
                 float32=_one_thread(float32, p, where) if float32 else None,
                 integer=integer,
-                portable=env.name in PORTABLE,
+                portable=runtimes.get(env.name).SPEC.portable,
             )
             if comparable
             else Quantity("unknown", None, "ms", "", note="laid out for another architecture")

@@ -24,16 +24,8 @@ from edge_core.files import whole_dir
 from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.adapter import Adapter
 
-# Wheels built against NumPy 1.x do not work beside NumPy 2: onnxruntime 1.16.3 does not import
-# (_ARRAY_API), the others load no model (SystemError). NumPy is all that these runtimes import.
+# NumPy is all that these runtimes import, and wheels built against NumPy 1 fail beside NumPy 2.
 _NUMPY_1 = "numpy==1.26.4"
-_WITH_NUMPY_1 = {
-    "onnxruntime": SpecifierSet("<1.19"),
-    "litert": SpecifierSet("<1.1"),
-    "tflite-runtime": SpecifierSet(""),
-}
-# Where the index has pre-releases under another name.
-_PRERELEASES = {"tflite-runtime": "tflite-runtime-nightly"}
 # Folders of other interpreters and systems may lie in the same cache.
 _HERE = f"cp{sys.version_info.major}{sys.version_info.minor}-{sysconfig.get_platform()}"
 
@@ -122,23 +114,23 @@ def _install(adapter: Adapter, version: str, site: Path) -> tuple[str, list[str]
     """Install into ``site``; return ("", []) or the problem and the versions the index has."""
     try:
         with whole_dir(site) as folder:
-            _pip(_wanted(adapter, version), folder)
+            _pip(_requirements(adapter, version), folder)
             _import(adapter.SPEC.module, folder)
     except _NoWheel as e:
         return e.problem, e.available
     return "", []
 
 
-def _wanted(adapter: Adapter, version: str) -> list[str]:
-    name, distribution = adapter.SPEC.name, adapter.SPEC.distribution
-    parsed = _parsed(version)
+def _requirements(adapter: Adapter, version: str) -> list[str]:
+    spec, parsed = adapter.SPEC, _parsed(version)
+    distribution = spec.distribution
     if parsed and parsed.is_prerelease:
-        distribution = _PRERELEASES.get(name, distribution)
-    wanted = [f"{distribution}=={version}"]
-    old = _WITH_NUMPY_1.get(name)
+        distribution = spec.prereleases or distribution
+    requirements = [f"{distribution}=={version}"]
+    old = None if spec.numpy_1 is None else SpecifierSet(spec.numpy_1)
     if old is not None and parsed and old.contains(parsed, prereleases=True):
-        wanted.append(_NUMPY_1)
-    return wanted
+        requirements.append(_NUMPY_1)
+    return requirements
 
 
 def _pip(wanted: list[str], folder: Path) -> None:

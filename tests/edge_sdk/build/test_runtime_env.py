@@ -80,7 +80,7 @@ def test_tflite_runtimes_run_beside_the_numpy_they_need(cache, digits, tmp_path,
     ],
 )  # fmt: skip
 def test_what_is_installed_for_a_version(name, version, wanted):
-    assert runtime_env._wanted(runtimes.get(name), version) == wanted
+    assert runtime_env._requirements(runtimes.get(name), version) == wanted
 
 
 def test_a_version_without_a_wheel_here_is_replaced_by_the_nearest_which_says_so(cache, fastestdet):
