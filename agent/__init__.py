@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent.config import Config
     from agent.serving.agent import Agent, ModelStatus, Status
-    from agent.serving.loaded_model import Image
+    from agent.serving.loaded_model import EncodedImage
     from agent.serving.requests import Answer
 
 __all__ = ["Agent", "Answer", "Config", "Image", "ModelStatus", "Status"]

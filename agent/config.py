@@ -93,7 +93,7 @@ class Install(_Part, frozen=True, kw_only=True):
 
 
 class Crash(_Part, frozen=True, kw_only=True):
-    """When a model that brings the agent down is taken back."""
+    """When a model that brings the agent down is rolled back."""
 
     max_crashes: Annotated[Count, Meta(description="within window_s, then the previous one")] = 3
     window_s: Annotated[Positive, Meta(description="older crashes are forgotten")] = 600.0

@@ -91,7 +91,7 @@ def start(config: Config, ask: Path | None) -> Start:
 
 def _ask(config: Config, ask: Path, began: float) -> float:
     """Seconds from the start to the first answer; some more follow, for the memory."""
-    here = instance_lock.found(config.root)
+    here = instance_lock.find_instance(config.root)
     assert here
     manifest = package.open(ask).manifest
     source = config.root.parent / "input.npz"

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agent import Agent, Image
+from agent import Agent, EncodedImage
 from agent.config import Serve
 from benchmarks import agent_daemon, agent_packages, load
 from benchmarks.load import Load
@@ -65,7 +65,7 @@ def measured(
     loads: dict[str, list[Load]] = {}
     with Agent(config) as agent:
         for photo in photos:
-            if agent.infer(name, Image(photo), top=TOP).top != sequential(photo):
+            if agent.infer(name, EncodedImage(photo), top=TOP).top != sequential(photo):
                 raise SystemExit("the agent gives another answer than its parts")
         turn = itertools.cycle(photos)
         for _ in range(rounds):
@@ -73,7 +73,7 @@ def measured(
             loads.setdefault(SEQUENTIAL, []).append(one)
             for n in CLIENTS:
                 many = load.threads(
-                    lambda: agent.infer(name, Image(next(turn)), top=TOP),
+                    lambda: agent.infer(name, EncodedImage(next(turn)), top=TOP),
                     clients=n, seconds=seconds,
                 )  # fmt: skip
                 loads.setdefault(f"the agent, {n} clients", []).append(many)

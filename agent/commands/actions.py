@@ -17,7 +17,7 @@ from agent.config import Config
 from agent.packages import install as installing
 from agent.packages.slots import Active, Slot, Slots
 from agent.service import client, instance_lock
-from agent.service.instance_lock import Running
+from agent.service.instance_lock import Instance
 from edge_core.errors import EdgeError, Unavailable
 from edge_core.package import run
 
@@ -56,7 +56,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The agent as commands see it."""
 
-    agent: Running | None
+    agent: Instance | None
     status: client.Document | None  # of the running agent, if it serves HTTP
     models: tuple[Model, ...]
 
@@ -72,9 +72,9 @@ def begin(path: Path | None, data_dir: Path | None) -> Begun:
     return Begun(str(path), str(data))
 
 
-def install(settings: Config, path: Path, *, again: bool, progress: Progress) -> Switched:
+def install(settings: Config, path: Path, *, force: bool, progress: Progress) -> Switched:
     """Install a package and see it served; raises what installing raises, and Unavailable."""
-    done = installing.install(settings, path, again=again, progress=progress)
+    done = installing.install(settings, path, force=force, progress=progress)
     served, note = _take_up(settings, done.slot)
     return Switched(
         current=done.slot,
@@ -103,7 +103,7 @@ def models(settings: Config) -> tuple[Model, ...]:
 
 def overview(settings: Config) -> Overview:
     """The running agent's word, and what is installed; raises Unavailable if it hangs."""
-    here = instance_lock.found(settings.root)
+    here = instance_lock.find_instance(settings.root)
     told = client.status(here) if here and here.address else None
     return Overview(agent=here, status=told, models=models(settings))
 
@@ -130,7 +130,7 @@ def infer(path: Path | None, target: str, source: Path, *, top: int) -> run.Answ
 def _infer_installed(
     settings: Config, active: Active, target: str, source: Path, top: int
 ) -> run.Answer:
-    slots, here = Slots(settings.root), instance_lock.found(settings.root)
+    slots, here = Slots(settings.root), instance_lock.find_instance(settings.root)
     slot = active.current
     if slot is None or active.disabled:
         raise Unavailable(f"'{target}' cannot be served: {active.disabled or 'nothing is current'}")
@@ -145,7 +145,7 @@ def _infer_installed(
 
 def _take_up(settings: Config, slot: Slot) -> tuple[str, str]:
     """The digest that the running agent serves now, and a word on it."""
-    here = instance_lock.found(settings.root)
+    here = instance_lock.find_instance(settings.root)
     if here is None:
         return "", "no agent runs here"
     if not here.address:

@@ -59,14 +59,14 @@ def init(
 @app.command("install")
 def install(
     package: PackageFile,
-    again: Annotated[
-        bool, typer.Option("--again", help="Also if it was taken back; measure anew.")
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if it was rolled back; measure again.")
     ] = False,
     path: Settings = None,
     as_json: Json = False,
 ) -> None:
     """Verify, self-test and tune PACKAGE, then serve it; what was served becomes previous."""
-    done = actions.install(load(path), package, again=again, progress=render.progress)
+    done = actions.install(load(path), package, force=force, progress=render.progress)
     console.print_json(done) if as_json else render.switched(done)
 
 

@@ -32,7 +32,7 @@ class CacheFile(msgspec.Struct, frozen=True, kw_only=True):
 
 def caches(settings: Config) -> tuple[CacheFile, ...]:
     """The caches' files; with counters if an agent runs. Raises StorageError for a damaged one."""
-    here = instance_lock.found(settings.root)
+    here = instance_lock.find_instance(settings.root)
     told = client.status(here)["caches"] if here and here.address else {}
     return tuple(
         CacheFile(
@@ -50,7 +50,7 @@ def clear(settings: Config) -> tuple[str, ...]:
 
     Raises InputError while an agent runs: SQLite must not have a file open that is deleted.
     """
-    with instance_lock.alone(settings.root):
+    with instance_lock.hold(settings.root):
         found = files(settings)
         for path in found.values():
             try:
@@ -88,7 +88,7 @@ def calibrate(
         epsilon=epsilon, confidence=confidence,
     )  # fmt: skip
     write(calibration_file(settings.root, name), found)
-    here = instance_lock.found(settings.root)
+    here = instance_lock.find_instance(settings.root)
     if here and here.address:
         client.reload(here, name)
     return found

@@ -18,7 +18,7 @@ import msgspec
 
 from agent.config import Http
 from agent.http import describe, oip, origin
-from agent.http.body import Body, Held, Receive
+from agent.http.body import Body, BodyBudget, Receive
 from agent.http.limits import DEFAULT, Limits
 from agent.http.oip import Headers, TooLarge
 from agent.http.replies import Refused, Reply, Send, deliver, document, refusal
@@ -46,7 +46,7 @@ class App:
     def __init__(self, agent: Agent, http: Http, limits: Limits) -> None:
         self._agent, self._limits = agent, limits
         self._most = int(http.max_body_mb * 1e6)
-        self._held = Held(max(limits.bodies, 2 * self._most))
+        self._held = BodyBudget(max(limits.bodies, 2 * self._most))
         self._tallies: dict[str, describe.Tally] = {}
         self._local = not http.socket and origin.is_local(http.host)
         self._large = asyncio.Lock()  # one large document at a time: each takes much memory
@@ -222,7 +222,7 @@ class App:
         reply, parts = await self._aside(values > ASIDE // 16, oip.encode, answer, request)
         return (200, reply, parts), answer.cached
 
-    async def _answer(self, model: str, request: oip.Request, slow: bool) -> Answer:
+    async def _answer(self, model: str, request: oip.OipRequest, slow: bool) -> Answer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer | EdgeError] = loop.create_future()
 
@@ -260,7 +260,7 @@ async def busy(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         Unavailable("too many connections", hint="close some, or raise http.max_connections")
     )
     reply[1].append((b"connection", b"close"))
-    await Body(scope["headers"], receive, 0, Held(0), DEFAULT).drop()
+    await Body(scope["headers"], receive, 0, BodyBudget(0), DEFAULT).drop()
     await deliver(reply, send)
 
 

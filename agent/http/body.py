@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from agent.http.body_buffer import Pieces
+from agent.http.body_buffer import BodyBuffer
 from agent.http.limits import Limits
 from agent.http.oip import Headers, TooLarge
 from edge_core.errors import EdgeError, InputError, Unavailable
@@ -29,7 +29,7 @@ class TooSlow(InputError):
     """The body did not come in time."""
 
 
-class Held:
+class BodyBudget:
     """Bytes of all bodies that are in memory at this moment."""
 
     def __init__(self, most: int) -> None:
@@ -47,10 +47,10 @@ class Body:
     """One request's body of at most ``most`` bytes."""
 
     def __init__(
-        self, headers: Headers, receive: Receive, most: int, held: Held, limits: Limits
+        self, headers: Headers, receive: Receive, most: int, held: BodyBudget, limits: Limits
     ) -> None:
         self._receive, self._most, self._held, self._limits = receive, most, held, limits
-        self._pieces = Pieces()
+        self._pieces = BodyBuffer()
         self._counted = 0  # bytes in ``held``
         names = dict(headers)
         length = names.get(b"content-length", b"")

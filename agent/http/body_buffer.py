@@ -8,14 +8,14 @@ ALIGNMENT = 64  # bytes; of the widest vector registers
 SMALL = 4096  # bytes; a list of smaller objects would take many times their size
 
 
-class Pieces:
+class BodyBuffer:
     """Has what uvicorn does with the bytearray that it gathers a body in: +=, len() and bytes()."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes | bytearray] = []
         self._size = 0
 
-    def __iadd__(self, piece: bytes) -> Pieces:
+    def __iadd__(self, piece: bytes) -> BodyBuffer:
         self._size += len(piece)
         if len(piece) >= SMALL:
             self._pieces.append(piece)

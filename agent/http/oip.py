@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.http import classification, validate, wire
-from agent.serving.loaded_model import Image, Inputs
+from agent.serving.loaded_model import EncodedImage, Inputs
 from agent.serving.requests import Answer
 from edge_core.errors import InputError, Unavailable
 from edge_core.package.manifest import Manifest
@@ -51,7 +51,7 @@ class Wanted(msgspec.Struct, frozen=True):
     classes: int = 0  # so many best ones instead of the tensor
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class OipRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks of one model."""
 
     inputs: Inputs
@@ -136,7 +136,7 @@ def json_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     return int(found[0])
 
 
-def parse(body: memoryview, length: int | None, manifest: Manifest) -> Request:
+def parse(body: memoryview, length: int | None, manifest: Manifest) -> OipRequest:
     """The request in ``body``; raises InputError, which names the field."""
     text = body if length is None else body[:length]
     if length is not None and length > len(body):
@@ -155,7 +155,7 @@ def parse(body: memoryview, length: int | None, manifest: Manifest) -> Request:
     arrays = _arrays(asked.inputs, body[len(text) :], manifest)
     given = asked.parameters
     limits = [ms for ms in (given.timeout / 1000, given.deadline_ms) if ms]
-    return Request(
+    return OipRequest(
         inputs=_inputs(arrays, manifest),
         wanted=_wanted(asked, manifest),
         id=asked.id,
@@ -168,7 +168,7 @@ def parse(body: memoryview, length: int | None, manifest: Manifest) -> Request:
     )
 
 
-def encode(answer: Answer, request: Request) -> tuple[Headers, list[Part]]:
+def encode(answer: Answer, request: OipRequest) -> tuple[Headers, list[Part]]:
     """The response's headers and the parts of its body, in order.
 
     Raises Unavailable when the model was swapped meanwhile for one that does not give what was
@@ -241,7 +241,7 @@ def _inputs(arrays: Feeds, manifest: Manifest) -> Inputs:
         elif kinds[name] == "string":
             feeds[name] = _texts(a, name)
         else:
-            return Image(a.flat[0])
+            return EncodedImage(a.flat[0])
     return feeds
 
 
@@ -287,7 +287,7 @@ def _top(top: int, manifest: Manifest) -> int:
     return top
 
 
-def _labels(answer: Answer, request: Request) -> Array:
+def _labels(answer: Answer, request: OipRequest) -> Array:
     """What `top` asks for: of the one row of scores, else of each."""
     scores = next(iter(answer.outputs.values()))
     if answer.top or not classification.fit(scores):

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from agent.config import Http
 from agent.http.app import App
-from agent.http.guard import Guard
+from agent.http.connection_guard import ConnectionGuard
 from agent.http.limits import DEFAULT, Limits
 from agent.serving.agent import Agent
 from edge_core.errors import EdgeError, InputError, Unavailable
@@ -78,7 +78,7 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn with Guards for connections, and a word when it is up."""
+    """uvicorn with a ConnectionGuard for every connection, and an event when it is up."""
 
     def __init__(self, app: App, http: Http, limits: Limits) -> None:
         bounds = {
@@ -87,7 +87,7 @@ class _Uvicorn(uvicorn.Server):
             "largest": int(http.max_body_mb * 1e6),
         }
         # The protocol is a variable there, so the class is made at run time.
-        connection: Any = type("Connection", (Guard, AutoHTTPProtocol), bounds)
+        connection: Any = type("Connection", (ConnectionGuard, AutoHTTPProtocol), bounds)
         config = uvicorn.Config(
             app,
             http=connection,
@@ -121,7 +121,7 @@ class _Uvicorn(uvicorn.Server):
     async def _check(self) -> None:
         now = asyncio.get_running_loop().time()
         for connection in list(self.server_state.connections):
-            connection.check(now)  # type: ignore[union-attr]  # a Guard
+            connection.check(now)  # type: ignore[union-attr]  # a ConnectionGuard
 
 
 def _tcp(host: str, port: int) -> socket.socket:

@@ -1,7 +1,7 @@
-"""A model that brings the agent down again and again is taken back.
+"""A model that brings the agent down again and again is rolled back.
 
     step(history, crash, limits, now) -> (history, guilty?)     the decision: no files, no clock
-    take_back(slots, inside, limits, now) -> TakenBack | None   the shell, once at every start
+    auto_rollback(slots, inside, limits, now) -> AutoRollback | None   the shell, once at every start
 
 A crash is a process that died without being asked to while models were inside a runtime
 (agent.packages.journal): SIGSEGV, an out-of-memory kill, a watchdog's SIGABRT; not a reboot, not a
@@ -15,7 +15,7 @@ from __future__ import annotations
 import msgspec
 
 from agent import config
-from agent.packages.journal import Inside
+from agent.packages.journal import InFlight
 from agent.packages.slots import Slots
 from edge_core.errors import EdgeError
 from edge_core.files import write_whole
@@ -46,7 +46,7 @@ class History(msgspec.Struct, frozen=True):
     crashes: tuple[Crash, ...] = ()
 
 
-class TakenBack(msgspec.Struct, frozen=True):
+class AutoRollback(msgspec.Struct, frozen=True):
     """What was done about a guilty model."""
 
     name: str
@@ -75,9 +75,9 @@ def step(
     return History(tuple(c for c in kept if guilty not in c.suspects)), guilty
 
 
-def take_back(
-    slots: Slots, inside: tuple[Inside, ...], limits: config.Crash, now: float
-) -> TakenBack | None:
+def auto_rollback(
+    slots: Slots, inside: tuple[InFlight, ...], limits: config.Crash, now: float
+) -> AutoRollback | None:
     """Count a crash of the last process and act on it; raises StorageError.
 
     The history is stored last: a death in between loses this crash and repeats nothing.
@@ -91,7 +91,7 @@ def take_back(
     return done
 
 
-def _suspect(slots: Slots, inside: Inside) -> Suspect | None:
+def _suspect(slots: Slots, inside: InFlight) -> Suspect | None:
     try:
         active = slots.active(inside.name)
     except EdgeError:  # removed, or its file is damaged: nothing to take back
@@ -102,17 +102,17 @@ def _suspect(slots: Slots, inside: Inside) -> Suspect | None:
     return Suspect(current.name, current.digest, current.installed_at)
 
 
-def _act(slots: Slots, guilty: Suspect, limits: config.Crash) -> TakenBack:
+def _act(slots: Slots, guilty: Suspect, limits: config.Crash) -> AutoRollback:
     why = (
         f"the agent died {limits.max_crashes} times within {limits.window_s:g} s "
         "while this model was loading or computing"
     )
     if slots.active(guilty.name).previous is None:
         slots.disable(guilty.name, why)
-        return TakenBack(guilty.name, guilty.digest, why, "")
+        return AutoRollback(guilty.name, guilty.digest, why, "")
     current = slots.rollback(guilty.name, refuse=True).current
     assert current is not None
-    return TakenBack(guilty.name, guilty.digest, why, current.digest)
+    return AutoRollback(guilty.name, guilty.digest, why, current.digest)
 
 
 def _load(slots: Slots) -> History:

@@ -49,12 +49,12 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def install(
-    config: Config, path: Path, *, again: bool = False, progress: Progress = lambda _: None
+    config: Config, path: Path, *, force: bool = False, progress: Progress = lambda _: None
 ) -> Installed:
-    """Serve the package at ``path``, a .edgepkg file or an OCI layout; ``again``: also if refused.
+    """Serve the package at ``path``, a .edgepkg file or an OCI layout; ``force``: also if refused.
 
     Raises PackageError for a damaged package, InputError for one that is not for this device or
-    was taken back, MissingExtra without its runtime, GateFailed when its answers here are not
+    was rolled back, MissingExtra without its runtime, GateFailed when its answers here are not
     those of the build, MeasureError when the runtime refuses or crashes, StorageError. Then what
     was served is still served.
     """
@@ -70,13 +70,13 @@ def install(
     try:
         with slots.installing() as work:
             active = slots.active(manifest.name) if manifest.name in slots.names() else Active()
-            _check_refused(opened, active, again)
+            _check_refused(opened, active, force)
             _check_space(slots, opened)
             # 3. Into a folder that nothing changes any more; made anew if it is damaged.
             model = slots.unpack(opened) / manifest.file
             progress(f"unpacked in {model.parent}")
             # 4. and 5. Self-test and tuning, unless this very runtime has been through them.
-            result, slot = None, None if again else _known(active, opened.digest, runtime)
+            result, slot = None, None if force else _known(active, opened.digest, runtime)
             if slot is None:
                 result, slot = _measured(config, opened, model, work, progress)
             # 6. One rename.
@@ -110,12 +110,12 @@ def _runtime(manifest: Manifest) -> str:
     return f"{manifest.runtime.name} {runtimes.get(manifest.runtime.name).version()}"
 
 
-def _check_refused(opened: Package, active: Active, again: bool) -> None:
-    if opened.digest in active.refused and not again:
+def _check_refused(opened: Package, active: Active, force: bool) -> None:
+    if opened.digest in active.refused and not force:
         raise InputError(
-            f"{opened.manifest.name} {opened.manifest.version} was taken back here: "
+            f"{opened.manifest.name} {opened.manifest.version} was rolled back here: "
             f"{active.disabled or 'it failed in use'}",
-            hint="'--again' installs it all the same",
+            hint="'--force' installs it anyway",
         )
 
 

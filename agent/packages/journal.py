@@ -39,7 +39,7 @@ _SIZE = _NAMES + MAX_MODELS * _NAME
 _RUNNING, _STOPPING = 1, 2
 
 
-class Inside(msgspec.Struct, frozen=True):
+class InFlight(msgspec.Struct, frozen=True):
     """A model that was loading or computing when its process died."""
 
     name: str
@@ -56,7 +56,7 @@ class Journal:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, boot_id: str | None = None) -> tuple[Journal, tuple[Inside, ...]]:
+    def open(cls, path: Path, boot_id: str | None = None) -> tuple[Journal, tuple[InFlight, ...]]:
         """A fresh journal, and what the last one of this boot says; never raises.
 
         Where the disk refuses, the journal is kept in this process alone, and health() says so.
@@ -120,10 +120,10 @@ class Journal:
             self._page.close()
 
 
-Opened = tuple[Journal, tuple[Inside, ...]]
+Opened = tuple[Journal, tuple[InFlight, ...]]
 
 
-def _mapped(path: Path, boot: str) -> tuple[mmap.mmap, tuple[Inside, ...]]:
+def _mapped(path: Path, boot: str) -> tuple[mmap.mmap, tuple[InFlight, ...]]:
     """The file, with its space allocated: a store into a hole of a full disk is a SIGBUS.
 
     The map keeps the descriptor, and with it the lock, until it is closed.
@@ -148,7 +148,7 @@ def _mapped(path: Path, boot: str) -> tuple[mmap.mmap, tuple[Inside, ...]]:
         raise storage_error(e, path) from e
 
 
-def _inside(old: bytes, boot: str) -> tuple[Inside, ...]:
+def _inside(old: bytes, boot: str) -> tuple[InFlight, ...]:
     """What a journal says; nothing if it is of another boot, another format or a wanted end."""
     if len(old) != _SIZE or not old.startswith(_MAGIC) or old[_STATE] != _RUNNING:
         return ()
@@ -159,7 +159,7 @@ def _inside(old: bytes, boot: str) -> tuple[Inside, ...]:
         count, text = old[_COUNTS + 4 * i :][:4], old[_NAMES + _NAME * i :][:_NAME]
         name, _, digest = text.rstrip(b"\0").decode(errors="replace").partition(" ")
         if digest and any(count):
-            found.append(Inside(name, digest))
+            found.append(InFlight(name, digest))
     return tuple(found)
 
 

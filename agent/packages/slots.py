@@ -84,7 +84,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     current: Slot | None = None
     previous: Slot | None = None
-    refused: tuple[Digest, ...] = ()  # taken back here; not installed again unless forced
+    refused: tuple[Digest, ...] = ()  # rolled back here; not installed again unless forced
     disabled: str = ""  # why ``current`` is not served
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from agent.http import wire
 from agent.http.oip import LENGTH, TOP
-from agent.service.instance_lock import Running
+from agent.service.instance_lock import Instance
 from edge_core.errors import (
     DeadlineExceeded,
     EdgeError,
@@ -53,7 +53,7 @@ ERRORS: dict[int, type[EdgeError]] = {
 Document = dict[str, Any]
 
 
-def live(running: Running, timeout_s: float = TIMEOUT_S) -> bool:
+def live(running: Instance, timeout_s: float = TIMEOUT_S) -> bool:
     """Does the server answer at all? A refusal is an answer.
 
     So is the cut of a connection that was made: with too many of them the server's loop does that.
@@ -66,17 +66,17 @@ def live(running: Running, timeout_s: float = TIMEOUT_S) -> bool:
     return True
 
 
-def ready(running: Running) -> bool:
+def ready(running: Instance) -> bool:
     """Does every installed model answer?"""
     return _exchange(running, "GET", "/v2/health/ready")[0] == 200
 
 
-def status(running: Running) -> Document:
+def status(running: Instance) -> Document:
     """Everything that the agent knows of itself."""
     return _ask(running, "GET", "/v2/edge/status")
 
 
-def reload(running: Running, name: str) -> Document:
+def reload(running: Instance, name: str) -> Document:
     """Let the agent serve what is installed of ``name`` now; returns that model's status.
 
     Raises Unavailable with the reason if it cannot be served.
@@ -87,7 +87,7 @@ def reload(running: Running, name: str) -> Document:
     return next(m for m in models if m["name"] == name)
 
 
-def infer(running: Running, manifest: Manifest, source: Path, *, top: int = 5) -> run.Answer:
+def infer(running: Instance, manifest: Manifest, source: Path, *, top: int = 5) -> run.Answer:
     """The agent's answer to one input; ``ms`` is the whole request."""
     top = top if manifest.class_scores and all(s.name != TOP for s in manifest.outputs) else 0
     head, tail = _inputs(manifest, source)
@@ -134,7 +134,7 @@ def _scored(text: str) -> run.Scored:
     return run.Scored(int(index), label[0] if label else index, float(score))
 
 
-def _ask(running: Running, method: str, path: str, **more: Any) -> Document:
+def _ask(running: Instance, method: str, path: str, **more: Any) -> Document:
     """The document of a reply; a refusal is raised as what it is."""
     code, document = _exchange(running, method, path, **more)
     if code != 200:
@@ -143,7 +143,7 @@ def _ask(running: Running, method: str, path: str, **more: Any) -> Document:
 
 
 def _exchange(
-    running: Running,
+    running: Instance,
     method: str,
     path: str,
     *,
@@ -165,7 +165,7 @@ def _exchange(
         connection.close()
 
 
-def _connection(running: Running, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(running: Instance, timeout_s: float) -> http.client.HTTPConnection:
     if not running.address:
         raise Unavailable(f"the agent (process {running.pid}) serves without HTTP")
     if running.address.startswith("unix:"):

@@ -29,7 +29,7 @@ from agent.http.server import Server
 from agent.packages.journal import Journal
 from agent.packages.slots import Slots
 from agent.service import client, instance_lock, watchdog
-from agent.service.instance_lock import Running
+from agent.service.instance_lock import Instance
 from agent.service.systemd import Notifier
 from agent.serving import memory
 from agent.serving.agent import JOURNAL, Agent
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(settings: Config, notifier: Notifier, signals: Signals, ending: Ending) -> None:
     """Be the agent of a data directory until a signal says otherwise; raises EdgeError."""
     start = time.monotonic()
-    with instance_lock.alone(settings.root):
+    with instance_lock.hold(settings.root):
         slots = Slots(settings.root)
         with suppress(StorageError):  # on a disk that refuses, rubbish stays; the models are served
             slots.sweep()
@@ -89,7 +89,7 @@ def serve(settings: Config, notifier: Notifier, signals: Signals, ending: Ending
             server = Server(agent, settings.http) if settings.http.enabled else None
             with server or nullcontext():
                 address = server.start() if server else ""
-                here = instance_lock.announce(settings.root, address)
+                here = instance_lock.write_instance(settings.root, address)
                 log.info("event=ready address=%s seconds=%.2f", address, time.monotonic() - start)
                 notifier.ready(_line(agent))
                 reloader = Reloader(agent, slots, notifier, stamp)
@@ -168,7 +168,7 @@ class Watch:
         settings: Config,
         agent: Agent,
         server: Server | None,
-        here: Running,
+        here: Instance,
         reloader: Reloader,
         notifier: Notifier,
     ) -> None:

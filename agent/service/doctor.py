@@ -196,7 +196,7 @@ def _caches(settings: Config) -> Iterator[Check]:
 
 
 def _agent(settings: Config) -> Check:
-    here = instance_lock.found(settings.root)
+    here = instance_lock.find_instance(settings.root)
     if here is None:
         return Check(
             "agent", "warn", "does not run", "edge-agent run, or systemctl start edge-agent"

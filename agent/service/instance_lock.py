@@ -1,8 +1,8 @@
 """Is an agent running on this data directory, and where? One lock and one small file.
 
-    with alone(root):                   this process is the agent; InputError if another one is
-        announce(root, address)         writes agent.json, which goes away with the block
-    found(root) -> Running | None       asked by a command
+    with hold(root):                 this process is the agent; InputError if another one is
+        write_instance(root, address)     writes agent.json, which goes away with the block
+    find_instance(root) -> Instance | None asked by a command
 
 The lock, on the directory itself, is what counts: it needs no writable disk, and the kernel frees
 it however the process ended, so an agent.json that a crash left behind misleads nobody.
@@ -29,7 +29,7 @@ FILE = "agent.json"
 PATIENCE_S = 1.0  # a command that asks holds the lock for a moment
 
 
-class Running(msgspec.Struct, frozen=True, kw_only=True):
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """The agent that serves."""
 
     pid: int
@@ -38,7 +38,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
+def hold(root: Path) -> Iterator[None]:
     """Be the only agent of a data directory; raises InputError if another one runs."""
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
@@ -64,12 +64,12 @@ def alone(root: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def announce(root: Path, address: str) -> Running:
-    """Tell commands of the same user where this process answers; call it within alone().
+def write_instance(root: Path, address: str) -> Instance:
+    """Tell commands of the same user where this process answers; call it within hold().
 
     On a disk that refuses, commands find no agent, and applications need none of this.
     """
-    running = Running(pid=os.getpid(), address=address, since=time.time())
+    running = Instance(pid=os.getpid(), address=address, since=time.time())
     try:
         write_whole(root / FILE, msgspec.json.encode(running), mode=0o600)
     except StorageError as e:
@@ -77,7 +77,7 @@ def announce(root: Path, address: str) -> Running:
     return running
 
 
-def found(root: Path) -> Running | None:
+def find_instance(root: Path) -> Instance | None:
     """The agent that runs on a data directory, or None."""
     running = _read(root)
     if running is None:
@@ -105,8 +105,8 @@ def _forget(root: Path) -> None:
         (root / FILE).unlink(missing_ok=True)
 
 
-def _read(root: Path) -> Running | None:
+def _read(root: Path) -> Instance | None:
     try:
-        return msgspec.json.decode((root / FILE).read_bytes(), type=Running)
+        return msgspec.json.decode((root / FILE).read_bytes(), type=Instance)
     except (OSError, msgspec.MsgspecError):
         return None

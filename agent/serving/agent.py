@@ -1,7 +1,7 @@
 """The agent in process: installed models, served, swapped without a dropped request.
 
     agent = Agent(config)
-    answer = agent.infer("lite0", {"input": array})        # or Image(jpeg_bytes)
+    answer = agent.infer("lite0", {"input": array})        # or EncodedImage(jpeg_bytes)
     agent.submit("lite0", inputs, done)                     # for servers: returns at once
     agent.reload()                                          # serve what was installed meanwhile
     agent.close()
@@ -27,16 +27,16 @@ from msgspec.structs import astuple
 
 from agent.config import Config
 from agent.packages import crashes
-from agent.packages.journal import Inside, Journal, Opened
+from agent.packages.journal import InFlight, Journal, Opened
 from agent.packages.slots import Active, Slot, Slots
 from agent.packages.tuning import allowed_threads
 from agent.serving import memory
 from agent.serving.caching import Caches
-from agent.serving.loaded_model import Guard, Image, Inputs, Live, Pulse, load
-from agent.serving.nan_check import Checker
-from agent.serving.prepare_pool import Beside
-from agent.serving.requests import Answer, Request
-from agent.serving.scheduler import Ran
+from agent.serving.loaded_model import CrashRecorder, EncodedImage, Inputs, LoadedModel, Pulse, load
+from agent.serving.nan_check import NanChecker
+from agent.serving.prepare_pool import PreparePool
+from agent.serving.requests import Answer, InferenceRequest
+from agent.serving.scheduler import Completion
 from agent.serving.timing import Stage
 from edge_core.errors import EdgeError, MeasureError, StorageError, Unavailable, UnknownModel
 from edge_core.package.manifest import Manifest
@@ -83,11 +83,11 @@ class Agent:
         self._config = config
         self._slots = Slots(config.root)
         self._journal, inside = journal or Journal.open(config.root / JOURNAL)
-        self._take_back(inside)
+        self._auto_rollback(inside)
         self._caches = Caches(config)
-        self._checker = Checker()
-        self._beside = Beside(allowed_threads(config.install.cpu_share) + 1)
-        self._live: dict[str, Live] = {}
+        self._checker = NanChecker()
+        self._beside = PreparePool(allowed_threads(config.install.cpu_share) + 1)
+        self._live: dict[str, LoadedModel] = {}
         self._failed: dict[str, str] = {}
         self._switching = threading.Lock()
         self._started = time.monotonic()
@@ -98,15 +98,15 @@ class Agent:
         self._drains: list[threading.Thread] = []
         self.reload()
 
-    def _take_back(self, inside: tuple[Inside, ...]) -> None:
+    def _auto_rollback(self, inside: tuple[InFlight, ...]) -> None:
         """If the last process died inside a model once too often, serve its previous version."""
         try:
-            done = crashes.take_back(self._slots, inside, self._config.crash, time.time())
+            done = crashes.auto_rollback(self._slots, inside, self._config.crash, time.time())
         except StorageError as e:  # a disk that refuses is no reason not to serve
             log.error("event=crash_not_recorded why=%r", e.what)
             return
         if done:
-            log.error("event=taken_back model=%s digest=%s why=%r serves=%s", *astuple(done))
+            log.error("event=auto_rollback model=%s digest=%s why=%r serves=%s", *astuple(done))
 
     def infer(
         self,
@@ -126,7 +126,9 @@ class Agent:
         try:
             live = self._enter(model)
             try:
-                request = Request(self._caches, self._checker, live, inputs, top, cache, start)
+                request = InferenceRequest(
+                    self._caches, self._checker, live, inputs, top, cache, start
+                )
                 found = request.look()
                 if found:
                     return found
@@ -158,9 +160,11 @@ class Agent:
         try:
             live = self._enter(model)
             try:
-                if copy and not isinstance(inputs, Image):
+                if copy and not isinstance(inputs, EncodedImage):
                     inputs = {name: np.array(a) for name, a in inputs.items()}
-                request = Request(self._caches, self._checker, live, inputs, top, cache, start)
+                request = InferenceRequest(
+                    self._caches, self._checker, live, inputs, top, cache, start
+                )
                 deadline = self._deadline(live, start, deadline_ms)
                 if request.slow:
                     work = partial(self._prepare_and_post, live, request, deadline, done)
@@ -176,7 +180,12 @@ class Agent:
             raise
 
     def _prepare_and_post(
-        self, live: Live, request: Request, deadline: int, done: Done, late: EdgeError | None
+        self,
+        live: LoadedModel,
+        request: InferenceRequest,
+        deadline: int,
+        done: Done,
+        late: EdgeError | None,
     ) -> None:
         found: Answer | EdgeError | None
         try:
@@ -193,8 +202,10 @@ class Agent:
             self._count(found)
             done(found)
 
-    def _post(self, live: Live, request: Request, deadline: int, done: Done) -> None:
-        def ended(ran: Ran) -> None:
+    def _post(
+        self, live: LoadedModel, request: InferenceRequest, deadline: int, done: Done
+    ) -> None:
+        def ended(ran: Completion) -> None:
             answer: Answer | EdgeError
             try:
                 answer = ran.error or request.answer(ran)
@@ -209,7 +220,7 @@ class Agent:
 
         live.post(request.feeds, deadline, ended)
 
-    def _enter(self, model: str) -> Live:
+    def _enter(self, model: str) -> LoadedModel:
         while True:
             live = self._live.get(model)
             if live is None:
@@ -232,7 +243,7 @@ class Agent:
         hint = f"did you mean '{close[0]}'?" if close else f"installed: {', '.join(known) or '-'}"
         return UnknownModel(f"no model '{model}'", hint=hint)
 
-    def _deadline(self, live: Live, start: int, deadline_ms: float | None) -> int:
+    def _deadline(self, live: LoadedModel, start: int, deadline_ms: float | None) -> int:
         return start + int((deadline_ms or live.limits.deadline_ms) * 1e6)
 
     def ready(self) -> bool:
@@ -290,7 +301,7 @@ class Agent:
             self._retire(old)
         return bool(fresh or old)
 
-    def _current(self, name: str) -> tuple[Active, Live | None]:
+    def _current(self, name: str) -> tuple[Active, LoadedModel | None]:
         """What is to be served, loaded unless it is served already."""
         while True:
             active, old = self._slots.active(name), self._live.get(name)
@@ -304,15 +315,15 @@ class Agent:
                 if self._slots.active(name).current == slot:
                     raise
 
-    def _load(self, slot: Slot) -> Live:
+    def _load(self, slot: Slot) -> LoadedModel:
         self._slots.check(slot.name, slot.digest)
         folder = self._slots.folder(slot.name, slot.digest)
         manifest = self._slots.manifest(slot.name, slot.digest)
         limits = self._config.of(slot.name)
-        guard = Guard(self._journal, slot.name, slot.digest)
+        guard = CrashRecorder(self._journal, slot.name, slot.digest)
         return load(folder, slot, manifest, limits, self._config.install.cpu_share, guard)
 
-    def _retire(self, old: Live) -> None:
+    def _retire(self, old: LoadedModel) -> None:
         """Close a replaced model when its last request has been answered."""
 
         def drain() -> None:

@@ -17,7 +17,7 @@ from agent.packages.journal import Journal
 from agent.packages.slots import Slot
 from agent.packages.tuning import allowed_threads
 from agent.serving.batches import Policy
-from agent.serving.scheduler import Ran, Run, Scheduler
+from agent.serving.scheduler import Completion, Run, Scheduler
 from agent.serving.timing import Stages
 from edge_core.errors import EdgeError, InputError, Overloaded, PackageError
 from edge_core.package.manifest import Manifest
@@ -27,13 +27,13 @@ from edge_core.runtimes import registry as runtimes
 from edge_core.tensors import Feeds, check_feeds, dequantise
 
 
-class Image(msgspec.Struct, frozen=True):
+class EncodedImage(msgspec.Struct, frozen=True):
     """An encoded picture; the package's recipe makes the input tensor of it."""
 
     data: bytes
 
 
-Inputs = Feeds | Image
+Inputs = Feeds | EncodedImage
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +44,7 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True):
     inferences: int  # so far
 
 
-class Guard:
+class CrashRecorder:
     """Told of every load and inference, so that a crash can be laid at this model's door."""
 
     def __init__(self, journal: Journal, name: str, digest: str) -> None:
@@ -74,11 +74,11 @@ class Guard:
         self._journal.remove(self._i)
 
 
-class Live:
+class LoadedModel:
     """A model that can answer. Made by load()."""
 
     def __init__(
-        self, slot: Slot, manifest: Manifest, limits: Serve, runs: list[Run], guard: Guard
+        self, slot: Slot, manifest: Manifest, limits: Serve, runs: list[Run], guard: CrashRecorder
     ) -> None:
         self._guard = guard
         self.slot, self.manifest, self.limits = slot, manifest, limits
@@ -144,7 +144,7 @@ class Live:
     def prepare(self, inputs: Inputs) -> Feeds:
         """Feeds that the sessions take, NaN and infinity aside; raises InputError for others."""
         inputs_of = self.manifest.inputs
-        if isinstance(inputs, Image):
+        if isinstance(inputs, EncodedImage):
             if self.manifest.preprocess is None or len(inputs_of) != 1:
                 raise InputError(
                     f"{self.manifest.name} has no preprocessing recipe for images",
@@ -158,11 +158,11 @@ class Live:
             raise InputError(f"{self.manifest.name}: the inputs have different numbers of rows")
         return feeds
 
-    def call(self, feeds: Feeds, deadline: int) -> Ran:
+    def call(self, feeds: Feeds, deadline: int) -> Completion:
         """Run on this thread when a session is free, else wait for one."""
         return self._scheduler.call(feeds, deadline)
 
-    def post(self, feeds: Feeds, deadline: int, done: Callable[[Ran], None]) -> None:
+    def post(self, feeds: Feeds, deadline: int, done: Callable[[Completion], None]) -> None:
         """Queue; ``done`` is called on another thread."""
         self._scheduler.post(feeds, deadline, done)
 
@@ -187,8 +187,13 @@ class Live:
 
 
 def load(
-    folder: Path, slot: Slot, manifest: Manifest, limits: Serve, cpu_share: float, guard: Guard
-) -> Live:
+    folder: Path,
+    slot: Slot,
+    manifest: Manifest,
+    limits: Serve,
+    cpu_share: float,
+    guard: CrashRecorder,
+) -> LoadedModel:
     """Open the sessions of an installed package.
 
     Raises MeasureError if the runtime refuses it, MissingExtra without the runtime, PackageError
@@ -212,7 +217,7 @@ def load(
     except EdgeError:
         guard.close()
         raise
-    return Live(slot, manifest, limits, runs, guard)
+    return LoadedModel(slot, manifest, limits, runs, guard)
 
 
 def policy(limits: Serve, slot: Slot) -> Policy:

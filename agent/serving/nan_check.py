@@ -18,7 +18,7 @@ from edge_core.tensors import Feeds
 LARGE = 128 * 1024  # bytes; smaller inputs are checked at once
 
 
-class Check:
+class NanCheck:
     """Is being answered by another thread."""
 
     __slots__ = ("_busy", "_feeds", "_wrong")
@@ -41,18 +41,18 @@ class Check:
             return self._wrong
 
 
-class Checker:
+class NanChecker:
     """One thread."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Check | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[NanCheck | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="finite", daemon=True)
         self._thread.start()
 
-    def begin(self, feeds: Feeds, where: str) -> Check | None:
+    def begin(self, feeds: Feeds, where: str) -> NanCheck | None:
         """Check small inputs now, raising InputError, and large ones meanwhile."""
         if sum(a.nbytes for a in feeds.values() if a.dtype.kind == "f") > LARGE:
-            check = Check(feeds)
+            check = NanCheck(feeds)
             self._queue.put(check)
             return check
         if found := wrong(feeds):

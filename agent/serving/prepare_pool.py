@@ -16,7 +16,7 @@ from edge_core.errors import DeadlineExceeded, EdgeError, Overloaded
 SMOOTHING = 0.2  # weight of the newest task in the expected duration
 
 
-class Beside:
+class PreparePool:
     """A few threads."""
 
     def __init__(self, threads: int) -> None:

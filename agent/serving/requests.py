@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from agent.serving.caching import Caches
-from agent.serving.loaded_model import Image, Inputs, Live
-from agent.serving.nan_check import Check, Checker, refusal
-from agent.serving.scheduler import Ran
+from agent.serving.loaded_model import EncodedImage, Inputs, LoadedModel
+from agent.serving.nan_check import NanCheck, NanChecker, refusal
+from agent.serving.scheduler import Completion
 from edge_core.package.run import Scored
 from edge_core.tensors import Feeds
 
@@ -33,7 +33,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     ms: float = 0.0  # from the call to the answer
 
 
-class Request:
+class InferenceRequest:
     """One request on one loaded model."""
 
     __slots__ = (
@@ -44,15 +44,15 @@ class Request:
     def __init__(
         self,
         caches: Caches,
-        checker: Checker,
-        live: Live,
+        checker: NanChecker,
+        live: LoadedModel,
         inputs: Inputs,
         top: int,
         cache: bool,
         start: int,
     ) -> None:
         self._caches, self._checker, self._live, self._inputs = caches, checker, live, inputs
-        self._check: Check | None = None
+        self._check: NanCheck | None = None
         self._top, self._start, self._prepared = top, start, start
         self._cache = cache and live.limits.cache
         self._key = b""
@@ -62,19 +62,19 @@ class Request:
     @property
     def slow(self) -> bool:
         """Does look() take longer than checking arrays does?"""
-        return self._cache or isinstance(self._inputs, Image)
+        return self._cache or isinstance(self._inputs, EncodedImage)
 
     def look(self) -> Answer | None:
         """The remembered answer, or None with ``feeds`` ready; raises InputError."""
         live, digest = self._live, self._live.slot.digest
         if self._cache:
-            raw = self._inputs.data if isinstance(self._inputs, Image) else self._inputs
+            raw = self._inputs.data if isinstance(self._inputs, EncodedImage) else self._inputs
             self._key = self._caches.key(digest, raw)
             found = self._caches.exact(digest, self._key)
             if found is not None:
                 return self._answer(found, "exact")
         self.feeds = live.prepare(self._inputs)
-        if not isinstance(self._inputs, Image):  # what a recipe makes is finite
+        if not isinstance(self._inputs, EncodedImage):  # what a recipe makes is finite
             self._check = self._checker.begin(self.feeds, live.manifest.name)
         self._prepared = time.perf_counter_ns()
         if self._cache:
@@ -84,7 +84,7 @@ class Request:
             self._audit = near
         return None
 
-    def answer(self, ran: Ran) -> Answer:
+    def answer(self, ran: Completion) -> Answer:
         """The answer of an inference; remembers it and counts its stages. Raises InputError."""
         if self._check and (found := self._check.result()):
             raise refusal(found, self._live.manifest.name)

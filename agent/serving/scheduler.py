@@ -34,7 +34,7 @@ JOIN_S = 30.0  # a lane that hangs in a runtime cannot be ended, only left
 SMOOTHING = 0.2  # weight of the newest inference in the expected duration
 
 
-class Ran:
+class Completion:
     """One inference: its outputs or its error, and when it was where, in ns of perf_counter."""
 
     __slots__ = ("began", "ended", "error", "outputs", "queued")
@@ -45,10 +45,12 @@ class Ran:
         self.error: EdgeError | None = None
 
 
-class _Job(Ran):
+class _Job(Completion):
     __slots__ = ("deadline", "done", "feeds", "rows", "shape")
 
-    def __init__(self, feeds: Feeds, deadline: int, batching: bool, done: Callable[[Ran], None]):
+    def __init__(
+        self, feeds: Feeds, deadline: int, batching: bool, done: Callable[[Completion], None]
+    ):
         super().__init__(time.perf_counter_ns())
         self.feeds, self.deadline, self.done = feeds, deadline, done
         self.rows = len(next(iter(feeds.values()))) if batching and feeds else 1
@@ -90,11 +92,11 @@ class Scheduler:
         """Are all lanes running?"""
         return all(lane.is_alive() for lane in self._lanes)
 
-    def call(self, feeds: Feeds, deadline: int) -> Ran:
+    def call(self, feeds: Feeds, deadline: int) -> Completion:
         """Run and wait; ``deadline`` in ns of perf_counter. Raises what post() or the run does."""
         run = self._idle()
         if run is not None:
-            ran = Ran(time.perf_counter_ns())
+            ran = Completion(time.perf_counter_ns())
             try:
                 ran.outputs = run(feeds)
             finally:
@@ -111,7 +113,7 @@ class Scheduler:
             raise job.error
         return job
 
-    def post(self, feeds: Feeds, deadline: int, done: Callable[[Ran], None]) -> None:
+    def post(self, feeds: Feeds, deadline: int, done: Callable[[Completion], None]) -> None:
         """Queue a request; raises Overloaded or Unavailable at once, or calls ``done`` once."""
         self._put(feeds, deadline, done)
 
@@ -149,7 +151,7 @@ class Scheduler:
             if self._waiting:
                 self._change.notify()
 
-    def _put(self, feeds: Feeds, deadline: int, done: Callable[[Ran], None]) -> _Job:
+    def _put(self, feeds: Feeds, deadline: int, done: Callable[[Completion], None]) -> _Job:
         job = _Job(feeds, deadline, self._policy.max_size > 1, done)
         with self._change:
             if self._closed:

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from agent.commands import app
 from agent.config import Config
 from agent.service import client, instance_lock
-from agent.service.instance_lock import Running
+from agent.service.instance_lock import Instance
 from tests.agent.conftest import write_package
 from tests.cases import ROOT
 
@@ -60,13 +60,15 @@ class Service:
                 cwd=ROOT, stdout=output, stderr=output, env={**os.environ, **environment},
             )  # fmt: skip
         if ready:
-            until(lambda: self.process.poll() is not None or instance_lock.found(config.root))
+            until(
+                lambda: self.process.poll() is not None or instance_lock.find_instance(config.root)
+            )
             assert self.process.poll() is None, self.log.read_text()
 
     @property
-    def here(self) -> Running:
+    def here(self) -> Instance:
         """What the process announces."""
-        found = instance_lock.found(self.config.root)
+        found = instance_lock.find_instance(self.config.root)
         assert found
         return found
 

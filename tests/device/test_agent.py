@@ -6,7 +6,7 @@ import http.client
 import json
 from pathlib import Path
 
-from agent import Agent, Image
+from agent import Agent, EncodedImage
 from agent.config import Config, Http, Install, Serve
 from agent.http.server import Server
 from agent.packages.install import install
@@ -23,7 +23,7 @@ def test_a_package_is_installed_served_and_remembered(detector: Path, tmp_path: 
     assert done.slot.tuning.threads >= 1
     with Agent(config) as agent, Server(agent, Http(port=0)) as server:
         address = server.start().removeprefix("http://")
-        mine = agent.infer("detector", Image(PHOTO.read_bytes()), cache=False)
+        mine = agent.infer("detector", EncodedImage(PHOTO.read_bytes()), cache=False)
         (name,) = mine.outputs
         connection = http.client.HTTPConnection(address, timeout=30)
         picture = PHOTO.read_bytes()
@@ -44,7 +44,7 @@ def test_a_package_is_installed_served_and_remembered(detector: Path, tmp_path: 
         assert output["data"][:50] == [float(v) for v in mine.outputs[name].ravel()[:50]]
         connection.close()
     with Agent(config) as agent:  # what was said over HTTP is on disk
-        assert agent.infer("detector", Image(PHOTO.read_bytes())).cached == "exact"
+        assert agent.infer("detector", EncodedImage(PHOTO.read_bytes())).cached == "exact"
 
 
 def input_name(agent: Agent) -> str:

@@ -92,8 +92,8 @@ def test_refused_packages_are_not_installed_again_by_chance(config: Config, make
     for p in (first, second):
         edge_agent("install", p, config=path)
     edge_agent("rollback", "dense", "--refuse", config=path)
-    assert "--again" in edge_agent("install", second, config=path, ok=1).stderr
-    edge_agent("install", second, "--again", config=path)
+    assert "--force" in edge_agent("install", second, config=path, ok=1).stderr
+    edge_agent("install", second, "--force", config=path)
 
 
 def test_the_running_agent_serves_before_the_command_returns(

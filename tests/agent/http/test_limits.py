@@ -23,7 +23,7 @@ from agent import Agent
 from agent.http.limits import Limits
 from agent.http.wire import datatype
 from agent.service import client
-from agent.service.instance_lock import Running
+from agent.service.instance_lock import Instance
 from tests.agent import http_server
 
 QUICK = Limits(head_s=0.5, body_s=0.5, drop_s=0.5, stuck_s=0.5, keep_alive_s=1)
@@ -289,8 +289,8 @@ def test_a_flood_of_connections_is_cut_and_does_not_take_the_served_ones_down(ad
         assert exchange(first, VALID)[0] == 200
 
 
-def running(address: str) -> Running:
-    return Running(pid=os.getpid(), address=address, since=0.0)
+def running(address: str) -> Instance:
+    return Instance(pid=os.getpid(), address=address, since=0.0)
 
 
 def test_the_watchdogs_question_is_answered_however_many_connections_there_are(served):

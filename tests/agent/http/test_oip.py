@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from agent import Answer, Image
+from agent import Answer, EncodedImage
 from agent.http import oip, wire
-from agent.http.body_buffer import ALIGNMENT, Pieces
-from agent.http.oip import Request
+from agent.http.body_buffer import ALIGNMENT, BodyBuffer
+from agent.http.oip import OipRequest
 from edge_core.errors import InputError, Unavailable
 from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
 from edge_core.package.preprocess import ImageRecipe
@@ -88,7 +88,7 @@ def same(a: Array, b: Array) -> bool:
 def body_of(inputs: list[triton.InferInput], **more: Any) -> tuple[memoryview, int | None]:
     """What tritonclient sends, put together as the server does."""
     raw, length = Client.generate_request_body(inputs, **more)
-    pieces = Pieces()
+    pieces = BodyBuffer()
     pieces += raw
     return pieces.joined(length or 0), length
 
@@ -98,7 +98,7 @@ def given_input(name: str, a: Array, *, binary: bool = True) -> triton.InferInpu
     return i.set_data_from_numpy(a, binary_data=binary)
 
 
-def request(document: object, tail: bytes = b"", *, of: Manifest = DENSE) -> Request:
+def request(document: object, tail: bytes = b"", *, of: Manifest = DENSE) -> OipRequest:
     text = json.dumps(document).encode()
     length = len(text) if tail else None
     return oip.parse(memoryview(text + tail), length, of)
@@ -127,7 +127,7 @@ def test_what_is_encoded_is_decoded_by_tritonclient_as_the_same_tensors(data: st
     arrays = {f"out {i}": data.draw(tensor(finite=not b)) for i, b in enumerate(binary)}
     wanted = tuple(oip.Wanted(n, b) for n, b in zip(arrays, binary, strict=True))
     answer = Answer(model="m", version="3", digest="", outputs=arrays)
-    headers, parts = oip.encode(answer, Request(inputs={}, wanted=wanted, id="é"))
+    headers, parts = oip.encode(answer, OipRequest(inputs={}, wanted=wanted, id="é"))
     told = dict(headers)
     raw = b"".join(parts)
     assert int(told[b"content-length"]) == len(raw)
@@ -157,7 +157,7 @@ def test_any_bytes_are_a_request_or_an_input_error(data: st.DataObject):
         damaged[at : at + data.draw(st.integers(0, 9))] = piece
     length = data.draw(st.sampled_from([length, None, len(damaged), 10]))
     with suppress(InputError):  # the only error allowed out
-        assert isinstance(oip.parse(memoryview(bytes(damaged)), length, DENSE), Request)
+        assert isinstance(oip.parse(memoryview(bytes(damaged)), length, DENSE), OipRequest)
 
 
 JSON = st.recursive(
@@ -384,7 +384,7 @@ def test_a_picture_is_one_element_of_bytes_for_a_package_with_a_recipe():
     raw = struct.pack("<I", 3) + b"\x89PN"
     for shape in ([1], [1, 1]):
         found = request(bytes_of(7, datatype="BYTES", shape=shape), raw, of=PICTURE)
-        assert found.inputs == Image(b"\x89PN")
+        assert found.inputs == EncodedImage(b"\x89PN")
     two = bytes_of(8, datatype="BYTES", shape=[2])
     with pytest.raises(InputError, match="a picture is one BYTES element"):
         request(two, b"\0" * 8, of=PICTURE)
@@ -435,7 +435,7 @@ def test_classification_needs_rows_of_scores(spec: tuple[str, tuple[int, ...]]):
 
 def classified(a: Array, count: int, *, version: str = "3") -> list[Any]:
     answer = Answer(model="m", version=version, digest="", outputs={"y": a})
-    asked = Request(
+    asked = OipRequest(
         inputs={}, wanted=(oip.Wanted("y", False, count),), version="3", labels=("a", "b: c")
     )
     (output,) = json.loads(b"".join(oip.encode(answer, asked)[1]))["outputs"]
@@ -460,7 +460,7 @@ def test_labels_of_another_version_are_not_given():
 @pytest.mark.parametrize("outputs", [{"z": np.zeros((1, 3))}, {"y": np.zeros((1, 3, 1))}])
 def test_an_answer_of_a_model_that_came_meanwhile_and_does_not_fit_is_unavailable(outputs):
     answer = Answer(model="m", version="4", digest="", outputs=outputs)
-    asked = Request(inputs={}, wanted=(oip.Wanted("y", False, 2),), version="3")
+    asked = OipRequest(inputs={}, wanted=(oip.Wanted("y", False, 2),), version="3")
     with pytest.raises(Unavailable, match="m 4 came meanwhile"):
         oip.encode(answer, asked)
 
@@ -470,7 +470,7 @@ def test_top_adds_the_agents_best_classes_as_an_output():
         model="m", version="3", digest="", cached="exact",
         outputs={"y": np.array([[0.1, 0.9]], np.float32)}, top=(Scored(1, "b", 0.9),),
     )  # fmt: skip
-    asked = Request(inputs={}, wanted=(oip.Wanted("y", False),), top=1)
+    asked = OipRequest(inputs={}, wanted=(oip.Wanted("y", False),), top=1)
     document = json.loads(b"".join(oip.encode(answer, asked)[1]))
     assert document["parameters"] == {"cached": "exact"}
     assert document["outputs"][1] == {
@@ -481,7 +481,7 @@ def test_top_adds_the_agents_best_classes_as_an_output():
 def test_top_of_several_rows_are_the_best_classes_of_each():
     scores = np.array([[0.25, 0.75], [1, 0]], np.float32)
     answer = Answer(model="m", version="3", digest="", outputs={"y": scores})
-    asked = Request(
+    asked = OipRequest(
         inputs={}, wanted=(oip.Wanted("y", False),), top=1, version="3", labels=("a", "b")
     )
     document = json.loads(b"".join(oip.encode(answer, asked)[1]))
@@ -493,7 +493,7 @@ def test_top_of_several_rows_are_the_best_classes_of_each():
 def test_json_has_no_word_for_what_is_not_finite():
     a = np.array([np.nan, np.inf, 1], np.float32)
     answer = Answer(model="m", version="3", digest="", outputs={"y": a})
-    asked = Request(inputs={}, wanted=(oip.Wanted("y", False),))
+    asked = OipRequest(inputs={}, wanted=(oip.Wanted("y", False),))
     assert json.loads(b"".join(oip.encode(answer, asked)[1]))["outputs"][0]["data"] == [
         None, None, 1.0,
     ]  # fmt: skip
@@ -509,14 +509,14 @@ def test_binary_tensors_are_not_copied():
     outputs: Feeds = {"y": x}
     _, parts = oip.encode(
         Answer(model="m", version="3", digest="", outputs=outputs),
-        Request(inputs={}, wanted=(oip.Wanted("y", True),)),
+        OipRequest(inputs={}, wanted=(oip.Wanted("y", True),)),
     )
     assert np.shares_memory(np.frombuffer(parts[1], np.uint8), x)
 
 
 @given(sizes=st.lists(st.integers(0, 9000), max_size=6), lead=st.integers(0, 500))
 def test_pieces_are_joined_in_order_with_an_aligned_lead(sizes: list[int], lead: int):
-    pieces, want = Pieces(), b""
+    pieces, want = BodyBuffer(), b""
     for i, size in enumerate(sizes):
         piece = bytes([i]) * size
         pieces += piece
@@ -530,7 +530,7 @@ def test_pieces_are_joined_in_order_with_an_aligned_lead(sizes: list[int], lead:
 
 def test_a_body_of_many_tiny_pieces_takes_little_more_than_its_size():
     tracemalloc.start()
-    pieces = Pieces()
+    pieces = BodyBuffer()
     for _ in range(100_000):
         pieces += bytes(2)
     held, _ = tracemalloc.get_traced_memory()

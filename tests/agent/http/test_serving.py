@@ -17,7 +17,7 @@ import tritonclient.http as triton
 from PIL import Image as Pillow
 from tritonclient.utils import InferenceServerException
 
-from agent import Agent, Image
+from agent import Agent, EncodedImage
 from agent.config import Serve
 from agent.http.wire import datatype_of
 from edge_core.tensors import DTYPES, Array
@@ -170,7 +170,7 @@ def encoded(picture: np.ndarray) -> bytes:
 def test_an_encoded_picture_is_prepared_by_the_recipe_and_labelled(agent, client):
     quarters = np.kron(np.array([[10, 20], [250, 40]]), np.ones((16, 16))).astype(np.uint8)
     png = encoded(quarters)
-    want = agent.infer("picture", Image(png)).outputs["scores"]
+    want = agent.infer("picture", EncodedImage(png)).outputs["scores"]
     given = tensor("pixels", np.array([png], object))
     answer = client.infer("picture", [given], parameters={"top": 2})
     assert np.array_equal(answer.as_numpy("scores"), want)

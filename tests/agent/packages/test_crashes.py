@@ -1,4 +1,4 @@
-"""Crash loops: the model that brings the agent down is taken back, and the others go on serving."""
+"""Crash loops: the model that brings the agent down is rolled back, and the others go on serving."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from agent.config import Config
 from agent.config import Crash as Limits
 from agent.packages import crashes
-from agent.packages.crashes import FILE, Crash, History, Suspect, TakenBack, step
-from agent.packages.journal import Inside, Journal
+from agent.packages.crashes import FILE, AutoRollback, Crash, History, Suspect, step
+from agent.packages.journal import InFlight, Journal
 from agent.packages.slots import Batching, Slot, Slots, Tuning
 from edge_core.errors import StorageError
 
@@ -139,10 +139,10 @@ def two(tmp_path: Path) -> Config:
     return config
 
 
-def inside(config: Config, name: str = "dense") -> tuple[Inside, ...]:
+def inside(config: Config, name: str = "dense") -> tuple[InFlight, ...]:
     current = Slots(config.root).active(name).current
     assert current
-    return (Inside(name, current.digest),)
+    return (InFlight(name, current.digest),)
 
 
 def test_a_crash_loop_falls_back_to_the_previous_version_and_then_disables_it(two):
@@ -151,22 +151,22 @@ def test_a_crash_loop_falls_back_to_the_previous_version_and_then_disables_it(tw
     assert first
     assert second
     for now in (1.0, 2.0):
-        assert crashes.take_back(slots, inside(two), two.crash, now) is None
+        assert crashes.auto_rollback(slots, inside(two), two.crash, now) is None
         assert slots.active("dense").current == second
     why = "the agent died 3 times within 600 s while this model was loading or computing"
-    done = crashes.take_back(slots, inside(two), two.crash, 3.0)
-    assert done == TakenBack("dense", second.digest, why, first.digest)
+    done = crashes.auto_rollback(slots, inside(two), two.crash, 3.0)
+    assert done == AutoRollback("dense", second.digest, why, first.digest)
     active = slots.active("dense")
     assert (active.current, active.previous) == (first, None)
     assert active.refused == (second.digest,)
 
     for now in (4.0, 5.0):
-        assert crashes.take_back(slots, inside(two), two.crash, now) is None
-    done = crashes.take_back(slots, inside(two), two.crash, 6.0)
-    assert done == TakenBack("dense", first.digest, why, "")
+        assert crashes.auto_rollback(slots, inside(two), two.crash, now) is None
+    done = crashes.auto_rollback(slots, inside(two), two.crash, 6.0)
+    assert done == AutoRollback("dense", first.digest, why, "")
     assert slots.active("dense").disabled == why
     for now in (7.0, 8.0, 9.0):  # what is disabled is not inside, whatever the journal says
-        assert crashes.take_back(slots, inside(two), two.crash, now) is None
+        assert crashes.auto_rollback(slots, inside(two), two.crash, now) is None
     assert slots.active("steady").disabled == ""
 
 
@@ -174,16 +174,16 @@ def test_only_the_version_that_is_served_is_blamed(two):
     slots = Slots(two.root)
     previous = slots.active("dense").previous
     assert previous
-    gone = (Inside("dense", previous.digest), Inside("removed", previous.digest))
+    gone = (InFlight("dense", previous.digest), InFlight("removed", previous.digest))
     for now in range(5):
-        assert crashes.take_back(slots, gone, two.crash, float(now)) is None
+        assert crashes.auto_rollback(slots, gone, two.crash, float(now)) is None
     assert not (two.root / FILE).exists()
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'{"crashes": 7}', b"\xff"])
 def test_a_damaged_history_is_an_empty_one(two, raw):
     (two.root / FILE).write_bytes(raw)
-    assert crashes.take_back(Slots(two.root), inside(two), two.crash, 1.0) is None
+    assert crashes.auto_rollback(Slots(two.root), inside(two), two.crash, 1.0) is None
     assert len(msgspec.json.decode((two.root / FILE).read_bytes(), type=History).crashes) == 1
     assert stat.S_IMODE((two.root / FILE).stat().st_mode) == 0o600
 
@@ -193,7 +193,7 @@ def test_a_read_only_disk_is_told(small_disk):
     Slots(config.root).switch(served("dense", 1))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(StorageError, match="read-only"):
-        crashes.take_back(Slots(config.root), inside(config), config.crash, 1.0)
+        crashes.auto_rollback(Slots(config.root), inside(config), config.crash, 1.0)
 
 
 CRASHING = """
@@ -206,7 +206,7 @@ from agent.packages.slots import Slots
 config, name, sig = Config(data_dir=sys.argv[1]), sys.argv[2], int(sys.argv[3])
 slots = Slots(config.root)
 journal, inside = Journal.open(config.root / "journal")
-crashes.take_back(slots, inside, config.crash, time.time())
+crashes.auto_rollback(slots, inside, config.crash, time.time())
 active = slots.active(name)
 if active.disabled:
     sys.exit("disabled")

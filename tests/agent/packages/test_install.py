@@ -148,7 +148,7 @@ def test_a_third_package_drives_out_the_first(config, make_package):
 
 def test_again_tests_and_tunes_the_current_package_anew(config, make_package):
     first = install(config, make_package())
-    done = install(config, make_package(), again=True)
+    done = install(config, make_package(), force=True)
     assert done.golden
     assert not done.already
     assert done.previous is None
@@ -171,14 +171,14 @@ def test_a_refused_package_is_installed_by_force_only(config, make_package):
     install(config, make_package(version="2", seed=2))
     slots = Slots(config.root)
     slots.rollback("dense", refuse=True)
-    with pytest.raises(InputError, match="dense 2 was taken back here: it failed in use") as e:
+    with pytest.raises(InputError, match="dense 2 was rolled back here: it failed in use") as e:
         install(config, make_package(version="2", seed=2))
-    assert "--again" in e.value.hint
-    done = install(config, make_package(version="2", seed=2), again=True)
+    assert "--force" in e.value.hint
+    done = install(config, make_package(version="2", seed=2), force=True)
     assert slots.active("dense").refused == ()
     assert done.slot.version == "2"
     slots.disable("dense", "it crashed 3 times")
-    with pytest.raises(InputError, match="taken back here: it crashed 3 times"):
+    with pytest.raises(InputError, match="rolled back here: it crashed 3 times"):
         install(config, make_package(version="2", seed=2))
 
 

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.packages.journal import MAX_MODELS, Inside, Journal
+from agent.packages.journal import MAX_MODELS, InFlight, Journal
 from edge_core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "sha256:" + "0" * 64
 
 
-def died(path: Path, script: str, sig: int = signal.SIGKILL) -> tuple[Inside, ...]:
+def died(path: Path, script: str, sig: int = signal.SIGKILL) -> tuple[InFlight, ...]:
     """What the journal says after a process that ran ``script`` died of ``sig`` there."""
     code = textwrap.dedent(
         f"""
@@ -48,17 +48,17 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def test_a_process_that_is_killed_inside_a_model_leaves_its_name(tmp_path):
-    assert died(tmp_path / "j", f"journal.enter(a); {KILL}") == (Inside("a", DIGEST),)
+    assert died(tmp_path / "j", f"journal.enter(a); {KILL}") == (InFlight("a", DIGEST),)
 
 
 def test_a_segmentation_fault_leaves_the_name_as_well(tmp_path):
     script = "import ctypes; journal.enter(b); ctypes.string_at(0)"
-    assert died(tmp_path / "j", script, signal.SIGSEGV) == (Inside("b", DIGEST),)
+    assert died(tmp_path / "j", script, signal.SIGSEGV) == (InFlight("b", DIGEST),)
 
 
 def test_every_model_that_was_inside_is_told(tmp_path):
     script = f"journal.enter(a); journal.enter(b); {KILL}"
-    assert died(tmp_path / "j", script) == (Inside("a", DIGEST), Inside("b", DIGEST))
+    assert died(tmp_path / "j", script) == (InFlight("a", DIGEST), InFlight("b", DIGEST))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_process_that_is_killed_outside_or_after_a_stop_blames_nobody(tmp_path
 
 def test_a_model_is_inside_until_the_last_thread_has_left(tmp_path):
     script = f"journal.enter(a); journal.enter(a); journal.leave(a); {KILL}"
-    assert died(tmp_path / "j", script) == (Inside("a", DIGEST),)
+    assert died(tmp_path / "j", script) == (InFlight("a", DIGEST),)
     script = f"journal.enter(a); journal.enter(a); journal.leave(a); journal.leave(a); {KILL}"
     assert died(tmp_path / "j", script) == ()
 
@@ -113,7 +113,7 @@ def test_a_reboot_is_no_crash(tmp_path):
     first.enter(first.add("a", DIGEST))
     raw = (tmp_path / "j").read_bytes()
     first.close()
-    for boot, expected in (("monday", (Inside("a", DIGEST),)), ("tuesday", ()), ("", ())):
+    for boot, expected in (("monday", (InFlight("a", DIGEST),)), ("tuesday", ()), ("", ())):
         (tmp_path / "j").write_bytes(raw)
         journal, inside = Journal.open(tmp_path / "j", boot_id=boot)
         journal.close()

@@ -61,7 +61,7 @@ def test_it_tells_the_manager_when_it_is_ready_reloads_and_stops(
         assert heard(manager)[0] == "READY=1"
         assert service.end() == 0
         assert heard(manager)[0] == "STOPPING=1"
-    assert instance_lock.found(installed.root) is None
+    assert instance_lock.find_instance(installed.root) is None
     assert not (installed.root / instance_lock.FILE).exists()
     lines = service.log.read_text().splitlines()
     assert lines
@@ -81,7 +81,7 @@ def test_after_a_kill_nothing_is_in_the_way(installed: Config):
     with Service(installed) as first:
         assert first.end(signal.SIGKILL) == -signal.SIGKILL
     assert (installed.root / instance_lock.FILE).exists()  # and yet:
-    assert instance_lock.found(installed.root) is None
+    assert instance_lock.find_instance(installed.root) is None
     with Service(installed) as second:
         assert client.ready(second.here)
 
@@ -129,7 +129,7 @@ def test_what_is_wrong_at_the_start_is_told(config: Config, tmp_path: Path):
     assert done.returncode == 1
     assert "not understood: --fast" in done.stderr
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="Not a directory"), instance_lock.alone(tmp_path / "file"):
+    with pytest.raises(InputError, match="Not a directory"), instance_lock.hold(tmp_path / "file"):
         pass
 
 
@@ -158,7 +158,7 @@ def test_a_read_only_disk_does_not_keep_it_from_serving(
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         with Service(installed, ready=False) as service:
             address = f"unix:{config.http.socket}"
-            here = instance_lock.Running(pid=service.process.pid, address=address, since=0.0)
+            here = instance_lock.Instance(pid=service.process.pid, address=address, since=0.0)
             until(lambda: client.live(here) and client.ready(here))
             assert "event=not_announced" in service.log.read_text()
             assert service.end() == 0
@@ -253,7 +253,7 @@ def test_a_server_that_does_not_answer_is_not_alive(installed: Config):
         assert client.live(here)
 
 
-def test_a_hung_runtime_stops_the_pings_and_is_taken_back(
+def test_a_hung_runtime_stops_the_pings_and_is_rolled_back(
     config: Config, manager: socket.socket, tmp_path: Path
 ):
     """As systemd would: no pings, SIGABRT, a new start; then the previous version serves."""
@@ -277,7 +277,7 @@ def test_a_hung_runtime_stops_the_pings_and_is_taken_back(
         asking.join()
     with Service(config) as service:
         assert service.digest("turner") == good
-        assert "event=taken_back model=turner" in service.log.read_text()
+        assert "event=auto_rollback model=turner" in service.log.read_text()
 
 
 def test_being_ended_twice_in_an_inference_is_no_crash(config: Config, tmp_path: Path):
@@ -295,7 +295,7 @@ def test_being_ended_twice_in_an_inference_is_no_crash(config: Config, tmp_path:
         asking.join()
     with Service(config) as service:
         assert service.digest("turner") == digest
-        assert "event=taken_back" not in service.log.read_text()
+        assert "event=auto_rollback" not in service.log.read_text()
 
 
 # --- files --------------------------------------------------------------------------------------

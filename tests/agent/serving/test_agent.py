@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from agent import Agent, Answer, Image
+from agent import Agent, Answer, EncodedImage
 from agent.caches import calibration
 from agent.caches.rules import Rule
 from agent.config import Config, Serve
@@ -92,7 +92,7 @@ def test_submit_answers_on_another_thread(installed):
         ("dense", {"z": X["x"]}, InputError, "no input 'z'"),
         ("dense", {"x": np.zeros((1, 5), np.float32)}, InputError, "shape 1x5"),
         ("dense", {"x": np.full((1, 4), np.nan, np.float32)}, InputError, "contains NaN"),
-        ("dense", Image(b"no picture"), InputError, "no preprocessing recipe"),
+        ("dense", EncodedImage(b"no picture"), InputError, "no preprocessing recipe"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_its_reason(installed, name, feeds, error, text):
@@ -304,18 +304,18 @@ def test_a_picture_that_waits_beyond_its_deadline_is_not_decoded(config, make_pa
     told, refused = Told(), 0
     with Agent(config) as agent:
         with pytest.raises(InputError):  # the recipe's tensor is no row of four: it was decoded
-            agent.infer("dense", Image(picture.getvalue()))
+            agent.infer("dense", EncodedImage(picture.getvalue()))
         start = time.monotonic()
         for _ in range(60):
             try:
-                agent.submit("dense", Image(picture.getvalue()), told, deadline_ms=100)
+                agent.submit("dense", EncodedImage(picture.getvalue()), told, deadline_ms=100)
             except Overloaded:
                 refused += 1
         answers = told.wait(60 - refused)
         took = time.monotonic() - start
         alone = time.monotonic()
         with pytest.raises(InputError):
-            agent.infer("dense", Image(picture.getvalue()))
+            agent.infer("dense", EncodedImage(picture.getvalue()))
         alone = time.monotonic() - alone
     late = sum(isinstance(a, DeadlineExceeded) for a in answers)
     assert late + refused > 30
@@ -330,7 +330,7 @@ def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(config, 
     picture = io.BytesIO()
     PIL.Image.fromarray(np.zeros((101, 100), np.uint8)).save(picture, "PNG")
     with Agent(config) as agent, pytest.raises(InputError, match="at most 10000 are decoded"):
-        agent.infer("dense", Image(picture.getvalue()))
+        agent.infer("dense", EncodedImage(picture.getvalue()))
 
 
 def test_an_agent_without_a_model_is_ready_and_empty(config):

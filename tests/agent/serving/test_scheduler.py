@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agent.serving.batches import Policy
-from agent.serving.scheduler import Ran, Scheduler
+from agent.serving.scheduler import Completion, Scheduler
 from edge_core.errors import (
     DeadlineExceeded,
     EdgeError,
@@ -62,14 +62,14 @@ class Answers:
     """What done() was called with."""
 
     def __init__(self) -> None:
-        self.got: list[Ran] = []
+        self.got: list[Completion] = []
         self._arrived = threading.Semaphore(0)
 
-    def done(self, ran: Ran) -> None:
+    def done(self, ran: Completion) -> None:
         self.got.append(ran)
         self._arrived.release()
 
-    def wait(self, n: int) -> list[Ran]:
+    def wait(self, n: int) -> list[Completion]:
         for _ in range(n):
             assert self._arrived.acquire(timeout=30)
         return self.got

@@ -1,7 +1,7 @@
 """What one connection may cost: uvicorn's protocol with bounds that it does not have.
 
 uvicorn waits for ever for a request's head, keeps whatever its parser keeps of it, and writes to a
-client that does not read until it does. A Guard closes such connections; the App sees whole heads
+client that does not read until it does. A ConnectionGuard closes such connections; the App sees whole heads
 only, and bounds bodies itself.
 """
 
@@ -11,14 +11,14 @@ import asyncio
 from typing import Any
 
 from agent.http.app import busy
-from agent.http.body_buffer import Pieces
+from agent.http.body_buffer import BodyBuffer
 from agent.http.limits import Limits
 
 GATHER = 1_000_000  # bytes of a body that come together before the application is woken ...
 GATHER_ALL = 32_000_000  # ... and of all connections
 
 
-class Guard(asyncio.Protocol):
+class ConnectionGuard(asyncio.Protocol):
     """Mixed into one of uvicorn's HTTP protocols, which has these attributes."""
 
     limits: Limits
@@ -66,7 +66,7 @@ class Guard(asyncio.Protocol):
             super().on_body(body)  # type: ignore[misc]  # with h11 nobody calls this
         elif not cycle.response_complete:
             if not cycle.body:
-                cycle.body = Pieces()
+                cycle.body = BodyBuffer()
             cycle.body += body
 
     def check(self, now: float) -> None:
