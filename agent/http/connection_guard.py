@@ -1,8 +1,8 @@
 """What one connection may cost: uvicorn's protocol with bounds that it does not have.
 
 uvicorn waits for ever for a request's head, keeps whatever its parser keeps of it, and writes to a
-client that does not read until it does. A ConnectionGuard closes such connections; the App sees whole heads
-only, and bounds bodies itself.
+client that does not read until it does. A ConnectionGuard closes such connections; the App sees
+whole heads only, and bounds bodies itself.
 """
 
 from __future__ import annotations

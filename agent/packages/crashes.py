@@ -1,7 +1,7 @@
 """A model that brings the agent down again and again is rolled back.
 
     step(history, crash, limits, now) -> (history, guilty?)     the decision: no files, no clock
-    auto_rollback(slots, inside, limits, now) -> AutoRollback | None   the shell, once at every start
+    auto_rollback(slots, inside, limits, now)                   the shell, once at every start
 
 A crash is a process that died without being asked to while models were inside a runtime
 (agent.packages.journal): SIGSEGV, an out-of-memory kill, a watchdog's SIGABRT; not a reboot, not a

@@ -1,8 +1,8 @@
 """Is an agent running on this data directory, and where? One lock and one small file.
 
-    with hold(root):                 this process is the agent; InputError if another one is
-        write_instance(root, address)     writes agent.json, which goes away with the block
-    find_instance(root) -> Instance | None asked by a command
+    with hold(root):                          this process is the agent; InputError if another is
+        write_instance(root, address)         writes agent.json, which goes away with the block
+    find_instance(root) -> Instance | None    for a command
 
 The lock, on the directory itself, is what counts: it needs no writable disk, and the kernel frees
 it however the process ended, so an agent.json that a crash left behind misleads nobody.

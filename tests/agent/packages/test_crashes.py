@@ -1,4 +1,4 @@
-"""Crash loops: the model that brings the agent down is rolled back, and the others go on serving."""
+"""Crash loops: the model that brings the agent down is rolled back; the others go on serving."""
 
 from __future__ import annotations
 
