@@ -33,7 +33,6 @@ from onnx import numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
-import converters.tflite.ops  # noqa: F401  (registers; before the forks)
 from converters.tflite.lower import to_tflite
 from edge_core.errors import EdgeError
 from edge_core.files import write_whole

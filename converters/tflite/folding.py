@@ -119,30 +119,30 @@ class _Folding:
         self._makers = {id(t): op for op in graph.ops for t in op.outputs}
 
     def run(self) -> None:
-        self._graph.ops = [op for op in self._graph.ops if not self._folded(op)]
+        self._graph.ops = [op for op in self._graph.ops if not self._try_fold(op)]
 
-    def _folded(self, op: Op) -> bool:
+    def _try_fold(self, op: Op) -> bool:
         """Put ``op`` into the layer before it; False if that cannot be done."""
         found = _constant_operand(op)
         if found is None:
             return False
         x, c, negative = found
-        last = before = self._sole(x)
-        if before is not None and before.code == "RESHAPE" and _same_channels(before):
-            before = self._sole(before.inputs[0])
+        last = before = self._sole_maker(x)
+        if before is not None and before.code == "RESHAPE" and _has_same_channels(before):
+            before = self._sole_maker(before.inputs[0])
         if last is None or before is None or before.code not in CHANNELS:
             return False
-        if x.shape != op.outputs[0].shape or not self._changed(before, op.code, c, negative):
+        if x.shape != op.outputs[0].shape or not self._try_change(before, op.code, c, negative):
             return False
         last.outputs = op.outputs
         self._makers[id(op.outputs[0])] = last
         return True
 
-    def _sole(self, t: Tensor | None) -> Op | None:
+    def _sole_maker(self, t: Tensor | None) -> Op | None:
         """What makes a tensor that has one reader."""
         return self._makers.get(id(t)) if t is not None and self._uses[id(t)] == 1 else None
 
-    def _changed(self, layer: Op, code: str, c: Array, negative: bool) -> bool:
+    def _try_change(self, layer: Op, code: str, c: Array, negative: bool) -> bool:
         """Give the layer other constants; False if it cannot have them."""
         w, b = layer.inputs[WEIGHTS], _bias(layer)
         if w is None or w.data is None or w.dtype != np.float32 or b is None:
@@ -154,7 +154,7 @@ class _Folding:
             return False
         c = np.broadcast_to(c.reshape(-1).astype(np.float64), (count,))
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            factor, term = _affine(code, c, negative)
+            factor, term = _to_affine(code, c, negative)
             weights, bias = w.data, (b * factor + term).astype(np.float32)
             if np.any(factor != 1):
                 if self._uses[id(w)] > 1:
@@ -177,7 +177,7 @@ def _bias(layer: Op) -> Array | None:
     return None if b is None or b.data is None else b.data.astype(np.float64)
 
 
-def _affine(code: str, c: Array, negative: bool) -> tuple[Array, Array]:
+def _to_affine(code: str, c: Array, negative: bool) -> tuple[Array, Array]:
     """The operator as y * factor + term."""
     one, zero = np.ones_like(c), np.zeros_like(c)
     if code in ("MUL", "DIV"):
@@ -206,6 +206,6 @@ def _constant_operand(op: Op) -> tuple[Tensor, Array, bool] | None:
     return a, c, swapped and op.code == "SUB"
 
 
-def _same_channels(reshape: Op) -> bool:
+def _has_same_channels(reshape: Op) -> bool:
     before, after = reshape.inputs[0], reshape.outputs[0]
     return before is not None and before.shape[-1:] == after.shape[-1:]

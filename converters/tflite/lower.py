@@ -5,6 +5,7 @@ to_tflite(model, out, layout="NHWC") -> Lowered
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from converters.onnx import file as onnx_file
 from converters.tflite import flatbuffer, versions
 from converters.tflite.folding import fold
 from converters.tflite.graph import Graph
+from converters.tflite.node import Lowering
+from converters.tflite.ops.table import LOWERINGS
 from converters.tflite.patterns import rewrite
 from converters.tflite.scope import Scope
-from converters.tflite.values import Value, Values, channels_last, constant, identity
+from converters.tflite.values import PlacedValue, Placer, channels_last, constant, identity
 from edge_core.errors import ConvertError
 from edge_core.extras import need
 from edge_core.tensors import TensorSpec
@@ -45,10 +48,10 @@ class Lowered(msgspec.Struct, frozen=True):
 class Lowerer:
     """One conversion."""
 
-    def __init__(self, model: ModelProto, layout: str) -> None:
+    def __init__(self, model: ModelProto, layout: str, lowerings: Mapping[str, Lowering]) -> None:
         self.graph = Graph()
-        self.values = Values(self.graph)
-        self._model, self._layout = model, layout
+        self.placer = Placer(self.graph)
+        self._model, self._layout, self._lowerings = model, layout, lowerings
 
     def lower(self) -> Lowered:
         """Fill the graph; raises ConvertError naming the op that stands in the way."""
@@ -58,14 +61,14 @@ class Lowerer:
         inputs = [self._input(v, known) for v in graph.input if v.name not in known]
         opsets = {i.domain: i.version for i in self._model.opset_import}
         opsets.setdefault("", opsets.pop("ai.onnx", 1))
-        scope = Scope(self.graph, self.values, known, opsets)
-        scope.run(graph.node)
+        scope = Scope(self.graph, self.placer, self._lowerings, known, opsets)
+        scope.lower_nodes(graph.node)
         outputs = [self._output(v.name, scope.values[v.name]) for v in graph.output]
         fold(self.graph)
         self.graph.finish()
         return Lowered(tuple(inputs), tuple(outputs))
 
-    def _input(self, proto: Any, known: dict[str, Value]) -> TensorSpec:
+    def _input(self, proto: Any, known: dict[str, PlacedValue]) -> TensorSpec:
         onnx = need("onnx", "onnx")
         kind = proto.type.tensor_type
         dims = kind.shape.dim
@@ -78,12 +81,12 @@ class Lowerer:
         )
         axes = NHWC if last else identity(len(shape))
         tensor = self.graph.input(proto.name, tuple(shape[a] for a in axes), dtype)
-        known[proto.name] = Value(shape, dtype, tensor, axes)
+        known[proto.name] = PlacedValue(shape, dtype, tensor, axes)
         return TensorSpec(proto.name, str(dtype), tensor.shape, "NHWC" if last else "")
 
-    def _output(self, name: str, value: Value) -> TensorSpec:
+    def _output(self, name: str, value: PlacedValue) -> TensorSpec:
         image = self._layout == "NHWC" and value.axes == channels_last(4)
-        tensor = self.values.stored(value, NHWC if image else None)
+        tensor = self.placer.place(value, NHWC if image else None)
         ends = (*self.graph.inputs, *self.graph.outputs)
         if tensor.data is not None or tensor in ends:  # an output is a tensor of its own
             shape = np.array(tensor.shape, np.int32)
@@ -111,15 +114,30 @@ def _is_image(graph: GraphProto, name: str) -> bool:
     return False
 
 
-def to_tflite(model: Path, out: Path, *, layout: str = "NHWC") -> Lowered:
-    """Write the float TFLite file of a static ONNX model; raises ConvertError."""
-    return write(onnx_file.load(model), out, layout=layout)
+def to_tflite(
+    model: Path,
+    out: Path,
+    *,
+    layout: str = "NHWC",
+    lowerings: Mapping[str, Lowering] = LOWERINGS,
+) -> Lowered:
+    """Write the float TFLite file of a static ONNX model; raises ConvertError.
+
+    With ``layout`` "NHWC" images at the ends have their channels last, with "NCHW" they have the
+    order of the ONNX model. ``lowerings`` is the table of op -> function.
+    """
+    return write(onnx_file.load(model), out, layout=layout, lowerings=lowerings)
 
 
-def write(model: ModelProto, out: Path, *, layout: str) -> Lowered:
+def write(
+    model: ModelProto,
+    out: Path,
+    *,
+    layout: str,
+    lowerings: Mapping[str, Lowering] = LOWERINGS,
+) -> Lowered:
     """to_tflite() for a model in memory."""
-    need("converters.tflite.ops", "tflite")  # registers them; they import this package's node.py
-    lowerer = Lowerer(model, layout)
+    lowerer = Lowerer(model, layout, lowerings)
     lowered = lowerer.lower()
     built = lowerer.graph.to_model()
     versions.stamp(built)

@@ -1,4 +1,4 @@
-"""One ONNX node, as the functions of converters.tflite.ops see it, and the registry of these."""
+"""One ONNX node, as the functions of converters.tflite.ops see it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters.tflite.graph import Shape, Tensor
-from converters.tflite.values import Axes, Value, identity, reshape
+from converters.tflite.values import Axes, PlacedValue, identity, reshape
 from edge_core.errors import ConvertError
 from edge_core.extras import need
 from edge_core.tensors import Array
@@ -19,20 +19,7 @@ if TYPE_CHECKING:
     from converters.tflite.scope import Scope
 
 Lowering = Callable[["Node"], None]
-REGISTRY: dict[str, Lowering] = {}
 WAY_OUT = "an ONNX package (onnx-*) runs it; or replace the op before exporting"
-
-
-def op(*names: str) -> Callable[[Lowering], Lowering]:
-    """Register the function that lowers the ONNX ops of these names."""
-
-    def register(function: Lowering) -> Lowering:
-        for name in names:
-            if REGISTRY.setdefault(name, function) is not function:
-                raise TypeError(f"{name} is lowered twice")
-        return function
-
-    return register
 
 
 class Node:
@@ -40,7 +27,7 @@ class Node:
 
     def __init__(self, scope: Scope, proto: NodeProto, shapes: Sequence[Shape], dtypes: Any):
         self.scope, self.proto, self.op = scope, proto, proto.op_type
-        self.graph, self._values = scope.graph, scope.placed
+        self.graph, self._placer = scope.graph, scope.placer
         self.emit, self.ints = self.graph.emit, self.graph.ints
         self.shapes, self.dtypes = shapes, dtypes  # of the outputs
         helper = need("onnx.helper", "onnx")
@@ -56,53 +43,55 @@ class Node:
         value = self.attributes.get(name, default)
         return value.decode() if isinstance(value, bytes) else value
 
-    def has(self, index: int) -> bool:
+    def has_input(self, index: int) -> bool:
         """Is there an input at that place?"""
         return index < len(self.proto.input) and bool(self.proto.input[index])
 
-    def wants(self, index: int) -> bool:
+    def has_output(self, index: int) -> bool:
         """Does anybody read that output?"""
         return index < len(self.proto.output) and bool(self.proto.output[index])
 
-    def value(self, index: int) -> Value:
+    def value(self, index: int) -> PlacedValue:
         """An input."""
         return self.scope.values[self.proto.input[index]]
 
     def array(self, index: int) -> Array | None:
         """An input that is constant; None if it is not, or not there."""
-        return self.value(index).array if self.has(index) else None
+        return self.value(index).array if self.has_input(index) else None
 
-    def constant(self, index: int, what: str) -> Array:
+    def require_constant(self, index: int, what: str) -> Array:
         """An input that must be constant, or ConvertError."""
         array = self.array(index)
         if array is None:
             raise self.refusal(f"{what} is computed at run time")
         return array
 
-    def listed(self, index: int, name: str, default: Sequence[int] | None) -> list[int] | None:
+    def read_int_list(
+        self, index: int, name: str, default: Sequence[int] | None
+    ) -> list[int] | None:
         """A list that newer opsets give as a constant input and older ones as an attribute."""
-        if self.has(index):
-            return [int(v) for v in self.constant(index, name).reshape(-1)]
+        if self.has_input(index):
+            return [int(v) for v in self.require_constant(index, name).reshape(-1)]
         found = self.attr(name, default)
         return None if found is None else [int(v) for v in found]
 
-    def stored(self, index: int, axes: Axes | None = None) -> Tensor:
+    def place_input(self, index: int, axes: Axes | None = None) -> Tensor:
         """An input in the order ``axes``, or in that of ONNX."""
-        return self._values.stored(self.value(index), axes)
+        return self._placer.place(self.value(index), axes)
 
-    def place(self, value: Value, axes: Axes | None = None) -> Tensor:
+    def place(self, value: PlacedValue, axes: Axes | None = None) -> Tensor:
         """Any value in the order ``axes``, or in that of ONNX."""
-        return self._values.stored(value, axes)
+        return self._placer.place(value, axes)
 
     def const(self, value: Any, dtype: Any = np.float32) -> Tensor:
         """A constant tensor."""
         return self.graph.constant(np.asarray(value, dtype))
 
-    def reshaped(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    def reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         """The same bytes in another shape."""
         return reshape(self.graph, tensor, shape)
 
-    def give(self, tensor: Tensor, axes: Axes | None = None, index: int = 0) -> None:
+    def set_output(self, tensor: Tensor, axes: Axes | None = None, index: int = 0) -> None:
         """Set an output: stored as ``tensor`` in the order ``axes``, or in that of ONNX."""
         name = self.proto.output[index]
         if not tensor.name and tensor.data is None:
@@ -111,11 +100,11 @@ class Node:
         shape = tuple(tensor.shape[axes.index(i)] for i in range(len(axes)))
         if tensor.data is not None:
             array = np.transpose(tensor.data, [axes.index(i) for i in range(len(axes))])
-            self.scope.values[name] = Value(shape, array.dtype, array=array)
+            self.scope.values[name] = PlacedValue(shape, array.dtype, array=array)
         else:
-            self.scope.values[name] = Value(shape, tensor.dtype, tensor, axes)
+            self.scope.values[name] = PlacedValue(shape, tensor.dtype, tensor, axes)
 
-    def give_value(self, value: Value, index: int = 0) -> None:
+    def set_output_value(self, value: PlacedValue, index: int = 0) -> None:
         """Set an output to a value that exists already."""
         self.scope.values[self.proto.output[index]] = value
 

@@ -65,7 +65,7 @@ def rewrite(model: ModelProto) -> ModelProto:
     made.CopyFrom(model)
     graph = _Graph(made)
     for node in list(made.graph.node):
-        found = graph.function_at(node) if node.op_type in FUNCTIONS and not node.domain else None
+        found = graph.find_function(node) if node.op_type in FUNCTIONS and not node.domain else None
         if found is not None:
             last, x = found
             op, attributes, _ = FUNCTIONS[node.op_type]
@@ -99,7 +99,7 @@ class _Graph:
             if t.data_type == onnx.TensorProto.FLOAT and list(t.dims) in ([], [1]):
                 self.scalars[name] = float(onnx.numpy_helper.to_array(t).reshape(()))
 
-    def function_at(self, anchor: NodeProto) -> tuple[NodeProto, str] | None:
+    def find_function(self, anchor: NodeProto) -> tuple[NodeProto, str] | None:
         """The node that gives the function's result and the name of its input; None if the
         anchor is no part of the function."""
         wanted = FUNCTIONS[anchor.op_type][2]
@@ -140,10 +140,10 @@ class _Graph:
             return None
         arguments = [None if not i else self._values(i, x, depth - 1) for i in node.input]
         with np.errstate(all="ignore"):
-            return _computed(node, arguments)
+            return _evaluate(node, arguments)
 
 
-def _computed(node: NodeProto, arguments: list[Array | None]) -> Array | None:
+def _evaluate(node: NodeProto, arguments: list[Array | None]) -> Array | None:
     attributes = {a.name: a.f for a in node.attribute}
     if node.op_type == "Clip" and arguments[0] is not None:
         bounds = [attributes.get("min", -math.inf), attributes.get("max", math.inf)]

@@ -1,8 +1,8 @@
 """The nodes of one graph or function body, lowered in order.
 
-Every node is, in this order: folded when all it takes is constant; lowered by the function that is
-registered for its op (converters.tflite.ops); replaced by the body that the ONNX standard gives
-for it; refused by name. Shapes and axes are plain integers at every point.
+Every node is, in this order: folded when all it takes is constant; lowered by the function that
+the table of lowerings has for its op; replaced by the body that the ONNX standard gives for it;
+refused by name. Shapes and axes are plain integers at every point.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from converters.foreign_errors import reason
 from converters.tflite.graph import Graph, Shape
-from converters.tflite.node import REGISTRY, WAY_OUT, Node
+from converters.tflite.node import WAY_OUT, Lowering, Node
 from converters.tflite.patterns import OWN
-from converters.tflite.values import Value, Values, constant
+from converters.tflite.values import PlacedValue, Placer, constant
 from edge_core.errors import ConvertError
 from edge_core.extras import need
 from edge_core.tensors import Array
@@ -29,24 +29,33 @@ MAX_HINT = 65536  # bytes of a constant that shape inference looks into
 
 
 class Scope:
-    """Names of one graph or function body, and what they stand for."""
+    """Names of one graph or function body, and what they stand for.
+
+    ``lowerings`` says which function lowers which op; ``opsets`` the version of each domain.
+    """
 
     def __init__(
-        self, graph: Graph, placed: Values, values: dict[str, Value], opsets: Mapping[str, int]
+        self,
+        graph: Graph,
+        placer: Placer,
+        lowerings: Mapping[str, Lowering],
+        values: dict[str, PlacedValue],
+        opsets: Mapping[str, int],
     ):
-        self.graph, self.placed = graph, placed
+        self.graph, self.placer, self._lowerings = graph, placer, lowerings
         self.values, self.opsets = values, opsets
 
-    def run(self, nodes: Sequence[NodeProto]) -> None:
+    def lower_nodes(self, nodes: Sequence[NodeProto]) -> None:
         """Lower the nodes in order."""
         for proto in nodes:
-            self._one(proto)
+            self._lower_node(proto)
 
-    def inner(self, values: dict[str, Value]) -> Scope:
+    def make_inner(self, values: dict[str, PlacedValue]) -> Scope:
         """A scope for a subgraph, which also sees the names of this one."""
-        return Scope(self.graph, self.placed, {**self.values, **values}, self.opsets)
+        known = {**self.values, **values}
+        return Scope(self.graph, self.placer, self._lowerings, known, self.opsets)
 
-    def _one(self, proto: NodeProto) -> None:
+    def _lower_node(self, proto: NodeProto) -> None:
         inputs = [self.values[i] for i in proto.input if i]
         plain = not any(a.HasField("g") or a.graphs for a in proto.attribute)
         if plain and all(v.array is not None for v in inputs) and self._fold(proto):
@@ -57,16 +66,17 @@ class Scope:
         if proto.domain == OWN:  # each element alone
             shapes, dtypes = [inputs[0].shape], [inputs[0].dtype]
         else:
-            shapes, dtypes = self._inferred(proto)
+            shapes, dtypes = self._infer_outputs(proto)
         node = Node(self, proto, shapes, dtypes)
-        function = REGISTRY.get(proto.op_type) if proto.domain in ("", "ai.onnx", OWN) else None
-        if function is None:
+        known = proto.domain in ("", "ai.onnx", OWN)
+        lower = self._lowerings.get(proto.op_type) if known else None
+        if lower is None:
             self.inline(node)
             return
-        function(node)
-        self._check(node)
+        lower(node)
+        self._check_outputs(node)
 
-    def _check(self, node: Node) -> None:
+    def _check_outputs(self, node: Node) -> None:
         for i, name in enumerate(node.proto.output):
             if not name:
                 continue
@@ -107,7 +117,7 @@ class Scope:
             self.values[name] = constant(np.asarray(result))
         return True
 
-    def _inferred(self, proto: NodeProto) -> tuple[list[Shape], list[Any]]:
+    def _infer_outputs(self, proto: NodeProto) -> tuple[list[Shape], list[Any]]:
         onnx = need("onnx", "onnx")
         schema = self._schema(proto)
         types, data = {}, {}
@@ -186,19 +196,21 @@ class Scope:
             if a.default_value.type
         }  # fmt: skip
         given = {**schema_defaults, **defaults, **given}
-        values: dict[str, Value] = {}
+        values: dict[str, PlacedValue] = {}
         for formal, actual in zip(body.input, node.proto.input, strict=False):
             if actual:
                 values[formal] = self.values[actual]
         opsets = {i.domain: i.version for i in body.opset_import} or {"": opset}
-        scope = Scope(self.graph, self.placed, values, opsets)
-        scope.run([_bound(n, given, set(body.input) - set(values)) for n in body.node])
+        scope = Scope(self.graph, self.placer, self._lowerings, values, opsets)
+        scope.lower_nodes(
+            [_bind_attributes(n, given, set(body.input) - set(values)) for n in body.node]
+        )
         for formal, actual in zip(body.output, node.proto.output, strict=False):
             if actual:
                 self.values[actual] = scope.values[formal]
 
 
-def _bound(proto: NodeProto, given: Mapping[str, Any], missing: set[str]) -> NodeProto:
+def _bind_attributes(proto: NodeProto, given: Mapping[str, Any], missing: set[str]) -> NodeProto:
     """A node of a function body with the caller's attributes in place."""
     made: NodeProto = need("onnx", "onnx").NodeProto()
     made.CopyFrom(proto)

@@ -19,7 +19,7 @@ from edge_core.tensors import Array
 Axes = tuple[int, ...]
 
 
-class Value(msgspec.Struct, frozen=True):
+class PlacedValue(msgspec.Struct, frozen=True):
     """``shape`` is the ONNX shape. Axis i of ``tensor`` holds axis ``axes[i]`` of it.
 
     A constant has an ``array``, in ONNX order, and no tensor yet.
@@ -42,19 +42,19 @@ def channels_last(rank: int) -> Axes:
     return (0, *range(2, rank), 1)
 
 
-def stored_shape(shape: Sequence[int], axes: Axes) -> Shape:
+def memory_shape(shape: Sequence[int], axes: Axes) -> Shape:
     """The shape of a tensor that stores ``shape`` in the order ``axes``."""
     return tuple(shape[a] for a in axes)
 
 
-class Values:
+class Placer:
     """Moves values into the order that an operator wants; every move is made once."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._moved: dict[tuple[int, Axes], Tensor] = {}
 
-    def stored(self, value: Value, axes: Axes | None = None) -> Tensor:
+    def place(self, value: PlacedValue, axes: Axes | None = None) -> Tensor:
         """The tensor that holds ``value`` in the order ``axes``; None is that of ONNX."""
         axes = identity(len(value.shape)) if axes is None else axes
         if value.array is not None:
@@ -109,6 +109,6 @@ def reshape(graph: Graph, tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return graph.emit("RESHAPE", [tensor, graph.ints(shape)], shape, new_shape=new)
 
 
-def constant(array: Array) -> Value:
+def constant(array: Array) -> PlacedValue:
     """A value known at conversion."""
-    return Value(array.shape, array.dtype, array=array)
+    return PlacedValue(array.shape, array.dtype, array=array)

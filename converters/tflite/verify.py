@@ -6,7 +6,7 @@ The runtime may crash on a file, so it runs in a child process of its own.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from converters.onnx import verify as onnx_verify
 from converters.onnx.file import load, save
 from converters.tflite import flatbuffer
 from converters.tflite.lower import Lowered, to_tflite, write
+from converters.tflite.node import Lowering
+from converters.tflite.ops.table import LOWERINGS
 from edge_core.errors import ConvertError, MeasureError
 from edge_core.extras import need
 from edge_core.runtimes import onnxruntime, sample_store
@@ -29,13 +31,20 @@ MAX_SAMPLES = 4
 WAY_OUT = "an ONNX package (onnx-*) computes it; please report the op"
 
 
-def checked(model: Path, out: Path, *, layout: str, samples: Sequence[Feeds]) -> Lowered:
+def checked(
+    model: Path,
+    out: Path,
+    *,
+    layout: str,
+    samples: Sequence[Feeds],
+    lowerings: Mapping[str, Lowering] = LOWERINGS,
+) -> Lowered:
     """Convert, then run both on random input and on a few samples.
 
     Raises ConvertError for an op that is not lowered, a file that does not run, or outputs that
     differ by more than onnx_verify allows; it names the first op that differs.
     """
-    lowered = to_tflite(model, out, layout=layout)
+    lowered = to_tflite(model, out, layout=layout, lowerings=lowerings)
     session = onnxruntime.open(model, threads=1, options={"graph_optimization": "off"})
     some = [samples[i] for i in range(min(len(samples), MAX_SAMPLES))]
     feeds = [onnx_verify.random_feeds(session.inputs), *some]
@@ -49,7 +58,7 @@ def checked(model: Path, out: Path, *, layout: str, samples: Sequence[Feeds]) ->
         try:
             onnx_verify.same(a, b)
         except ConvertError as e:
-            raise _named(load(model), feeds[0], e) from e
+            raise _named(load(model), feeds[0], e, lowerings) from e
     return lowered
 
 
@@ -77,7 +86,9 @@ def _answers(
         return [outward(found[i], outputs, lowered.outputs) for i in range(len(found))]
 
 
-def _named(model: ModelProto, feeds: Feeds, error: ConvertError) -> ConvertError:
+def _named(
+    model: ModelProto, feeds: Feeds, error: ConvertError, lowerings: Mapping[str, Lowering]
+) -> ConvertError:
     """The same error, naming the first op whose result differs, if that can be told."""
     helper = need("onnx.helper", "onnx")
     watched = need("onnx", "onnx").ModelProto()
@@ -92,7 +103,7 @@ def _named(model: ModelProto, feeds: Feeds, error: ConvertError) -> ConvertError
         session = onnxruntime.open(source, threads=1, options={"graph_optimization": "off"})
         want = session.run(feeds)
         try:
-            lowered = write(watched, out, layout="NCHW")
+            lowered = write(watched, out, layout="NCHW", lowerings=lowerings)
             got = _answers(out, lowered, [feeds], session.inputs, session.outputs)[0]
         except ConvertError:  # a constant as an output, for one
             return error

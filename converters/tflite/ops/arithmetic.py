@@ -10,7 +10,7 @@ import numpy as np
 
 from converters.tflite.graph import Tensor
 from converters.tflite.node import Node
-from converters.tflite.ops.broadcast import emit
+from converters.tflite.ops.broadcast import emit_broadcast
 from edge_core.extras import need
 
 BYTES = (np.int8, np.uint8)
@@ -20,8 +20,8 @@ QUOTIENT_STEPS = 4  # each leaves 2**-23 of the error: from 2**63 to below one
 class Math:
     """Arithmetic on tensors of one shape and order; plain numbers are constants of their type."""
 
-    def __init__(self, n: Node) -> None:
-        self._n = n
+    def __init__(self, node: Node) -> None:
+        self._n = node
 
     def __call__(
         self, code: str, *operands: Tensor | float, dtype: Any = None, **options: Any
@@ -33,7 +33,7 @@ class Math:
             else self._n.const(np.full((1,) * len(like.shape), t), like.dtype)
             for t in operands
         ]
-        return emit(self._n, code, tensors, dtype, **options)
+        return emit_broadcast(self._n, code, tensors, dtype, **options)
 
     def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
         """Values between the bounds; a bound at infinity is none."""
@@ -47,25 +47,25 @@ class Math:
         return self("MINIMUM", x, high) if high != math.inf else x
 
 
-def cast(n: Node, x: Tensor, dtype: Any) -> Tensor:
+def cast(node: Node, x: Tensor, dtype: Any) -> Tensor:
     """Another type; itself if it has that type."""
     dtype = np.dtype(dtype)
     if x.dtype == dtype:
         return x
     if x.data is not None:
-        return n.graph.constant(x.data.astype(dtype))
-    kinds = {np.dtype(k): v for k, v in _types().items()}
+        return node.graph.constant(x.data.astype(dtype))
+    kinds = {np.dtype(k): v for k, v in _tensor_types().items()}
     if dtype not in kinds or x.dtype not in kinds:
-        raise n.refusal(f"no cast from {x.dtype} to {dtype}")
+        raise node.refusal(f"no cast from {x.dtype} to {dtype}")
     if dtype == np.bool_ and x.dtype != np.bool_:
-        (x,), _ = computed(n, [x])
-        return Math(n)("NOT_EQUAL", x, 0, dtype=np.bool_)
-    return n.emit(
+        (x,), _ = widen_bytes(node, [x])
+        return Math(node)("NOT_EQUAL", x, 0, dtype=np.bool_)
+    return node.emit(
         "CAST", [x], x.shape, dtype, in_data_type=kinds[x.dtype], out_data_type=kinds[dtype]
     )
 
 
-def _types() -> dict[str, int]:
+def _tensor_types() -> dict[str, int]:
     kinds = need("ai_edge_litert.schema_py_generated", "tflite").TensorType
     names = (
         "float32",
@@ -84,7 +84,9 @@ def _types() -> dict[str, int]:
     return {name: getattr(kinds, name.upper()) for name in names}
 
 
-def computed(n: Node, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
+def widen_bytes(
+    node: Node, tensors: Sequence[Tensor]
+) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
     """8-bit integers as int32, and the way back, which wraps around; other types as they are.
 
     TFLite's own 8-bit operators are quantised arithmetic.
@@ -92,49 +94,49 @@ def computed(n: Node, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable
     kind = tensors[0].dtype
     if kind not in BYTES:
         return [*tensors], lambda y: y
-    return [cast(n, t, np.int32) for t in tensors], lambda y: cast(n, y, kind)
+    return [cast(node, t, np.int32) for t in tensors], lambda y: cast(node, y, kind)
 
 
-def quotient(n: Node, a: Tensor, b: Tensor) -> Tensor:
+def divide_exactly(node: Node, a: Tensor, b: Tensor) -> Tensor:
     """``a / b`` of int64 numbers that divide: TFLite divides no int64, so float32 does by steps."""
-    m, total, rest = Math(n), None, a
+    calc, total, rest = Math(node), None, a
     for _ in range(QUOTIENT_STEPS):
-        part = m("DIV", *(cast(n, t, np.float32) for t in (rest, b)))
-        whole = cast(n, m("ROUND", part), np.int64)
-        total = whole if total is None else m("ADD", total, whole)
-        rest = m("SUB", a, m("MUL", total, b))
+        part = calc("DIV", *(cast(node, t, np.float32) for t in (rest, b)))
+        whole = cast(node, calc("ROUND", part), np.int64)
+        total = whole if total is None else calc("ADD", total, whole)
+        rest = calc("SUB", a, calc("MUL", total, b))
     assert total is not None
     return total
 
 
-def remainder(n: Node, a: Tensor, b: Tensor) -> Tensor:
+def compute_remainder(node: Node, a: Tensor, b: Tensor) -> Tensor:
     """Of integers, with the sign of the dividend; FLOOR_MOD has that of the divisor."""
-    m = Math(n)
-    rest = m("FLOOR_MOD", a, b)
-    below = [m("LESS", t, 0, dtype=np.bool_) for t in (a, b)]
-    other = m(
+    calc = Math(node)
+    rest = calc("FLOOR_MOD", a, b)
+    below = [calc("LESS", t, 0, dtype=np.bool_) for t in (a, b)]
+    other = calc(
         "LOGICAL_AND",
-        m("NOT_EQUAL", *below, dtype=np.bool_),
-        m("NOT_EQUAL", rest, 0, dtype=np.bool_),
+        calc("NOT_EQUAL", *below, dtype=np.bool_),
+        calc("NOT_EQUAL", rest, 0, dtype=np.bool_),
     )
-    return m("SELECT_V2", other, m("SUB", rest, b), rest, dtype=rest.dtype)
+    return calc("SELECT_V2", other, calc("SUB", rest, b), rest, dtype=rest.dtype)
 
 
-def divided(n: Node, a: Tensor, b: Tensor) -> Tensor:
+def divide(node: Node, a: Tensor, b: Tensor) -> Tensor:
     """The quotient as ONNX defines it: that of integers is cut towards zero."""
     if a.dtype != np.int64:
-        return emit(n, "DIV", [a, b])
-    return quotient(n, Math(n)("SUB", a, remainder(n, a, b)), b)
+        return emit_broadcast(node, "DIV", [a, b])
+    return divide_exactly(node, Math(node)("SUB", a, compute_remainder(node, a, b)), b)
 
 
-def of_whole(n: Node, code: str, x: Tensor) -> Tensor:
+def apply_to_integers(node: Node, code: str, x: Tensor) -> Tensor:
     """A unary operator of integers."""
-    (x,), back = computed(n, [x])
-    m = Math(n)
+    (x,), back = widen_bytes(node, [x])
+    calc = Math(node)
     if code == "RELU":
-        return back(m("MAXIMUM", x, 0))
+        return back(calc("MAXIMUM", x, 0))
     if code == "ABS" and x.dtype == np.int64:
-        return m("MAXIMUM", x, m("NEG", x))
+        return calc("MAXIMUM", x, calc("NEG", x))
     if code == "SIGN":
-        return back(cast(n, m("SIGN", cast(n, x, np.float32)), x.dtype))
-    return back(m(code, x))
+        return back(cast(node, calc("SIGN", cast(node, x, np.float32)), x.dtype))
+    return back(calc(code, x))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from converters.tflite.node import Node, op
+from converters.tflite.node import Node
 from edge_core.extras import need
 
 
-@op("Attention")
-def _attention(n: Node) -> None:
+def lower_attention(node: Node) -> None:
     onnx = need("onnx", "onnx")
     proto = onnx.NodeProto()
-    proto.CopyFrom(n.proto)
+    proto.CopyFrom(node.proto)
     for a in proto.attribute:
         if a.name == "softmax_precision":
             a.i = onnx.TensorProto.FLOAT  # TFLite's SOFTMAX has no other
-    n.scope.inline(Node(n.scope, proto, n.shapes, n.dtypes))
+    node.scope.inline(Node(node.scope, proto, node.shapes, node.dtypes))

@@ -9,18 +9,23 @@ from functools import partial
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.node import Node, op
+from converters.tflite.node import Node
 from converters.tflite.ops.arithmetic import (
     Math,
+    apply_to_integers,
     cast,
-    computed,
-    divided,
-    of_whole,
-    quotient,
-    remainder,
+    compute_remainder,
+    divide,
+    divide_exactly,
+    widen_bytes,
 )
-from converters.tflite.ops.broadcast import aligned, apply, emit, widened
-from converters.tflite.values import Value
+from converters.tflite.ops.broadcast import (
+    align_operands,
+    apply_elementwise,
+    emit_broadcast,
+    widen_rank,
+)
+from converters.tflite.values import PlacedValue
 from edge_core.tensors import Array
 
 UNARY = {
@@ -43,228 +48,227 @@ ERF_A = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 Unary = Callable[["Math", Tensor], Tensor]
 
 
-def unary(n: Node, function: Unary) -> None:
+def apply_unary(node: Node, function: Unary) -> None:
     """Apply a function to the first input, in the order in which it lies."""
-    v = n.value(0)
-    n.give(function(Math(n), n.place(v, v.axes)), v.axes)
+    v = node.value(0)
+    node.set_output(function(Math(node), node.place(v, v.axes)), v.axes)
 
 
-@op(*UNARY)
-def _unary(n: Node) -> None:
-    code = UNARY[n.op]
-    whole = n.value(0).dtype.kind in "iu"
-    unary(n, lambda m, x: of_whole(n, code, x) if whole else m(code, x))
+def lower_unary(node: Node) -> None:
+    code = UNARY[node.op]
+    whole = node.value(0).dtype.kind in "iu"
+    apply_unary(node, lambda m, x: apply_to_integers(node, code, x) if whole else m(code, x))
 
 
-@op("Identity", "Dropout")
-def _identity(n: Node) -> None:
-    if n.wants(1):
-        ones = np.ones(n.value(0).shape, bool)
-        n.give(n.const(ones, bool), index=1)
-    n.give_value(n.value(0))
+def lower_identity(node: Node) -> None:
+    if node.has_output(1):
+        ones = np.ones(node.value(0).shape, bool)
+        node.set_output(node.const(ones, bool), index=1)
+    node.set_output_value(node.value(0))
 
 
-@op(*BINARY)
-def _binary(n: Node) -> None:
-    values = [n.value(i) for i in range(len(n.proto.input))]
-    _folded_left(n, BINARY[n.op], values)
+def lower_binary(node: Node) -> None:
+    values = [node.value(i) for i in range(len(node.proto.input))]
+    _reduce_left(node, BINARY[node.op], values)
 
 
-@op("Mean")
-def _mean(n: Node) -> None:
-    values = [n.value(i) for i in range(len(n.proto.input))]
-    tensors, order = aligned(n, values)
+def lower_mean(node: Node) -> None:
+    values = [node.value(i) for i in range(len(node.proto.input))]
+    tensors, order = align_operands(node, values)
     total = tensors[0]
     for t in tensors[1:]:
-        total = emit(n, "ADD", [total, t])
-    n.give(Math(n)("MUL", total, 1 / len(tensors)), order)
+        total = emit_broadcast(node, "ADD", [total, t])
+    node.set_output(Math(node)("MUL", total, 1 / len(tensors)), order)
 
 
-def _folded_left(n: Node, code: str, values: list[Value]) -> None:
+def _reduce_left(node: Node, code: str, values: list[PlacedValue]) -> None:
     if len(values) == 1:
-        n.give_value(values[0])
+        node.set_output_value(values[0])
         return
-    tensors, order = aligned(n, values)
-    tensors, back = computed(n, tensors)
+    tensors, order = align_operands(node, values)
+    tensors, back = widen_bytes(node, tensors)
     result = tensors[0]
     for t in tensors[1:]:
-        result = divided(n, result, t) if code == "DIV" else emit(n, code, [result, t])
-    n.give(back(result), order)
+        result = (
+            divide(node, result, t) if code == "DIV" else emit_broadcast(node, code, [result, t])
+        )
+    node.set_output(back(result), order)
 
 
-@op(*COMPARISONS)
-def _compare(n: Node) -> None:
-    tensors, order = aligned(n, [n.value(0), n.value(1)])
-    tensors, _ = computed(n, tensors)
-    n.give(emit(n, COMPARISONS[n.op], tensors, np.bool_), order)
+def lower_comparison(node: Node) -> None:
+    tensors, order = align_operands(node, [node.value(0), node.value(1)])
+    tensors, _ = widen_bytes(node, tensors)
+    node.set_output(emit_broadcast(node, COMPARISONS[node.op], tensors, np.bool_), order)
 
 
-@op("Where")
-def _where(n: Node) -> None:
-    values = [n.value(i) for i in range(3)]
-    tensors, order = aligned(n, values)
-    n.give(emit(n, "SELECT_V2", tensors, values[1].dtype), order)
+def lower_where(node: Node) -> None:
+    values = [node.value(i) for i in range(3)]
+    tensors, order = align_operands(node, values)
+    node.set_output(emit_broadcast(node, "SELECT_V2", tensors, values[1].dtype), order)
 
 
-@op("Cast", "CastLike")
-def _cast(n: Node) -> None:
-    v, dtype = n.value(0), np.dtype(n.dtypes[0])
+def lower_cast(node: Node) -> None:
+    v, dtype = node.value(0), np.dtype(node.dtypes[0])
     if v.dtype == dtype:
-        n.give_value(v)
+        node.set_output_value(v)
         return
-    x = n.place(v, v.axes)
-    n.give(cast(n, x, dtype), v.axes)
+    x = node.place(v, v.axes)
+    node.set_output(cast(node, x, dtype), v.axes)
 
 
-@op("Clip")
-def _clip(n: Node) -> None:
+def lower_clip(node: Node) -> None:
     bounds = []
     for i, (name, default) in enumerate((("min", -math.inf), ("max", math.inf)), start=1):
-        given = n.array(i)
-        if n.has(i) and given is None:
-            _clip_by_tensors(n)
+        given = node.array(i)
+        if node.has_input(i) and given is None:
+            _clip_by_tensors(node)
             return
-        bounds.append(n.attr(name, default) if given is None else given.item())
+        bounds.append(node.attr(name, default) if given is None else given.item())
     low, high = bounds
     if low > high:
         low = high  # as ONNX defines it
-    unary(n, lambda m, x: m.clamp(x, low, high))
+    apply_unary(node, lambda m, x: m.clamp(x, low, high))
 
 
-def _clip_by_tensors(n: Node) -> None:
-    value = n.value(0)
+def _clip_by_tensors(node: Node) -> None:
+    value = node.value(0)
     for i, code in ((1, "MAXIMUM"), (2, "MINIMUM")):
-        if n.has(i):
-            tensor, order = apply(n, code, [value, n.value(i)])
-            value = Value(value.shape, value.dtype, tensor, order)
-    n.give_value(value)
+        if node.has_input(i):
+            tensor, order = apply_elementwise(node, code, [value, node.value(i)])
+            value = PlacedValue(value.shape, value.dtype, tensor, order)
+    node.set_output_value(value)
 
 
-@op("Pow")
-def _pow(n: Node) -> None:
-    exponent = n.array(1)
-    if exponent is not None and exponent.size == 1 and n.value(0).dtype == np.float32:
+def lower_pow(node: Node) -> None:
+    exponent = node.array(1)
+    if exponent is not None and exponent.size == 1 and node.value(0).dtype == np.float32:
         e = float(exponent.reshape(()))
-        v = widened(n, n.value(0), len(n.shape))
-        x = n.place(v, v.axes)
+        v = widen_rank(node, node.value(0), len(node.shape))
+        x = node.place(v, v.axes)
         if e == 2.0:
-            return n.give(emit(n, "MUL", [x, x]), v.axes)
+            return node.set_output(emit_broadcast(node, "MUL", [x, x]), v.axes)
         if e == 0.5:
-            return n.give(emit(n, "SQRT", [x]), v.axes)
-        return n.give(Math(n)("POW", x, e), v.axes)
-    (a, b), order = aligned(n, [n.value(0), n.value(1)])
+            return node.set_output(emit_broadcast(node, "SQRT", [x]), v.axes)
+        return node.set_output(Math(node)("POW", x, e), v.axes)
+    (a, b), order = align_operands(node, [node.value(0), node.value(1)])
     if a.dtype.kind == "f":
-        return n.give(emit(n, "POW", [a, cast(n, b, a.dtype)]), order)
+        return node.set_output(emit_broadcast(node, "POW", [a, cast(node, b, a.dtype)]), order)
     exponents = b.data
     if exponents is None or (exponents < 0).any() or (exponents % 1).any():
-        raise n.refusal("a power of integers needs constant whole exponents that are not negative")
-    (x,), back = computed(n, [a])
-    return n.give(back(_whole_power(n, x, exponents.astype(np.int64))), order)
+        raise node.refusal(
+            "a power of integers needs constant whole exponents that are not negative"
+        )
+    (x,), back = widen_bytes(node, [a])
+    return node.set_output(back(_raise_integers(node, x, exponents.astype(np.int64))), order)
 
 
-def _whole_power(n: Node, x: Tensor, exponents: Array) -> Tensor:
+def _raise_integers(node: Node, x: Tensor, exponents: Array) -> Tensor:
     """Integers to constant powers by squaring: float32, which POW computes in, has 24 bits."""
     shape = np.broadcast_shapes(x.shape, exponents.shape)
-    one, y = n.const(np.ones((1,) * len(shape)), x.dtype), n.const(np.ones(shape), x.dtype)
+    one, y = node.const(np.ones((1,) * len(shape)), x.dtype), node.const(np.ones(shape), x.dtype)
     for bit in range(int(exponents.max(initial=0)).bit_length()):
-        x = emit(n, "MUL", [x, x]) if bit else x
-        taken = n.const(exponents >> bit & 1, np.bool_)
-        y = emit(n, "MUL", [y, emit(n, "SELECT_V2", [taken, x, one], x.dtype)])
+        x = emit_broadcast(node, "MUL", [x, x]) if bit else x
+        taken = node.const(exponents >> bit & 1, np.bool_)
+        y = emit_broadcast(
+            node, "MUL", [y, emit_broadcast(node, "SELECT_V2", [taken, x, one], x.dtype)]
+        )
     return y
 
 
-@op("Mod")
-def _mod(n: Node) -> None:
-    tensors, order = aligned(n, [n.value(0), n.value(1)])
-    (a, b), back = computed(n, tensors)
-    if not n.attr("fmod", 0):
-        n.give(back(emit(n, "FLOOR_MOD", [a, b])), order)
+def lower_mod(node: Node) -> None:
+    tensors, order = align_operands(node, [node.value(0), node.value(1)])
+    (a, b), back = widen_bytes(node, tensors)
+    if not node.attr("fmod", 0):
+        node.set_output(back(emit_broadcast(node, "FLOOR_MOD", [a, b])), order)
         return
     if a.dtype.kind in "iu":
-        n.give(back(remainder(n, a, b)), order)
+        node.set_output(back(compute_remainder(node, a, b)), order)
         return
-    m = Math(n)
+    calc = Math(node)
     # The sign is that of the dividend: the remainder of the magnitudes is below the divisor's.
-    rest = m("FLOOR_MOD", m("ABS", a), m("ABS", b))
-    n.give(m("MUL", rest, m("SIGN", a)), order)
+    rest = calc("FLOOR_MOD", calc("ABS", a), calc("ABS", b))
+    node.set_output(calc("MUL", rest, calc("SIGN", a)), order)
 
 
-@op("LeakyRelu")
-def _leaky(n: Node) -> None:
-    unary(n, lambda m, x: m("LEAKY_RELU", x, alpha=float(n.attr("alpha", 0.01))))
+def lower_leaky_relu(node: Node) -> None:
+    apply_unary(node, lambda m, x: m("LEAKY_RELU", x, alpha=float(node.attr("alpha", 0.01))))
 
 
-@op("PRelu")
-def _prelu(n: Node) -> None:
-    x = n.value(0)
-    a, b = n.place(x, x.axes), n.place(widened(n, n.value(1), len(x.shape)), x.axes)
+def lower_prelu(node: Node) -> None:
+    x = node.value(0)
+    a, b = node.place(x, x.axes), node.place(widen_rank(node, node.value(1), len(x.shape)), x.axes)
     if b.data is not None and a.dtype == np.float32 and len(a.shape) == 4 and b.shape[0] == 1:
-        n.give(n.emit("PRELU", [a, n.reshaped(b, b.shape[1:])], a.shape), x.axes)
+        node.set_output(node.emit("PRELU", [a, node.reshape(b, b.shape[1:])], a.shape), x.axes)
         return
-    m = Math(n)
-    n.give(m("ADD", m("MAXIMUM", a, 0), m("MUL", m("MINIMUM", a, 0), b)), x.axes)
+    calc = Math(node)
+    node.set_output(
+        calc("ADD", calc("MAXIMUM", a, 0), calc("MUL", calc("MINIMUM", a, 0), b)), x.axes
+    )
 
 
-@op("Gelu")
-def _gelu(n: Node) -> None:
-    tanh = n.attr("approximate", "none") == "tanh"
-    unary(n, lambda m, x: m("GELU", x, approximate=tanh))
+def lower_gelu(node: Node) -> None:
+    tanh = node.attr("approximate", "none") == "tanh"
+    apply_unary(node, lambda m, x: m("GELU", x, approximate=tanh))
 
 
-def _erf(m: Math, x: Tensor) -> Tensor:
-    magnitude = m("ABS", x)
-    t = m("DIV", 1.0, m("ADD", m("MUL", magnitude, ERF_P), 1.0))
-    poly = m("MUL", t, ERF_A[0])
+def _erf(calc: Math, x: Tensor) -> Tensor:
+    magnitude = calc("ABS", x)
+    t = calc("DIV", 1.0, calc("ADD", calc("MUL", magnitude, ERF_P), 1.0))
+    poly = calc("MUL", t, ERF_A[0])
     for a in ERF_A[1:]:
-        poly = m("MUL", m("ADD", poly, a), t)
-    bell = m("EXP", m("NEG", m("MUL", x, x)))
-    return m("MUL", m("SIGN", x), m("SUB", 1.0, m("MUL", poly, bell)))
+        poly = calc("MUL", calc("ADD", poly, a), t)
+    bell = calc("EXP", calc("NEG", calc("MUL", x, x)))
+    return calc("MUL", calc("SIGN", x), calc("SUB", 1.0, calc("MUL", poly, bell)))
 
 
-def softplus(m: Math, x: Tensor) -> Tensor:
+def softplus(calc: Math, x: Tensor) -> Tensor:
     # log(1 + e^x) without overflow
-    tail = m("LOG", m("ADD", m("EXP", m("NEG", m("ABS", x))), 1.0))
-    return m("ADD", m("RELU", x), tail)
+    tail = calc("LOG", calc("ADD", calc("EXP", calc("NEG", calc("ABS", x))), 1.0))
+    return calc("ADD", calc("RELU", x), tail)
 
 
-def elu(alpha: float, m: Math, x: Tensor) -> Tensor:
+def elu(alpha: float, calc: Math, x: Tensor) -> Tensor:
     if alpha == 1.0:
-        return m("ELU", x)
-    low = m("MUL", m("SUB", m("EXP", m("MINIMUM", x, 0.0)), 1.0), alpha)
-    return m("ADD", m("RELU", x), low)
+        return calc("ELU", x)
+    low = calc("MUL", calc("SUB", calc("EXP", calc("MINIMUM", x, 0.0)), 1.0), alpha)
+    return calc("ADD", calc("RELU", x), low)
 
 
-def _atan(m: Math, x: Tensor) -> Tensor:
-    return m("ATAN2", x, m("ADD", m("MUL", x, 0.0), 1.0))
+def _atan(calc: Math, x: Tensor) -> Tensor:
+    return calc("ATAN2", x, calc("ADD", calc("MUL", x, 0.0), 1.0))
 
 
-def _asin(m: Math, x: Tensor) -> Tensor:
-    return m("ATAN2", x, m("SQRT", _one_minus_square(m, x)))
+def _asin(calc: Math, x: Tensor) -> Tensor:
+    return calc("ATAN2", x, calc("SQRT", _one_minus_square(calc, x)))
 
 
-def _acos(m: Math, x: Tensor) -> Tensor:
-    return m("ATAN2", m("SQRT", _one_minus_square(m, x)), x)
+def _acos(calc: Math, x: Tensor) -> Tensor:
+    return calc("ATAN2", calc("SQRT", _one_minus_square(calc, x)), x)
 
 
-def _one_minus_square(m: Math, x: Tensor) -> Tensor:
-    return m("MUL", m("SUB", 1.0, x), m("ADD", x, 1.0))
+def _one_minus_square(calc: Math, x: Tensor) -> Tensor:
+    return calc("MUL", calc("SUB", 1.0, x), calc("ADD", x, 1.0))
 
 
-def _half_of_exps(m: Math, x: Tensor, code: str) -> Tensor:
-    return m("MUL", m(code, m("EXP", x), m("EXP", m("NEG", x))), 0.5)
+def _half_of_exps(calc: Math, x: Tensor, code: str) -> Tensor:
+    return calc("MUL", calc(code, calc("EXP", x), calc("EXP", calc("NEG", x))), 0.5)
 
 
-def _asinh(m: Math, x: Tensor) -> Tensor:
-    a = m("ABS", x)
-    return m("MUL", m("SIGN", x), m("LOG", m("ADD", a, m("SQRT", m("ADD", m("MUL", a, a), 1.0)))))
+def _asinh(calc: Math, x: Tensor) -> Tensor:
+    a = calc("ABS", x)
+    return calc(
+        "MUL",
+        calc("SIGN", x),
+        calc("LOG", calc("ADD", a, calc("SQRT", calc("ADD", calc("MUL", a, a), 1.0)))),
+    )
 
 
-def _acosh(m: Math, x: Tensor) -> Tensor:
-    return m("LOG", m("ADD", x, m("SQRT", m("SUB", m("MUL", x, x), 1.0))))
+def _acosh(calc: Math, x: Tensor) -> Tensor:
+    return calc("LOG", calc("ADD", x, calc("SQRT", calc("SUB", calc("MUL", x, x), 1.0))))
 
 
-def _atanh(m: Math, x: Tensor) -> Tensor:
-    return m("MUL", m("LOG", m("DIV", m("ADD", x, 1.0), m("SUB", 1.0, x))), 0.5)
+def _atanh(calc: Math, x: Tensor) -> Tensor:
+    return calc("MUL", calc("LOG", calc("DIV", calc("ADD", x, 1.0), calc("SUB", 1.0, x))), 0.5)
 
 
 SIMPLE: dict[str, Unary] = {
@@ -282,65 +286,58 @@ SIMPLE: dict[str, Unary] = {
 }  # fmt: skip
 
 
-@op(*SIMPLE)
-def _simple(n: Node) -> None:
-    unary(n, SIMPLE[n.op])
+def lower_simple(node: Node) -> None:
+    apply_unary(node, SIMPLE[node.op])
 
 
-@op("Elu")
-def _elu_op(n: Node) -> None:
-    unary(n, partial(elu, float(n.attr("alpha", 1.0))))
+def lower_elu(node: Node) -> None:
+    apply_unary(node, partial(elu, float(node.attr("alpha", 1.0))))
 
 
-@op("Celu")
-def _celu(n: Node) -> None:
-    alpha = float(n.attr("alpha", 1.0))
+def lower_celu(node: Node) -> None:
+    alpha = float(node.attr("alpha", 1.0))
 
-    def celu(m: Math, x: Tensor) -> Tensor:
-        low = m("SUB", m("EXP", m("MUL", m("MINIMUM", x, 0.0), 1 / alpha)), 1.0)
-        return m("ADD", m("RELU", x), m("MUL", low, alpha))
+    def celu(calc: Math, x: Tensor) -> Tensor:
+        low = calc("SUB", calc("EXP", calc("MUL", calc("MINIMUM", x, 0.0), 1 / alpha)), 1.0)
+        return calc("ADD", calc("RELU", x), calc("MUL", low, alpha))
 
-    unary(n, celu)
-
-
-@op("Selu")
-def _selu(n: Node) -> None:
-    alpha = float(n.attr("alpha", 1.67326319217681884765625))
-    gamma = float(n.attr("gamma", 1.05070102214813232421875))
-    unary(n, lambda m, x: m("MUL", elu(alpha, m, x), gamma))
+    apply_unary(node, celu)
 
 
-@op("ThresholdedRelu")
-def _thresholded(n: Node) -> None:
-    alpha = float(n.attr("alpha", 1.0))
-
-    def above(m: Math, x: Tensor) -> Tensor:
-        keep = cast(n, m("GREATER", x, alpha, dtype=np.bool_), np.float32)
-        return m("MUL", x, keep)
-
-    unary(n, above)
+def lower_selu(node: Node) -> None:
+    alpha = float(node.attr("alpha", 1.67326319217681884765625))
+    gamma = float(node.attr("gamma", 1.05070102214813232421875))
+    apply_unary(node, lambda m, x: m("MUL", elu(alpha, m, x), gamma))
 
 
-@op("HardSigmoid")
-def _hard_sigmoid(n: Node) -> None:
-    alpha, beta = float(n.attr("alpha", 0.2)), float(n.attr("beta", 0.5))
-    unary(n, lambda m, x: m.clamp(m("ADD", m("MUL", x, alpha), beta), 0.0, 1.0))
+def lower_thresholded_relu(node: Node) -> None:
+    alpha = float(node.attr("alpha", 1.0))
+
+    def above(calc: Math, x: Tensor) -> Tensor:
+        keep = cast(node, calc("GREATER", x, alpha, dtype=np.bool_), np.float32)
+        return calc("MUL", x, keep)
+
+    apply_unary(node, above)
 
 
-@op("IsInf")
-def _is_inf(n: Node) -> None:
-    positive, negative = n.attr("detect_positive", 1), n.attr("detect_negative", 1)
+def lower_hard_sigmoid(node: Node) -> None:
+    alpha, beta = float(node.attr("alpha", 0.2)), float(node.attr("beta", 0.5))
+    apply_unary(node, lambda m, x: m.clamp(m("ADD", m("MUL", x, alpha), beta), 0.0, 1.0))
 
-    def infinite(m: Math, x: Tensor) -> Tensor:
+
+def lower_is_inf(node: Node) -> None:
+    positive, negative = node.attr("detect_positive", 1), node.attr("detect_negative", 1)
+
+    def infinite(calc: Math, x: Tensor) -> Tensor:
         if positive and negative:
-            x = m("ABS", x)
+            x = calc("ABS", x)
         elif negative:
-            x = m("NEG", x)
+            x = calc("NEG", x)
         elif not positive:
-            return m("LESS", m("ABS", x), 0.0, dtype=np.bool_)
-        return m("EQUAL", x, np.inf, dtype=np.bool_)
+            return calc("LESS", calc("ABS", x), 0.0, dtype=np.bool_)
+        return calc("EQUAL", x, np.inf, dtype=np.bool_)
 
-    unary(n, infinite)
+    apply_unary(node, infinite)
 
 
-__all__ = ["Math", "cast", "computed", "quotient", "unary"]
+__all__ = ["Math", "apply_unary", "cast", "divide_exactly", "widen_bytes"]

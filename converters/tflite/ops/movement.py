@@ -8,53 +8,51 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.node import Node, op
-from converters.tflite.ops.broadcast import aligned, widened
-from converters.tflite.values import Axes, Value, channels_last, identity, stored_shape
+from converters.tflite.node import Node
+from converters.tflite.ops.broadcast import align_operands, widen_rank
+from converters.tflite.values import Axes, PlacedValue, channels_last, identity, memory_shape
 
 REFLECT, SYMMETRIC = 0, 1
 
 
-@op("Transpose")
-def _transpose(n: Node) -> None:
-    v = n.value(0)
-    perm = n.attr("perm") or list(range(len(v.shape)))[::-1]
-    n.give_value(transposed(v, tuple(perm)))
+def lower_transpose(node: Node) -> None:
+    v = node.value(0)
+    perm = node.attr("perm") or list(range(len(v.shape)))[::-1]
+    node.set_output_value(transpose_value(v, tuple(perm)))
 
 
-def transposed(v: Value, perm: Axes) -> Value:
+def transpose_value(v: PlacedValue, perm: Axes) -> PlacedValue:
     """Axis i of the result is axis perm[i]; nothing is moved."""
     if v.array is not None:
         array = np.transpose(v.array, perm)
-        return Value(array.shape, v.dtype, array=array)
+        return PlacedValue(array.shape, v.dtype, array=array)
     shape = tuple(v.shape[p] for p in perm)
-    return Value(shape, v.dtype, v.tensor, tuple(perm.index(a) for a in v.axes))
+    return PlacedValue(shape, v.dtype, v.tensor, tuple(perm.index(a) for a in v.axes))
 
 
-@op("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def _reshape(n: Node) -> None:
-    if n.op == "Reshape":
-        n.constant(1, "its shape")
-    n.give_value(reshaped(n, n.value(0), n.shape))
+def lower_reshape(node: Node) -> None:
+    if node.op == "Reshape":
+        node.require_constant(1, "its shape")
+    node.set_output_value(reshape_value(node, node.value(0), node.shape))
 
 
-def reshaped(n: Node, v: Value, shape: Sequence[int]) -> Value:
+def reshape_value(node: Node, v: PlacedValue, shape: Sequence[int]) -> PlacedValue:
     """The value in another shape; its order in memory is kept where that is the same thing."""
     shape = tuple(shape)
     if v.array is not None:
-        return Value(shape, v.dtype, array=v.array.reshape(shape))
-    axes = carried(v.shape, v.axes, shape)
+        return PlacedValue(shape, v.dtype, array=v.array.reshape(shape))
+    axes = carry_order(v.shape, v.axes, shape)
     if axes is None:
-        return Value(shape, v.dtype, n.reshaped(n.place(v), shape), identity(len(shape)))
-    tensor = n.reshaped(n.place(v, v.axes), stored_shape(shape, axes))
-    return Value(shape, v.dtype, tensor, axes)
+        return PlacedValue(shape, v.dtype, node.reshape(node.place(v), shape), identity(len(shape)))
+    tensor = node.reshape(node.place(v, v.axes), memory_shape(shape, axes))
+    return PlacedValue(shape, v.dtype, tensor, axes)
 
 
-def carried(before: Sequence[int], axes: Axes, after: Sequence[int]) -> Axes | None:
+def carry_order(before: Sequence[int], axes: Axes, after: Sequence[int]) -> Axes | None:
     """The order of ``after`` for which a value stored in the order ``axes`` need not move."""
     if 0 in before:
         return None
-    groups = _segments(before, after)
+    groups = _match_segments(before, after)
     placed: list[tuple[int, list[int]]] = []
     for old, new in groups:
         at = [axes.index(a) for a in old if before[a] != 1]
@@ -66,7 +64,9 @@ def carried(before: Sequence[int], axes: Axes, after: Sequence[int]) -> Axes | N
     return tuple(a for _, new in sorted(placed, key=lambda p: p[0]) for a in new)
 
 
-def _segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def _match_segments(
+    before: Sequence[int], after: Sequence[int]
+) -> list[tuple[list[int], list[int]]]:
     """The shortest runs of axes of equal size on both sides."""
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -87,167 +87,181 @@ def _segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[in
     return found
 
 
-@op("Concat")
-def _concat(n: Node) -> None:
-    values = [v for i in range(len(n.proto.input)) if math.prod((v := n.value(i)).shape)]
+def lower_concat(node: Node) -> None:
+    values = [v for i in range(len(node.proto.input)) if math.prod((v := node.value(i)).shape)]
     if not values:
-        values = [n.value(0)]
-    axis = int(n.attr("axis")) % len(n.shape)
-    tensors, order = aligned(n, values)
+        values = [node.value(0)]
+    axis = int(node.attr("axis")) % len(node.shape)
+    tensors, order = align_operands(node, values)
     if len(tensors) == 1:
-        n.give(tensors[0], order)
+        node.set_output(tensors[0], order)
         return
     at = order.index(axis)
-    n.give(n.emit("CONCATENATION", tensors, stored_shape(n.shape, order), axis=at), order)
+    node.set_output(
+        node.emit("CONCATENATION", tensors, memory_shape(node.shape, order), axis=at), order
+    )
 
 
-@op("Split")
-def _split(n: Node) -> None:
-    v = n.value(0)
-    axis = int(n.attr("axis", 0)) % len(v.shape)
-    sizes = n.listed(1, "split", None)
+def lower_split(node: Node) -> None:
+    v = node.value(0)
+    axis = int(node.attr("axis", 0)) % len(v.shape)
+    sizes = node.read_int_list(1, "split", None)
     if sizes is None:
-        count = len(n.proto.output)
+        count = len(node.proto.output)
         each = -(-v.shape[axis] // count)
         sizes = [each] * (count - 1) + [v.shape[axis] - each * (count - 1)]
-    at, tensor = v.axes.index(axis), n.place(v, v.axes)
+    at, tensor = v.axes.index(axis), node.place(v, v.axes)
     start = 0
     for i, size in enumerate(sizes):
-        if n.wants(i):
+        if node.has_output(i):
             begin = [0] * len(v.shape)
             begin[at] = start
-            n.give(
-                sliced(n, tensor, begin, [*tensor.shape[:at], size, *tensor.shape[at + 1 :]]),
+            node.set_output(
+                slice_tensor(
+                    node, tensor, begin, [*tensor.shape[:at], size, *tensor.shape[at + 1 :]]
+                ),
                 v.axes,
                 i,
             )
         start += size
 
 
-def sliced(n: Node, x: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tensor:
+def slice_tensor(node: Node, x: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tensor:
     """The block of ``size`` that starts at ``begin``."""
     if tuple(size) == x.shape:
         return x
-    return n.emit("SLICE", [x, n.ints(begin), n.ints(size)], size)
+    return node.emit("SLICE", [x, node.ints(begin), node.ints(size)], size)
 
 
-@op("Slice")
-def _slice(n: Node) -> None:
-    v = n.value(0)
+def lower_slice(node: Node) -> None:
+    v = node.value(0)
     rank = len(v.shape)
-    starts, ends = n.listed(1, "starts", None), n.listed(2, "ends", None)
+    starts, ends = node.read_int_list(1, "starts", None), node.read_int_list(2, "ends", None)
     assert starts is not None
     assert ends is not None
-    axes = n.listed(3, "axes", list(range(len(starts)))) or []
-    steps = n.listed(4, "steps", [1] * len(starts)) or []
+    axes = node.read_int_list(3, "axes", list(range(len(starts)))) or []
+    steps = node.read_int_list(4, "steps", [1] * len(starts)) or []
     spans = [range(d) for d in v.shape]
     for a, s, e, step in zip(axes, starts, ends, steps, strict=True):
         spans[a % rank] = range(v.shape[a % rank])[
             slice(s, e if step > 0 or e >= -v.shape[a % rank] else None, step)
         ]
-    n.give(picked(n, n.place(v, v.axes), [spans[a] for a in v.axes]), v.axes)
+    node.set_output(pick_ranges(node, node.place(v, v.axes), [spans[a] for a in v.axes]), v.axes)
 
 
-def picked(n: Node, x: Tensor, spans: Sequence[range]) -> Tensor:
+def pick_ranges(node: Node, x: Tensor, spans: Sequence[range]) -> Tensor:
     """The elements of each axis that its range names."""
     for axis, span in enumerate(spans):
         if span.step < 0 and len(span) > 1:
             shape = (*x.shape[:axis], len(span), *x.shape[axis + 1 :])
-            x = n.emit("GATHER", [x, n.ints(span)], shape, axis=axis)
+            x = node.emit("GATHER", [x, node.ints(span)], shape, axis=axis)
     spans = [range(len(s)) if s.step < 0 and len(s) > 1 else s for s in spans]
     size = tuple(map(len, spans))
     if all(s.step == 1 or len(s) <= 1 for s in spans):
-        return sliced(n, x, [s.start if len(s) else 0 for s in spans], size)
+        return slice_tensor(node, x, [s.start if len(s) else 0 for s in spans], size)
     end = [s[-1] + 1 if len(s) else 0 for s in spans]
     steps = [s.step if len(s) > 1 else 1 for s in spans]
-    inputs = [x, n.ints(s.start if len(s) else 0 for s in spans), n.ints(end), n.ints(steps)]
-    return n.emit("STRIDED_SLICE", inputs, size)
+    inputs = [
+        x,
+        node.ints(s.start if len(s) else 0 for s in spans),
+        node.ints(end),
+        node.ints(steps),
+    ]
+    return node.emit("STRIDED_SLICE", inputs, size)
 
 
-@op("Pad")
-def _pad(n: Node) -> None:
-    v = n.value(0)
+def lower_pad(node: Node) -> None:
+    v = node.value(0)
     rank = len(v.shape)
-    pads = n.listed(1, "pads", None) or []
-    axes = [a % rank for a in (n.listed(3, "axes", None) or range(rank))]
-    value = n.array(2)
-    if n.has(2) and value is None:
-        raise n.refusal("its constant_value is computed at run time")
-    fill = n.attr("value", 0.0) if value is None else value.item()
+    pads = node.read_int_list(1, "pads", None) or []
+    axes = [a % rank for a in (node.read_int_list(3, "axes", None) or range(rank))]
+    value = node.array(2)
+    if node.has_input(2) and value is None:
+        raise node.refusal("its constant_value is computed at run time")
+    fill = node.attr("value", 0.0) if value is None else value.item()
     around = [(0, 0)] * rank
     for i, a in enumerate(axes):
         around[a] = (pads[i], pads[i + len(axes)])
-    x = n.place(v, v.axes)
-    n.give(padded(n, x, [around[a] for a in v.axes], n.attr("mode", "constant"), fill), v.axes)
+    x = node.place(v, v.axes)
+    node.set_output(
+        pad_tensor(node, x, [around[a] for a in v.axes], node.attr("mode", "constant"), fill),
+        v.axes,
+    )
 
 
-def padded(
-    n: Node, x: Tensor, around: Sequence[tuple[int, int]], mode: str = "constant", fill: float = 0
+def pad_tensor(
+    node: Node,
+    x: Tensor,
+    around: Sequence[tuple[int, int]],
+    mode: str = "constant",
+    fill: float = 0,
 ) -> Tensor:
     """``x`` with more elements at both ends of each axis; negative counts take some away."""
     cut = [(max(-a, 0), max(-b, 0)) for a, b in around]
     if any(a or b for a, b in cut):
-        x = picked(n, x, [range(a, d - b) for d, (a, b) in zip(x.shape, cut, strict=True)])
+        x = pick_ranges(node, x, [range(a, d - b) for d, (a, b) in zip(x.shape, cut, strict=True)])
         around = [(max(a, 0), max(b, 0)) for a, b in around]
     if not any(a or b for a, b in around):
         return x
     shape = [d + a + b for d, (a, b) in zip(x.shape, around, strict=True)]
     if mode == "constant":
-        table = n.graph.constant(np.array(around, np.int32))
+        table = node.graph.constant(np.array(around, np.int32))
         if fill == 0:
-            return n.emit("PAD", [x, table], shape)
-        return n.emit("PADV2", [x, table, n.const(fill, x.dtype)], shape)
+            return node.emit("PAD", [x, table], shape)
+        return node.emit("PADV2", [x, table, node.const(fill, x.dtype)], shape)
     for axis, (a, b) in enumerate(around):
         if a or b:
             size = x.shape[axis]
             if mode not in ("reflect", "edge", "wrap"):
-                raise n.refusal(f"mode '{mode}' is not in TFLite")
+                raise node.refusal(f"mode '{mode}' is not in TFLite")
             index = np.pad(np.arange(size), (a, b), mode=mode)  # type: ignore[call-overload]
             new = (*x.shape[:axis], len(index), *x.shape[axis + 1 :])
-            x = n.emit("GATHER", [x, n.ints(index)], new, axis=axis)
+            x = node.emit("GATHER", [x, node.ints(index)], new, axis=axis)
     return x
 
 
-@op("Expand")
-def _expand(n: Node) -> None:
-    v = widened(n, n.value(0), len(n.shape))
-    if v.shape == n.shape:
-        n.give_value(v)
+def lower_expand(node: Node) -> None:
+    v = widen_rank(node, node.value(0), len(node.shape))
+    if v.shape == node.shape:
+        node.set_output_value(v)
         return
-    new = stored_shape(n.shape, v.axes)
-    n.give(n.emit("BROADCAST_TO", [n.place(v, v.axes), n.ints(new)], new), v.axes)
+    new = memory_shape(node.shape, v.axes)
+    node.set_output(node.emit("BROADCAST_TO", [node.place(v, v.axes), node.ints(new)], new), v.axes)
 
 
-@op("Tile")
-def _tile(n: Node) -> None:
-    v = n.value(0)
-    counts = [int(c) for c in n.constant(1, "repeats")]
-    inputs = [n.place(v, v.axes), n.ints(counts[a] for a in v.axes)]
-    n.give(n.emit("TILE", inputs, stored_shape(n.shape, v.axes)), v.axes)
+def lower_tile(node: Node) -> None:
+    v = node.value(0)
+    counts = [int(c) for c in node.require_constant(1, "repeats")]
+    inputs = [node.place(v, v.axes), node.ints(counts[a] for a in v.axes)]
+    node.set_output(node.emit("TILE", inputs, memory_shape(node.shape, v.axes)), v.axes)
 
 
-@op("DepthToSpace")
-def _depth_to_space(n: Node) -> None:
-    b, last = int(n.attr("blocksize")), channels_last(4)
-    if n.attr("mode", "DCR") == "DCR":
-        shape = stored_shape(n.shape, last)
-        n.give(n.emit("DEPTH_TO_SPACE", [n.stored(0, last)], shape, block_size=b), last)
+def lower_depth_to_space(node: Node) -> None:
+    b, last = int(node.attr("blocksize")), channels_last(4)
+    if node.attr("mode", "DCR") == "DCR":
+        shape = memory_shape(node.shape, last)
+        node.set_output(
+            node.emit("DEPTH_TO_SPACE", [node.place_input(0, last)], shape, block_size=b), last
+        )
         return
-    batch, c, h, w = n.value(0).shape
-    wide = reshaped(n, n.value(0), (batch, c // (b * b), b, b, h, w))
-    moved = transposed(wide, (0, 1, 4, 2, 5, 3))
-    n.give_value(reshaped(n, moved, n.shape))
+    batch, c, h, w = node.value(0).shape
+    wide = reshape_value(node, node.value(0), (batch, c // (b * b), b, b, h, w))
+    moved = transpose_value(wide, (0, 1, 4, 2, 5, 3))
+    node.set_output_value(reshape_value(node, moved, node.shape))
 
 
-@op("SpaceToDepth")
-def _space_to_depth(n: Node) -> None:
-    if n.attr("mode", "DCR") == "CRD":
-        b = int(n.attr("blocksize"))
-        batch, c, h, w = n.value(0).shape
-        wide = reshaped(n, n.value(0), (batch, c, h // b, b, w // b, b))
-        n.give_value(reshaped(n, transposed(wide, (0, 1, 3, 5, 2, 4)), n.shape))
+def lower_space_to_depth(node: Node) -> None:
+    if node.attr("mode", "DCR") == "CRD":
+        b = int(node.attr("blocksize"))
+        batch, c, h, w = node.value(0).shape
+        wide = reshape_value(node, node.value(0), (batch, c, h // b, b, w // b, b))
+        node.set_output_value(
+            reshape_value(node, transpose_value(wide, (0, 1, 3, 5, 2, 4)), node.shape)
+        )
         return
     last = channels_last(4)
-    shape = stored_shape(n.shape, last)
-    inputs = [n.stored(0, last)]
-    n.give(n.emit("SPACE_TO_DEPTH", inputs, shape, block_size=int(n.attr("blocksize"))), last)
+    shape = memory_shape(node.shape, last)
+    inputs = [node.place_input(0, last)]
+    node.set_output(
+        node.emit("SPACE_TO_DEPTH", inputs, shape, block_size=int(node.attr("blocksize"))), last
+    )

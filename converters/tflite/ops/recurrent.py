@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.node import Node, op
-from converters.tflite.ops.activations import Activation, curves
+from converters.tflite.node import Node
+from converters.tflite.ops.activations import Activation, read_activations
 from converters.tflite.ops.elementwise import Math
-from converters.tflite.ops.movement import sliced
-from converters.tflite.ops.products import fully_connected
+from converters.tflite.ops.movement import slice_tensor
+from converters.tflite.ops.products import emit_fully_connected
 from converters.tflite.values import Axes
 
 MAX_STEPS = 1024  # of all directions together; each is 5 to 15 operators
@@ -28,13 +28,20 @@ State = tuple[Tensor, ...]
 class Cell(abc.ABC):
     """One direction of a node: its weights, and the step from state to state."""
 
-    def __init__(self, n: Node, d: int, functions: Sequence[Activation]):
-        self.n, self.m, self.f = n, Math(n), functions
-        self.w, self.r = n.constant(1, "its weight W")[d], n.constant(2, "its weight R")[d]
+    def __init__(self, node: Node, d: int, functions: Sequence[Activation]):
+        self.n, self.m, self.f = node, Math(node), functions
+        self.w, self.r = (
+            node.require_constant(1, "its weight W")[d],
+            node.require_constant(2, "its weight R")[d],
+        )
         self.hidden = self.r.shape[-1]
-        bias = n.constant(3, "its bias")[d] if n.has(3) else np.zeros(2 * len(self.w), np.float32)
+        bias = (
+            node.require_constant(3, "its bias")[d]
+            if node.has_input(3)
+            else np.zeros(2 * len(self.w), np.float32)
+        )
         self.w_bias, self.r_bias = np.split(bias, 2)
-        self.clip = float(n.attr("clip", 0.0)) or math.inf
+        self.clip = float(node.attr("clip", 0.0)) or math.inf
         self.prepare(d)
 
     @abc.abstractmethod
@@ -45,9 +52,9 @@ class Cell(abc.ABC):
     def step(self, x: Tensor, state: State) -> State:
         """The state after a step; ``x`` holds the products of its input, [batch, gates]."""
 
-    def projected(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """The products of all inputs: [steps * batch, gates]."""
-        return fully_connected(self.n, x, self.w, self.w_bias)
+        return emit_fully_connected(self.n, x, self.w, self.w_bias)
 
     def product(self, h: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """A state times weights; computed here where the state is constant."""
@@ -104,8 +111,8 @@ class Gru(Cell):
 
     def step(self, x: Tensor, state: State) -> State:
         h, size = state[0], self.hidden
-        x_gates = sliced(self.n, x, (0, 0), (x.shape[0], 2 * size))
-        x_last = sliced(self.n, x, (0, 2 * size), (x.shape[0], size))
+        x_gates = slice_tensor(self.n, x, (0, 0), (x.shape[0], 2 * size))
+        x_last = slice_tensor(self.n, x, (0, 2 * size), (x.shape[0], size))
         gates = self.gate(0, self.plus(x_gates, self.product(h, self.first)))
         update, reset = self.parts(gates, 2)
         if self.before:
@@ -124,7 +131,7 @@ class Lstm(Cell):
     def prepare(self, d: int) -> None:
         self.w_bias = self.w_bias + self.r_bias
         self.recurrent = self.n.const(self.r)
-        peep = self.n.constant(7, "its peepholes")[d] if self.n.has(7) else None
+        peep = self.n.require_constant(7, "its peepholes")[d] if self.n.has_input(7) else None
         self.peepholes = [] if peep is None else [self.n.const(p[None]) for p in np.split(peep, 3)]
 
     def step(self, x: Tensor, state: State) -> State:
@@ -144,49 +151,50 @@ class Lstm(Cell):
 CELLS: dict[str, type[Cell]] = {"LSTM": Lstm, "GRU": Gru, "RNN": Rnn}
 
 
-@op("LSTM", "GRU", "RNN")
-def _recurrent(n: Node) -> None:
-    if n.value(0).dtype != np.float32:
-        raise n.refusal(f"{n.value(0).dtype} is not in TFLite")
-    way = n.attr("direction", "forward")
+def lower_recurrent(node: Node) -> None:
+    if node.value(0).dtype != np.float32:
+        raise node.refusal(f"{node.value(0).dtype} is not in TFLite")
+    way = node.attr("direction", "forward")
     backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[way]
-    batch_first = bool(n.attr("layout", 0))
-    x = n.stored(0, (1, 0, 2) if batch_first else None)
+    batch_first = bool(node.attr("layout", 0))
+    x = node.place_input(0, (1, 0, 2) if batch_first else None)
     steps, batch, size = x.shape
     total = steps * len(backwards)
     if total > MAX_STEPS:
         why = f"its {total} steps are more than the {MAX_STEPS} that are unrolled"
-        raise n.refusal(why, "export it with a shorter sequence")
-    functions = curves(n, len(backwards))
+        raise node.refusal(why, "export it with a shorter sequence")
+    functions = read_activations(node, len(backwards))
     each = len(functions) // len(backwards)
-    flat = n.reshaped(x, (steps * batch, size))
+    flat = node.reshape(x, (steps * batch, size))
     rows: list[list[Tensor]] = []
     states: list[State] = []
     for d, reverse in enumerate(backwards):
-        cell = CELLS[n.op](n, d, functions[d * each : (d + 1) * each])
-        initial = tuple(_initial(n, i, d, (batch, cell.hidden)) for i in _state_inputs(n))
+        cell = CELLS[node.op](node, d, functions[d * each : (d + 1) * each])
+        initial = tuple(
+            _initial_state(node, i, d, (batch, cell.hidden)) for i in _state_inputs(node)
+        )
         order = range(steps)[:: -1 if reverse else 1]
-        made, state = _unrolled(cell, cell.projected(flat), batch, order, initial)
+        made, state = _unroll(cell, cell.project(flat), batch, order, initial)
         rows.append([made[t] for t in range(steps)])
         states.append(state)
-    _give(n, rows, states, batch_first)
+    _set_outputs(node, rows, states, batch_first)
 
 
-def _state_inputs(n: Node) -> tuple[int, ...]:
-    return (5, 6) if n.op == "LSTM" else (5,)
+def _state_inputs(node: Node) -> tuple[int, ...]:
+    return (5, 6) if node.op == "LSTM" else (5,)
 
 
-def _initial(n: Node, index: int, d: int, shape: tuple[int, int]) -> Tensor:
+def _initial_state(node: Node, index: int, d: int, shape: tuple[int, int]) -> Tensor:
     """The state before the first step of direction ``d``."""
-    if not n.has(index):
-        return n.const(np.zeros(shape))
-    s = n.stored(index, (1, 0, 2) if n.attr("layout", 0) else None)
+    if not node.has_input(index):
+        return node.const(np.zeros(shape))
+    s = node.place_input(index, (1, 0, 2) if node.attr("layout", 0) else None)
     if s.data is not None:
-        return n.const(s.data[d])
-    return n.reshaped(sliced(n, s, (d, 0, 0), (1, *shape)), shape)
+        return node.const(s.data[d])
+    return node.reshape(slice_tensor(node, s, (d, 0, 0), (1, *shape)), shape)
 
 
-def _unrolled(
+def _unroll(
     cell: Cell, x: Tensor, batch: int, order: range, state: State
 ) -> tuple[dict[int, Tensor], State]:
     """What each step gives, and the last state. Beyond the length of a sequence the state stays
@@ -194,57 +202,59 @@ def _unrolled(
     n, made = cell.n, {}
     nothing = n.const(np.zeros((batch, cell.hidden)))
     for t in order:
-        inside = _inside(n, t, batch)
+        inside = _step_mask(n, t, batch)
         if inside is not None and inside.data is not None and not inside.data.any():
             made[t] = nothing
             continue
-        new = cell.step(sliced(n, x, (t * batch, 0), (batch, x.shape[1])), state)
+        new = cell.step(slice_tensor(n, x, (t * batch, 0), (batch, x.shape[1])), state)
         if inside is None:
             state, made[t] = new, new[0]
             continue
-        state = tuple(_chosen(n, inside, a, b) for a, b in zip(new, state, strict=True))
-        made[t] = _chosen(n, inside, new[0], nothing)
-    begun = _inside(n, 0, batch)
+        state = tuple(_choose(n, inside, a, b) for a, b in zip(new, state, strict=True))
+        made[t] = _choose(n, inside, new[0], nothing)
+    begun = _step_mask(n, 0, batch)
     if begun is not None:  # ONNX Runtime: a sequence without a step ends in zeros
-        state = tuple(_chosen(n, begun, s, nothing) for s in state)
+        state = tuple(_choose(n, begun, s, nothing) for s in state)
     return made, state
 
 
-def _inside(n: Node, t: int, batch: int) -> Tensor | None:
+def _step_mask(node: Node, t: int, batch: int) -> Tensor | None:
     """Which sequences have a step ``t``, [batch, 1]; None: all."""
-    if not n.has(4):
+    if not node.has_input(4):
         return None
-    lengths = n.array(4)
+    lengths = node.array(4)
     if lengths is not None:
         mask = (lengths > t).reshape(batch, 1)
-        return None if mask.all() else n.const(mask, bool)
-    return Math(n)("GREATER", n.reshaped(n.stored(4), (batch, 1)), t, dtype=np.bool_)
+        return None if mask.all() else node.const(mask, bool)
+    return Math(node)("GREATER", node.reshape(node.place_input(4), (batch, 1)), t, dtype=np.bool_)
 
 
-def _chosen(n: Node, mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return n.emit("SELECT_V2", [mask, yes, no], yes.shape, yes.dtype)
+def _choose(node: Node, mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return node.emit("SELECT_V2", [mask, yes, no], yes.shape, yes.dtype)
 
 
-def _give(n: Node, rows: list[list[Tensor]], states: list[State], batch_first: bool) -> None:
+def _set_outputs(
+    node: Node, rows: list[list[Tensor]], states: list[State], batch_first: bool
+) -> None:
     batch, hidden = rows[0][0].shape
     count, steps = len(rows), len(rows[0])
-    if n.wants(0):
+    if node.has_output(0):
         flat = [rows[d][t] for t in range(steps) for d in range(count)]
-        y = _stacked(n, flat, (steps, count, batch, hidden))
-        n.give(y, _order((1, 2, 0, 3), batch_first))
+        y = _stack_rows(node, flat, (steps, count, batch, hidden))
+        node.set_output(y, _output_order((1, 2, 0, 3), batch_first))
     for i in range(len(states[0])):
-        if n.wants(i + 1):
-            last = _stacked(n, [s[i] for s in states], (count, batch, hidden))
-            n.give(last, _order((1, 0, 2), batch_first), i + 1)
+        if node.has_output(i + 1):
+            last = _stack_rows(node, [s[i] for s in states], (count, batch, hidden))
+            node.set_output(last, _output_order((1, 0, 2), batch_first), i + 1)
 
 
-def _order(batch_first: Axes, layout: bool) -> Axes | None:
+def _output_order(batch_first: Axes, layout: bool) -> Axes | None:
     return batch_first if layout else None
 
 
-def _stacked(n: Node, tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+def _stack_rows(node: Node, tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     """Tensors of one shape below each other, then in the shape given."""
     if len(tensors) > 1:
         joined = (len(tensors) * tensors[0].shape[0], tensors[0].shape[1])
-        return n.reshaped(n.emit("CONCATENATION", tensors, joined, axis=0), shape)
-    return n.reshaped(tensors[0], shape)
+        return node.reshape(node.emit("CONCATENATION", tensors, joined, axis=0), shape)
+    return node.reshape(tensors[0], shape)

@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.node import Node, op
-from converters.tflite.ops.broadcast import emit
+from converters.tflite.node import Node
+from converters.tflite.ops.broadcast import emit_broadcast
 from converters.tflite.ops.elementwise import Math, cast
-from converters.tflite.values import Axes, Value, identity
+from converters.tflite.values import Axes, PlacedValue, identity
 
 REDUCTIONS = {
     "ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN",
@@ -28,13 +28,12 @@ EMPTY = {
 }
 
 
-@op(*REDUCTIONS)
-def _reduce(n: Node) -> None:
-    v = n.value(0)
+def lower_reduction(node: Node) -> None:
+    v = node.value(0)
     rank = len(v.shape)
-    axes = n.listed(1, "axes", None)
+    axes = node.read_int_list(1, "axes", None)
     if not axes:
-        if n.attr("noop_with_empty_axes", 0) and n.op in (
+        if node.attr("noop_with_empty_axes", 0) and node.op in (
             "ReduceMean",
             "ReduceSum",
             "ReduceMax",
@@ -42,34 +41,34 @@ def _reduce(n: Node) -> None:
             "ReduceProd",
             "ReduceLogSumExp",
         ):
-            return n.give_value(v)
-        axes = [] if n.attr("noop_with_empty_axes", 0) else list(range(rank))
+            return node.set_output_value(v)
+        axes = [] if node.attr("noop_with_empty_axes", 0) else list(range(rank))
     axes = [a % rank for a in axes]
-    m, x = Math(n), n.place(v, v.axes)
-    keep = bool(n.attr("keepdims", 1))
-    if n.op == "ReduceL1":
-        x = m("ABS", x)
-    elif n.op in ("ReduceL2", "ReduceSumSquare"):
-        x = m("MUL", x, x)
-    elif n.op == "ReduceLogSumExp":
-        return _log_sum_exp(n, x, v.axes, axes, keep)
+    calc, x = Math(node), node.place(v, v.axes)
+    keep = bool(node.attr("keepdims", 1))
+    if node.op == "ReduceL1":
+        x = calc("ABS", x)
+    elif node.op in ("ReduceL2", "ReduceSumSquare"):
+        x = calc("MUL", x, x)
+    elif node.op == "ReduceLogSumExp":
+        return _lower_log_sum_exp(node, x, v.axes, axes, keep)
     kind = x.dtype
     if kind == np.bool_:
-        code = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}.get(REDUCTIONS[n.op])
+        code = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}.get(REDUCTIONS[node.op])
         if code is None:
-            raise n.refusal("it has no boolean form")
-        y, order = reduced(n, code, x, v.axes, axes, keep)
-        return n.give(y, order)
-    y, order = reduced(n, REDUCTIONS[n.op], x, v.axes, axes, keep)
-    if n.op == "ReduceL2":
-        y = m("SQRT", y)
-    elif n.op == "ReduceLogSum":
-        y = m("LOG", y)
-    return n.give(y, order)
+            raise node.refusal("it has no boolean form")
+        y, order = reduce_axes(node, code, x, v.axes, axes, keep)
+        return node.set_output(y, order)
+    y, order = reduce_axes(node, REDUCTIONS[node.op], x, v.axes, axes, keep)
+    if node.op == "ReduceL2":
+        y = calc("SQRT", y)
+    elif node.op == "ReduceLogSum":
+        y = calc("LOG", y)
+    return node.set_output(y, order)
 
 
-def reduced(
-    n: Node, code: str, x: Tensor, order: Axes, axes: list[int], keep: bool
+def reduce_axes(
+    node: Node, code: str, x: Tensor, order: Axes, axes: list[int], keep: bool
 ) -> tuple[Tensor, Axes]:
     """Reduce the ONNX axes ``axes`` of a tensor stored in ``order``; gives also the new order."""
     at = sorted(order.index(a) for a in axes)
@@ -78,9 +77,9 @@ def reduced(
     if not at:
         return x, order
     if 0 in x.shape:
-        y = n.const(np.full(full if keep else left, EMPTY[code]), x.dtype)
+        y = node.const(np.full(full if keep else left, EMPTY[code]), x.dtype)
     else:
-        y = n.emit(code, [x, n.ints(at)], full if keep else left, keep_dims=keep)
+        y = node.emit(code, [x, node.ints(at)], full if keep else left, keep_dims=keep)
     if keep:
         return y, order
     kept = [a for a in order if a not in axes]
@@ -88,79 +87,83 @@ def reduced(
     return y, tuple(ranks[a] for a in kept)
 
 
-def _log_sum_exp(n: Node, x: Tensor, order: Axes, axes: list[int], keep: bool) -> None:
-    m = Math(n)
+def _lower_log_sum_exp(node: Node, x: Tensor, order: Axes, axes: list[int], keep: bool) -> None:
+    calc = Math(node)
     if 0 in x.shape or not axes:
-        y, order = reduced(n, "SUM", m("EXP", x), order, axes, keep)
-        return n.give(m("LOG", y), order)
-    top, _ = reduced(n, "REDUCE_MAX", x, order, axes, True)
-    total, out = reduced(n, "SUM", m("EXP", emit(n, "SUB", [x, top])), order, axes, keep)
-    return n.give(m("ADD", m("LOG", total), n.reshaped(top, total.shape)), out)
+        y, order = reduce_axes(node, "SUM", calc("EXP", x), order, axes, keep)
+        return node.set_output(calc("LOG", y), order)
+    top, _ = reduce_axes(node, "REDUCE_MAX", x, order, axes, True)
+    total, out = reduce_axes(
+        node, "SUM", calc("EXP", emit_broadcast(node, "SUB", [x, top])), order, axes, keep
+    )
+    return node.set_output(calc("ADD", calc("LOG", total), node.reshape(top, total.shape)), out)
 
 
-@op("ArgMax", "ArgMin")
-def _arg(n: Node) -> None:
-    v = n.value(0)
+def lower_arg_extremum(node: Node) -> None:
+    v = node.value(0)
     rank = len(v.shape)
-    axis = int(n.attr("axis", 0)) % rank
-    at, x = v.axes.index(axis), n.place(v, v.axes)
-    last = bool(n.attr("select_last_index", 0))
+    axis = int(node.attr("axis", 0)) % rank
+    at, x = v.axes.index(axis), node.place(v, v.axes)
+    last = bool(node.attr("select_last_index", 0))
     if last:
-        x = n.emit("REVERSE_V2", [x, n.ints([at])], x.shape)
+        x = node.emit("REVERSE_V2", [x, node.ints([at])], x.shape)
     shape = [d for i, d in enumerate(x.shape) if i != at]
-    code = "ARG_MAX" if n.op == "ArgMax" else "ARG_MIN"
-    y = n.emit(code, [x, n.ints([at])], shape, np.int64, output_type=4)
+    code = "ARG_MAX" if node.op == "ArgMax" else "ARG_MIN"
+    y = node.emit(code, [x, node.ints([at])], shape, np.int64, output_type=4)
     if last:
-        y = Math(n)("SUB", v.shape[axis] - 1, y)
-    if n.attr("keepdims", 1):
+        y = Math(node)("SUB", v.shape[axis] - 1, y)
+    if node.attr("keepdims", 1):
         full = [1 if i == at else d for i, d in enumerate(x.shape)]
-        n.give(n.reshaped(y, full), v.axes)
+        node.set_output(node.reshape(y, full), v.axes)
         return
     kept = [a for a in v.axes if a != axis]
-    n.give(y, tuple(sorted(kept).index(a) for a in kept))
+    node.set_output(y, tuple(sorted(kept).index(a) for a in kept))
 
 
-def axis_last(n: Node, v: Value, axis: int) -> tuple[Tensor, Axes]:
+def place_axis_last(node: Node, v: PlacedValue, axis: int) -> tuple[Tensor, Axes]:
     """The value with that axis last in memory, everything else as it lies."""
     order = (*(a for a in v.axes if a != axis), axis) if v.axes else identity(len(v.shape))
-    return n.place(v, order), order
+    return node.place(v, order), order
 
 
-@op("Softmax", "LogSoftmax", "Hardmax")
-def _softmax(n: Node) -> None:
-    v = n.value(0)
+def lower_softmax(node: Node) -> None:
+    v = node.value(0)
     rank = len(v.shape)
-    new = n.scope.opsets.get("", 13) >= 13
-    axis = int(n.attr("axis", -1 if new else 1)) % max(rank, 1)
+    new = node.scope.opsets.get("", 13) >= 13
+    axis = int(node.attr("axis", -1 if new else 1)) % max(rank, 1)
     if new:
-        x, order = axis_last(n, v, axis)
-        n.give(_over_last(n, x), order)
+        x, order = place_axis_last(node, v, axis)
+        node.set_output(_emit_softmax(node, x), order)
         return
     # Up to opset 12 all axes from that one on are one.
     flat = (math.prod(v.shape[:axis]), math.prod(v.shape[axis:]))
-    n.give(n.reshaped(_over_last(n, n.reshaped(n.place(v), flat)), v.shape))
+    node.set_output(node.reshape(_emit_softmax(node, node.reshape(node.place(v), flat)), v.shape))
 
 
-def _over_last(n: Node, x: Tensor) -> Tensor:
-    if n.op == "Softmax":
-        return n.emit("SOFTMAX", [x], x.shape, beta=1.0)
-    if n.op == "LogSoftmax":
-        return n.emit("LOG_SOFTMAX", [x], x.shape)
+def _emit_softmax(node: Node, x: Tensor) -> Tensor:
+    if node.op == "Softmax":
+        return node.emit("SOFTMAX", [x], x.shape, beta=1.0)
+    if node.op == "LogSoftmax":
+        return node.emit("LOG_SOFTMAX", [x], x.shape)
     depth = x.shape[-1]
-    top = n.emit("ARG_MAX", [x, n.ints([len(x.shape) - 1])], x.shape[:-1], np.int32, output_type=2)
-    one, zero = n.const(1.0, x.dtype), n.const(0.0, x.dtype)
-    inputs = [top, n.const(depth, np.int32), one, zero]
-    return n.emit("ONE_HOT", inputs, x.shape, x.dtype, axis=-1)
+    top = node.emit(
+        "ARG_MAX", [x, node.ints([len(x.shape) - 1])], x.shape[:-1], np.int32, output_type=2
+    )
+    one, zero = node.const(1.0, x.dtype), node.const(0.0, x.dtype)
+    inputs = [top, node.const(depth, np.int32), one, zero]
+    return node.emit("ONE_HOT", inputs, x.shape, x.dtype, axis=-1)
 
 
-@op("CumSum")
-def _cumsum(n: Node) -> None:
-    v = n.value(0)
-    axis = int(n.constant(1, "axis").reshape(())) % len(v.shape)
-    x = n.place(v, v.axes)
-    inputs = [x, n.const(v.axes.index(axis), np.int32)]
-    options = {"exclusive": bool(n.attr("exclusive", 0)), "reverse": bool(n.attr("reverse", 0))}
-    n.give(n.emit("CUMSUM", inputs, x.shape, **options), v.axes)
+def lower_cum_sum(node: Node) -> None:
+    v = node.value(0)
+    axis = int(node.require_constant(1, "axis").reshape(())) % len(v.shape)
+    x = node.place(v, v.axes)
+    inputs = [x, node.const(v.axes.index(axis), np.int32)]
+    options = {
+        "exclusive": bool(node.attr("exclusive", 0)),
+        "reverse": bool(node.attr("reverse", 0)),
+    }
+    node.set_output(node.emit("CUMSUM", inputs, x.shape, **options), v.axes)
 
 
-__all__ = ["axis_last", "cast", "reduced"]
+__all__ = ["cast", "place_axis_last", "reduce_axes"]

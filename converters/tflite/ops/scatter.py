@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.node import Node, op
+from converters.tflite.node import Node
 from converters.tflite.ops.arithmetic import Math, cast
-from converters.tflite.ops.broadcast import emit
-from converters.tflite.ops.indexing import MAX_ROWS, flat_rows, wide, wrapped
-from converters.tflite.ops.movement import padded
+from converters.tflite.ops.broadcast import emit_broadcast
+from converters.tflite.ops.indexing import MAX_ROWS, flatten_indices, widen_booleans, wrap_indices
+from converters.tflite.ops.movement import pad_tensor
 from edge_core.tensors import Array
 
 COMBINED = {"add": "ADD", "mul": "MUL", "max": "MAXIMUM", "min": "MINIMUM"}
@@ -23,51 +23,53 @@ REDUCED = {"mul": "REDUCE_PROD", "max": "REDUCE_MAX", "min": "REDUCE_MIN"}
 MAX_DENSE = 2**22  # elements of the table of every place against every update
 
 
-def scattered(n: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
+def scatter_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
     """``data`` with the updates at ``rows`` (int32, none negative) written or combined."""
     if how != "none" and how not in COMBINED:
-        raise n.refusal(f"reduction '{how}' is unknown", "none, add, mul, max and min are known")
+        raise node.refusal(f"reduction '{how}' is unknown", "none, add, mul, max and min are known")
     if not updates.shape[0] or not updates.shape[1] or not data.shape[0]:
         return data
     if rows.data is not None and (rows.data.min() < 0 or rows.data.max() >= data.shape[0]):
-        raise n.refusal(f"an index is not below {data.shape[0]}")
+        raise node.refusal(f"an index is not below {data.shape[0]}")
     if how == "none" and rows.data is not None:
-        return _by_table(n, data, rows.data, updates)
+        return _scatter_known_rows(node, data, rows.data, updates)
     if how == "none":
         # The standard forbids an index that comes twice; so each place is written at most once.
-        return _written(n, data, rows, updates)
+        return _overwrite_rows(node, data, rows, updates)
     if how == "add":
-        return emit(n, "ADD", [data, _sums(n, rows, updates, data.shape)])
-    return _combined(n, data, rows, updates, how)
+        return emit_broadcast(node, "ADD", [data, _scatter_sums(node, rows, updates, data.shape)])
+    return _combine_rows(node, data, rows, updates, how)
 
 
-def _by_table(n: Node, data: Tensor, rows: Array, updates: Tensor) -> Tensor:
+def _scatter_known_rows(node: Node, data: Tensor, rows: Array, updates: Tensor) -> Tensor:
     """Known indices: every row is read from where it is in the end; the last update wins."""
     count, width = data.shape
     table = np.arange(count)
     table[rows] = count + np.arange(len(rows))
-    both = n.emit("CONCATENATION", [data, updates], (count + len(rows), width), axis=0)
-    return n.emit("GATHER", [both, n.ints(table)], data.shape, axis=0)
+    both = node.emit("CONCATENATION", [data, updates], (count + len(rows), width), axis=0)
+    return node.emit("GATHER", [both, node.ints(table)], data.shape, axis=0)
 
 
-def _sums(n: Node, rows: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:
+def _scatter_sums(node: Node, rows: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:
     """SCATTER_ND: zeros, and the sum of what is written to each place."""
-    index = n.reshaped(rows, (rows.shape[0], 1))
-    return n.emit("SCATTER_ND", [index, updates, n.ints(shape)], shape, updates.dtype)
+    index = node.reshape(rows, (rows.shape[0], 1))
+    return node.emit("SCATTER_ND", [index, updates, node.ints(shape)], shape, updates.dtype)
 
 
-def _written(n: Node, data: Tensor, rows: Tensor, updates: Tensor) -> Tensor:
-    ones = n.const(np.ones((rows.shape[0], 1)), np.int32)
-    hit = Math(n)("GREATER", _sums(n, rows, ones, (data.shape[0], 1)), 0, dtype=np.bool_)
-    new = _sums(n, rows, updates, data.shape)
-    return emit(n, "SELECT_V2", [hit, new, data], data.dtype)
+def _overwrite_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor) -> Tensor:
+    ones = node.const(np.ones((rows.shape[0], 1)), np.int32)
+    hit = Math(node)(
+        "GREATER", _scatter_sums(node, rows, ones, (data.shape[0], 1)), 0, dtype=np.bool_
+    )
+    new = _scatter_sums(node, rows, updates, data.shape)
+    return emit_broadcast(node, "SELECT_V2", [hit, new, data], data.dtype)
 
 
-def _combined(n: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
+def _combine_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
     """Every place against every update: TFLite's scatter knows only sums."""
     (count, width), k = data.shape, rows.shape[0]
     if count * k * width > MAX_DENSE:
-        raise n.refusal(
+        raise node.refusal(
             f"reduction '{how}' of {k} updates into {count} rows of {width} is too much"
         )
     kind = data.dtype
@@ -78,101 +80,105 @@ def _combined(n: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) ->
     else:
         bounds = np.iinfo(kind)
         neutral = bounds.min if how == "max" else bounds.max
-    places = n.const(np.arange(count)[:, None], np.int32)
-    hit = emit(n, "EQUAL", [n.reshaped(rows, (1, k)), places], np.bool_)
-    given = n.reshaped(updates, (1, k, width))
-    none = n.const(np.full((1, 1, 1), neutral), kind)
-    spread = emit(n, "SELECT_V2", [n.reshaped(hit, (count, k, 1)), given, none], kind)
-    each = n.emit(REDUCED[how], [spread, n.ints([1])], data.shape, keep_dims=False)
-    return emit(n, COMBINED[how], [data, each])
+    places = node.const(np.arange(count)[:, None], np.int32)
+    hit = emit_broadcast(node, "EQUAL", [node.reshape(rows, (1, k)), places], np.bool_)
+    given = node.reshape(updates, (1, k, width))
+    none = node.const(np.full((1, 1, 1), neutral), kind)
+    spread = emit_broadcast(
+        node, "SELECT_V2", [node.reshape(hit, (count, k, 1)), given, none], kind
+    )
+    each = node.emit(REDUCED[how], [spread, node.ints([1])], data.shape, keep_dims=False)
+    return emit_broadcast(node, COMBINED[how], [data, each])
 
 
-def _computable(n: Node, x: Tensor, how: str) -> Tensor:
+def _to_arithmetic_type(node: Node, x: Tensor, how: str) -> Tensor:
     """8-bit integers are combined as int32: TFLite's own would be quantised arithmetic."""
-    return cast(n, x, np.int32) if how != "none" and x.dtype in (np.int8, np.uint8) else x
+    return cast(node, x, np.int32) if how != "none" and x.dtype in (np.int8, np.uint8) else x
 
 
-def _scatter(n: Node, shape: Sequence[int], rows: Tensor, parts: tuple[Tensor, Tensor]) -> None:
+def _set_scattered(
+    node: Node, shape: Sequence[int], rows: Tensor, parts: tuple[Tensor, Tensor]
+) -> None:
     """Lower to scattered() and give the result the shape of the data."""
-    how, kind = n.attr("reduction", "none"), parts[0].dtype
-    (data, back), (updates, _) = (wide(n, _computable(n, t, how)) for t in parts)
+    how, kind = node.attr("reduction", "none"), parts[0].dtype
+    (data, back), (updates, _) = (
+        widen_booleans(node, _to_arithmetic_type(node, t, how)) for t in parts
+    )
     if kind == np.bool_ and how != "none":
-        raise n.refusal(f"reduction '{how}' of booleans is not lowered")
-    y = back(scattered(n, data, rows, updates, how))
-    n.give(n.reshaped(cast(n, y, kind), shape))
+        raise node.refusal(f"reduction '{how}' of booleans is not lowered")
+    y = back(scatter_rows(node, data, rows, updates, how))
+    node.set_output(node.reshape(cast(node, y, kind), shape))
 
 
-@op("ScatterND")
-def _scatter_nd(n: Node) -> None:
-    data, index, updates = n.value(0), n.value(1), n.value(2)
+def lower_scatter_nd(node: Node) -> None:
+    data, index, updates = node.value(0), node.value(1), node.value(2)
     depth = index.shape[-1]
     count, width = math.prod(data.shape[:depth]), math.prod(data.shape[depth:])
-    rows = flat_rows(n, n.place(index), data.shape[:depth])
+    rows = flatten_indices(node, node.place(index), data.shape[:depth])
     parts = (
-        n.reshaped(n.place(data), (count, width)),
-        n.reshaped(n.place(updates), (rows.shape[0], width)),
+        node.reshape(node.place(data), (count, width)),
+        node.reshape(node.place(updates), (rows.shape[0], width)),
     )
-    _scatter(n, data.shape, rows, parts)
+    _set_scattered(node, data.shape, rows, parts)
 
 
-@op("ScatterElements", "Scatter")
-def _scatter_elements(n: Node) -> None:
-    data, index, updates = n.value(0), n.value(1), n.value(2)
-    axis = int(n.attr("axis", 0)) % len(data.shape)
+def lower_scatter_elements(node: Node) -> None:
+    data, index, updates = node.value(0), node.value(1), node.value(2)
+    axis = int(node.attr("axis", 0)) % len(data.shape)
     size, count = math.prod(data.shape), math.prod(index.shape)
     if size > MAX_ROWS:
-        raise n.refusal(f"{size} elements are more than 32-bit indices reach")
+        raise node.refusal(f"{size} elements are more than 32-bit indices reach")
     steps = [math.prod(data.shape[i + 1 :]) for i in range(len(data.shape))]
-    at = wrapped(n, cast(n, n.place(index), np.int32), data.shape[axis])
+    at = wrap_indices(node, cast(node, node.place(index), np.int32), data.shape[axis])
     base = sum(
         i * s
         for a, (i, s) in enumerate(zip(np.indices(index.shape, sparse=True), steps, strict=True))
         if a != axis
     )
     if at.data is not None:
-        rows = n.const(at.data * steps[axis] + base, np.int32)
+        rows = node.const(at.data * steps[axis] + base, np.int32)
     else:
-        rows = Math(n)("MUL", at, steps[axis]) if steps[axis] != 1 else at
+        rows = Math(node)("MUL", at, steps[axis]) if steps[axis] != 1 else at
         if np.any(base):
-            rows = emit(
-                n,
+            rows = emit_broadcast(
+                node,
                 "ADD",
                 [
                     rows,
-                    n.const(np.reshape(base, np.shape(base) or (1,) * len(index.shape)), np.int32),
+                    node.const(
+                        np.reshape(base, np.shape(base) or (1,) * len(index.shape)), np.int32
+                    ),
                 ],
             )
-    parts = n.reshaped(n.place(data), (size, 1)), n.reshaped(n.place(updates), (count, 1))
-    _scatter(n, data.shape, n.reshaped(rows, (count,)), parts)
+    parts = node.reshape(node.place(data), (size, 1)), node.reshape(node.place(updates), (count, 1))
+    _set_scattered(node, data.shape, node.reshape(rows, (count,)), parts)
 
 
-@op("TensorScatter")
-def _tensor_scatter(n: Node) -> None:
-    cache, update = n.value(0), n.value(1)
+def lower_tensor_scatter(node: Node) -> None:
+    cache, update = node.value(0), node.value(1)
     rank = len(cache.shape)
-    axis = int(n.attr("axis", -2)) % rank
+    axis = int(node.attr("axis", -2)) % rank
     order = (0, axis, *(a for a in range(1, rank) if a != axis))
-    past, new = n.place(cache, order), n.place(update, order)
+    past, new = node.place(cache, order), node.place(update, order)
     (batch, size), length, width = past.shape[:2], new.shape[1], math.prod(past.shape[2:])
-    start = n.stored(2) if n.has(2) else n.const(np.zeros(batch), np.int64)
-    start = n.reshaped(cast(n, start, np.int32), (batch, 1))
-    m, steps = Math(n), n.const(np.arange(length)[None], np.int32)
-    at = emit(n, "ADD", [start, steps])
-    if n.attr("mode", "linear") == "circular":
-        at = m("FLOOR_MOD", at, size)
-    at = emit(n, "ADD", [at, n.const(np.arange(batch)[:, None] * size, np.int32)])
-    parts = n.reshaped(past, (batch * size, width)), n.reshaped(new, (batch * length, width))
-    y = _written(n, parts[0], n.reshaped(at, (batch * length,)), parts[1])
-    n.give(n.reshaped(y, past.shape), order)
+    start = node.place_input(2) if node.has_input(2) else node.const(np.zeros(batch), np.int64)
+    start = node.reshape(cast(node, start, np.int32), (batch, 1))
+    calc, steps = Math(node), node.const(np.arange(length)[None], np.int32)
+    at = emit_broadcast(node, "ADD", [start, steps])
+    if node.attr("mode", "linear") == "circular":
+        at = calc("FLOOR_MOD", at, size)
+    at = emit_broadcast(node, "ADD", [at, node.const(np.arange(batch)[:, None] * size, np.int32)])
+    parts = node.reshape(past, (batch * size, width)), node.reshape(new, (batch * length, width))
+    y = _overwrite_rows(node, parts[0], node.reshape(at, (batch * length,)), parts[1])
+    node.set_output(node.reshape(y, past.shape), order)
 
 
-@op("Col2Im")
-def _col2im(n: Node) -> None:
-    v, size = n.value(0), [int(d) for d in n.constant(1, "image_shape")]
-    block = [int(d) for d in n.constant(2, "block_shape")]
+def lower_col2im(node: Node) -> None:
+    v, size = node.value(0), [int(d) for d in node.require_constant(1, "image_shape")]
+    block = [int(d) for d in node.require_constant(2, "block_shape")]
     rank, many = len(size), [1] * len(size)
-    strides, dilations = n.attr("strides") or many, n.attr("dilations") or many
-    around = n.attr("pads") or [0] * 2 * rank
+    strides, dilations = node.attr("strides") or many, node.attr("dilations") or many
+    around = node.attr("pads") or [0] * 2 * rank
     # For each axis: where element k of the block at position p lies.
     grids = []
     for i in range(rank):
@@ -190,46 +196,49 @@ def _col2im(n: Node) -> None:
         )
     area, (k, places) = math.prod(size), flat.shape
     batch, channels = v.shape[0], v.shape[1] // k
-    x = n.reshaped(n.place(v), (batch * channels, k * places))
-    x = n.emit("TRANSPOSE", [x, n.ints([1, 0])], x.shape[::-1])
+    x = node.reshape(node.place(v), (batch * channels, k * places))
+    x = node.emit("TRANSPOSE", [x, node.ints([1, 0])], x.shape[::-1])
     # What lies in the padding goes to one row more.
-    rows = n.const(np.where(inside, flat, area).reshape(-1), np.int32)
-    y = _sums(n, rows, x, (area + 1, batch * channels))
-    y = n.emit("SLICE", [y, n.ints([0, 0]), n.ints([area, y.shape[1]])], (area, y.shape[1]))
-    y = n.emit("TRANSPOSE", [y, n.ints([1, 0])], y.shape[::-1])
-    n.give(n.reshaped(y, n.shape))
+    rows = node.const(np.where(inside, flat, area).reshape(-1), np.int32)
+    y = _scatter_sums(node, rows, x, (area + 1, batch * channels))
+    y = node.emit(
+        "SLICE", [y, node.ints([0, 0]), node.ints([area, y.shape[1]])], (area, y.shape[1])
+    )
+    y = node.emit("TRANSPOSE", [y, node.ints([1, 0])], y.shape[::-1])
+    node.set_output(node.reshape(y, node.shape))
 
 
-@op("MaxUnpool")
-def _max_unpool(n: Node) -> None:
-    v, rank = n.value(0), len(n.value(0).shape) - 2
-    kernel, strides = n.attr("kernel_shape"), n.attr("strides") or [1] * rank
-    around = n.attr("pads") or [0] * 2 * rank
+def lower_max_unpool(node: Node) -> None:
+    v, rank = node.value(0), len(node.value(0).shape) - 2
+    kernel, strides = node.attr("kernel_shape"), node.attr("strides") or [1] * rank
+    around = node.attr("pads") or [0] * 2 * rank
     spatial = [
         (d - 1) * s - around[i] - around[i + rank] + k
         for i, (d, s, k) in enumerate(zip(v.shape[2:], strides, kernel, strict=True))
     ]
     shape, count = (*v.shape[:2], *spatial), math.prod(v.shape)
-    rows = n.reshaped(cast(n, n.stored(1), np.int32), (count,))
-    y = _sums(n, rows, n.reshaped(n.place(v), (count, 1)), (math.prod(shape), 1))
-    wanted = [int(d) for d in n.constant(2, "output_shape")] if n.has(2) else shape
+    rows = node.reshape(cast(node, node.place_input(1), np.int32), (count,))
+    y = _scatter_sums(node, rows, node.reshape(node.place(v), (count, 1)), (math.prod(shape), 1))
+    wanted = (
+        [int(d) for d in node.require_constant(2, "output_shape")] if node.has_input(2) else shape
+    )
     more = [(0, w - d) for w, d in zip(wanted, shape, strict=True)]
-    n.give(padded(n, n.reshaped(y, shape), more))
+    node.set_output(pad_tensor(node, node.reshape(y, shape), more))
 
 
-def max_pool(n: Node, around: Sequence[tuple[int, int]]) -> None:
+def lower_indexed_max_pool(node: Node, around: Sequence[tuple[int, int]]) -> None:
     """A MaxPool that any type can have, with the flat index of each maximum in its input."""
-    v, rank = n.value(0), len(around)
-    strides, dilations = n.attr("strides") or [1] * rank, n.attr("dilations") or [1] * rank
-    size, out = v.shape[2:], n.shape[2:]
+    v, rank = node.value(0), len(around)
+    strides, dilations = node.attr("strides") or [1] * rank, node.attr("dilations") or [1] * rank
+    size, out = v.shape[2:], node.shape[2:]
     # Per axis: which element is tap k of window o; -1: none.
     axes = []
-    for i, k in enumerate(n.attr("kernel_shape")):
+    for i, k in enumerate(node.attr("kernel_shape")):
         at = np.arange(out[i])[:, None] * strides[i] - around[i][0] + np.arange(k) * dilations[i]
         axes.append(np.where((at >= 0) & (at < size[i]), at, -1))
-    table, by_column = (_windows(axes, size, order) for order in ("C", "F"))
+    table, by_column = (_window_table(axes, size, order) for order in ("C", "F"))
     if (table < 0).all(axis=1).any():
-        raise n.refusal("one of its windows lies in the padding as a whole")
+        raise node.refusal("one of its windows lies in the padding as a whole")
     # A tap in the padding repeats the first one that is not: it changes no maximum.
     first = (table >= 0).argmax(axis=1)[:, None]
     table, by_column = (
@@ -237,23 +246,29 @@ def max_pool(n: Node, around: Sequence[tuple[int, int]]) -> None:
     )
     kind = v.dtype
     planes, (windows, taps) = math.prod(v.shape[:2]), table.shape
-    x = n.reshaped(n.place(v), (planes, math.prod(size)))
-    x = x if kind == np.float32 else cast(n, x, np.int32)
-    x = n.emit("GATHER", [x, n.ints(table.reshape(-1))], (planes, windows * taps), axis=1)
-    x = n.reshaped(x, (planes, windows, taps))
-    top = n.emit("REDUCE_MAX", [x, n.ints([2])], (planes, windows), keep_dims=False)
-    n.give(cast(n, n.reshaped(top, n.shape), kind))
-    if not n.wants(1):
+    x = node.reshape(node.place(v), (planes, math.prod(size)))
+    x = x if kind == np.float32 else cast(node, x, np.int32)
+    x = node.emit("GATHER", [x, node.ints(table.reshape(-1))], (planes, windows * taps), axis=1)
+    x = node.reshape(x, (planes, windows, taps))
+    top = node.emit("REDUCE_MAX", [x, node.ints([2])], (planes, windows), keep_dims=False)
+    node.set_output(cast(node, node.reshape(top, node.shape), kind))
+    if not node.has_output(1):
         return
-    names = by_column if n.attr("storage_order", 0) else table
-    tap = n.emit("ARG_MAX", [x, n.ints([2])], (planes, windows), np.int32, output_type=2)
-    entry = emit(n, "ADD", [tap, n.const(np.arange(windows)[None] * taps, np.int32)])
-    where = n.emit("GATHER", [n.const(names.reshape(-1), np.int32), entry], entry.shape, axis=0)
-    where = emit(n, "ADD", [where, n.const(np.arange(planes)[:, None] * math.prod(size), np.int32)])
-    n.give(cast(n, n.reshaped(where, n.shape), np.int64), index=1)
+    names = by_column if node.attr("storage_order", 0) else table
+    tap = node.emit("ARG_MAX", [x, node.ints([2])], (planes, windows), np.int32, output_type=2)
+    entry = emit_broadcast(
+        node, "ADD", [tap, node.const(np.arange(windows)[None] * taps, np.int32)]
+    )
+    where = node.emit(
+        "GATHER", [node.const(names.reshape(-1), np.int32), entry], entry.shape, axis=0
+    )
+    where = emit_broadcast(
+        node, "ADD", [where, node.const(np.arange(planes)[:, None] * math.prod(size), np.int32)]
+    )
+    node.set_output(cast(node, node.reshape(where, node.shape), np.int64), index=1)
 
 
-def _windows(axes: Sequence[Array], size: Sequence[int], order: str) -> Array:
+def _window_table(axes: Sequence[Array], size: Sequence[int], order: str) -> Array:
     """[windows, taps]: flat indices into an image of ``size``, -1 in the padding."""
     flat, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
     steps = [math.prod(size[i + 1 :] if order == "C" else size[:i]) for i in range(len(size))]

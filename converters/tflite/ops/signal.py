@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.node import Node, op
-from converters.tflite.ops.broadcast import emit
-from converters.tflite.ops.movement import padded, reshaped, sliced, transposed
-from converters.tflite.ops.products import fully_connected
-from converters.tflite.values import Value, identity
+from converters.tflite.node import Node
+from converters.tflite.ops.broadcast import emit_broadcast
+from converters.tflite.ops.movement import pad_tensor, reshape_value, slice_tensor, transpose_value
+from converters.tflite.ops.products import emit_fully_connected
+from converters.tflite.values import PlacedValue, identity
 from edge_core.tensors import Array
 
 MAX_MATRIX = 16 * 1024 * 1024  # elements: 64 MiB of the file
@@ -17,7 +17,7 @@ VALID = 1  # schema.Padding
 RUN_TIME = ("HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix")
 
 
-def fourier(length: int, parts: int, points: int, *, inverse: bool, onesided: bool) -> Array:
+def fourier_matrix(length: int, parts: int, points: int, *, inverse: bool, onesided: bool) -> Array:
     """The matrix [length * parts, bins * parts out] that transforms one axis, in float64.
 
     ``parts`` is 2 for complex values, whose real and imaginary parts lie next to each other. A
@@ -33,97 +33,95 @@ def fourier(length: int, parts: int, points: int, *, inverse: bool, onesided: bo
     return np.stack([out.real, out.imag], -1).reshape(len(basis), -1)
 
 
-def _bounded(n: Node, elements: int) -> None:
+def _check_matrix_size(node: Node, elements: int) -> None:
     if elements > MAX_MATRIX:
-        raise n.refusal(
+        raise node.refusal(
             f"its matrix would have {elements} elements, and {MAX_MATRIX} is the limit",
             "transform fewer points",
         )
 
 
-@op("DFT")
-def _dft(n: Node) -> None:
-    v = n.value(0)
+def lower_dft(node: Node) -> None:
+    v = node.value(0)
     if v.dtype != np.float32:
-        raise n.refusal(f"{v.dtype} is not lowered")
+        raise node.refusal(f"{v.dtype} is not lowered")
     rank = len(v.shape)
-    axis = int(n.attr("axis", 1))
-    if n.scope.opsets.get("", 20) >= 20:
-        axis = int(n.constant(2, "its axis").reshape(())) if n.has(2) else -2
+    axis = int(node.attr("axis", 1))
+    if node.scope.opsets.get("", 20) >= 20:
+        axis = int(node.require_constant(2, "its axis").reshape(())) if node.has_input(2) else -2
     axis %= rank
     length, parts = v.shape[axis], v.shape[-1]
-    inverse, onesided = bool(n.attr("inverse", 0)), bool(n.attr("onesided", 0))
+    inverse, onesided = bool(node.attr("inverse", 0)), bool(node.attr("onesided", 0))
     points = 2 * (length - 1) if inverse and onesided else length
-    if n.has(1):
-        points = int(n.constant(1, "its length").reshape(()))
-    _bounded(n, length * parts * points * 2)
-    matrix = fourier(length, parts, points, inverse=inverse, onesided=onesided)
+    if node.has_input(1):
+        points = int(node.require_constant(1, "its length").reshape(()))
+    _check_matrix_size(node, length * parts * points * 2)
+    matrix = fourier_matrix(length, parts, points, inverse=inverse, onesided=onesided)
     order = (*(a for a in range(rank - 1) if a != axis), axis, rank - 1)
-    moved = transposed(v, order)
+    moved = transpose_value(v, order)
     others = moved.shape[:-2]
-    flat = reshaped(n, moved, (*others, length * parts))
-    made = fully_connected(n, n.place(flat), np.ascontiguousarray(matrix.T, np.float32))
+    flat = reshape_value(node, moved, (*others, length * parts))
+    made = emit_fully_connected(node, node.place(flat), np.ascontiguousarray(matrix.T, np.float32))
     out_parts = 1 if inverse and onesided else 2
     shape = (*others, matrix.shape[1] // out_parts, out_parts)
-    result = Value(shape, v.dtype, n.reshaped(made, shape), identity(rank))
-    n.give_value(transposed(result, tuple(order.index(a) for a in range(rank))))
+    result = PlacedValue(shape, v.dtype, node.reshape(made, shape), identity(rank))
+    node.set_output_value(transpose_value(result, tuple(order.index(a) for a in range(rank))))
 
 
-@op("STFT")
-def _stft(n: Node) -> None:
+def lower_stft(node: Node) -> None:
     """A convolution: each filter is a row of the matrix, times the window."""
-    v = n.value(0)
+    v = node.value(0)
     if v.dtype != np.float32:
-        raise n.refusal(f"{v.dtype} is not lowered")
+        raise node.refusal(f"{v.dtype} is not lowered")
     batch, length, parts = (*v.shape, 1)[:3]
-    step = int(n.constant(1, "its step").reshape(()))
-    window = n.constant(2, "its window") if n.has(2) else None
+    step = int(node.require_constant(1, "its step").reshape(()))
+    window = node.require_constant(2, "its window") if node.has_input(2) else None
     size = length if window is None else len(window)
-    if n.has(3):
-        size = int(n.constant(3, "its frame length").reshape(()))
-    _bounded(n, size * parts * size * 2)
-    matrix = fourier(size, parts, size, inverse=False, onesided=bool(n.attr("onesided", 1)))
+    if node.has_input(3):
+        size = int(node.require_constant(3, "its frame length").reshape(()))
+    _check_matrix_size(node, size * parts * size * 2)
+    matrix = fourier_matrix(
+        size, parts, size, inverse=False, onesided=bool(node.attr("onesided", 1))
+    )
     filters = matrix.T.reshape(-1, 1, size, parts)
     if window is not None:
         filters = filters * window.reshape(1, 1, size, 1)
-    x = n.reshaped(n.stored(0), (batch, 1, length, parts))
+    x = node.reshape(node.place_input(0), (batch, 1, length, parts))
     frames = (length - size) // step + 1
-    y = n.emit(
-        "CONV_2D", [x, n.const(filters), n.const(np.zeros(len(filters)))],
+    y = node.emit(
+        "CONV_2D", [x, node.const(filters), node.const(np.zeros(len(filters)))],
         (batch, 1, frames, len(filters)), padding=VALID, stride_h=1, stride_w=step,
         dilation_h_factor=1, dilation_w_factor=1,
     )  # fmt: skip
     shape = (batch, frames, len(filters) // 2, 2)
-    n.shapes = [shape]  # onnx 1.23 infers that of onesided=0 where the attribute is left out
-    n.give(n.reshaped(y, shape))
+    node.shapes = [shape]  # onnx 1.23 infers that of onesided=0 where the attribute is left out
+    node.set_output(node.reshape(y, shape))
 
 
-@op("CumProd")
-def _cumulative(n: Node) -> None:
+def lower_cum_prod(node: Node) -> None:
     """Doubling: after k passes each element is the product of up to 2 ** k neighbours."""
-    v = n.value(0)
-    axis = int(n.constant(1, "its axis").reshape(())) % len(v.shape)
-    at, x = v.axes.index(axis), n.place(v, v.axes)
-    if n.attr("exclusive", 0):
-        x = _shifted(n, x, at, 1)
+    v = node.value(0)
+    axis = int(node.require_constant(1, "its axis").reshape(())) % len(v.shape)
+    at, x = v.axes.index(axis), node.place(v, v.axes)
+    if node.attr("exclusive", 0):
+        x = _shift(node, x, at, 1)
     distance = 1
     while distance < x.shape[at]:
-        x = emit(n, "MUL", [x, _shifted(n, x, at, distance)])
+        x = emit_broadcast(node, "MUL", [x, _shift(node, x, at, distance)])
         distance *= 2
-    n.give(x, v.axes)
+    node.set_output(x, v.axes)
 
 
-def _shifted(n: Node, x: Tensor, at: int, distance: int) -> Tensor:
+def _shift(node: Node, x: Tensor, at: int, distance: int) -> Tensor:
     """``x`` moved along an axis, with ones where nothing is left."""
-    back = bool(n.attr("reverse", 0))
+    back = bool(node.attr("reverse", 0))
     around = [(0, 0)] * len(x.shape)
     around[at] = (0, distance) if back else (distance, 0)
     begin = [distance if i == at and back else 0 for i in range(len(x.shape))]
     size = [max(d - distance, 0) if i == at else d for i, d in enumerate(x.shape)]
-    return padded(n, sliced(n, x, begin, size), around, fill=1)
+    return pad_tensor(node, slice_tensor(node, x, begin, size), around, fill=1)
 
 
-@op(*RUN_TIME)
-def _run_time(n: Node) -> None:
+def refuse_run_time_window(node: Node) -> None:
     # With constant inputs it is folded and never comes here.
-    raise n.refusal("it depends on a size that is computed at run time")
+    raise node.refusal("it depends on a size that is computed at run time")

@@ -5,48 +5,47 @@ from __future__ import annotations
 import numpy as np
 
 from converters.tflite.graph import Tensor
-from converters.tflite.node import Node, op
+from converters.tflite.node import Node
 from converters.tflite.ops.arithmetic import Math, cast
-from converters.tflite.ops.broadcast import emit
-from converters.tflite.ops.products import fully_connected
+from converters.tflite.ops.broadcast import emit_broadcast
+from converters.tflite.ops.products import emit_fully_connected
 from edge_core.tensors import Array
 
 
-@op("TfIdfVectorizer")
-def _tf_idf(n: Node) -> None:
-    v, m = n.value(0), Math(n)
-    if not n.attr("pool_int64s") or v.dtype.kind != "i":
-        raise n.refusal("its input is no integers")
-    x = n.reshaped(n.place(v), v.shape if len(v.shape) == 2 else (1, *v.shape))
+def lower_tf_idf_vectorizer(node: Node) -> None:
+    v, calc = node.value(0), Math(node)
+    if not node.attr("pool_int64s") or v.dtype.kind != "i":
+        raise node.refusal("its input is no integers")
+    x = node.reshape(node.place(v), v.shape if len(v.shape) == 2 else (1, *v.shape))
     found = []
-    for pool in _pools(n):
+    for pool in _read_pools(node):
         size = pool.shape[1] if pool.size else 0
-        windows = _windows(x.shape[1], size, int(n.attr("max_skip_count")))
-        within = int(n.attr("min_gram_length")) <= size <= int(n.attr("max_gram_length"))
+        windows = _sequence_places(x.shape[1], size, int(node.attr("max_skip_count")))
+        within = int(node.attr("min_gram_length")) <= size <= int(node.attr("max_gram_length"))
         if within and len(windows):
-            found.append(_counted(n, x, pool, windows))
+            found.append(_count_sequences(node, x, pool, windows))
         else:
-            found.append(n.const(np.zeros((x.shape[0], len(pool)))))
+            found.append(node.const(np.zeros((x.shape[0], len(pool)))))
     counts = found[0]
     if len(found) > 1:
         shape = (x.shape[0], sum(f.shape[1] for f in found))
-        counts = n.emit("CONCATENATION", found, shape, axis=1)
-    places = np.array(n.attr("ngram_indexes"))
+        counts = node.emit("CONCATENATION", found, shape, axis=1)
+    places = np.array(node.attr("ngram_indexes"))
     table = np.zeros((places.max() + 1, len(places)), np.float32)
     table[places, np.arange(len(places))] = 1
-    y, mode = fully_connected(n, counts, table), n.attr("mode")
+    y, mode = emit_fully_connected(node, counts, table), node.attr("mode")
     if mode == "IDF":
-        y = cast(n, m("GREATER", y, 0.0, dtype=np.bool_), np.float32)
-    if mode != "TF" and n.attr("weights"):
+        y = cast(node, calc("GREATER", y, 0.0, dtype=np.bool_), np.float32)
+    if mode != "TF" and node.attr("weights"):
         if not np.array_equal(places, np.arange(len(places))):
-            raise n.refusal("weights of sequences in another order than their counts")
-        y = emit(n, "MUL", [y, n.const(np.array(n.attr("weights"))[None])])
-    n.give(n.reshaped(y, n.shape))
+            raise node.refusal("weights of sequences in another order than their counts")
+        y = emit_broadcast(node, "MUL", [y, node.const(np.array(node.attr("weights"))[None])])
+    node.set_output(node.reshape(y, node.shape))
 
 
-def _pools(n: Node) -> list[Array]:
+def _read_pools(node: Node) -> list[Array]:
     """[sequences, length] for each length from 1 on; the pools that are not empty."""
-    numbers, starts = np.array(n.attr("pool_int64s")), [*n.attr("ngram_counts")]
+    numbers, starts = np.array(node.attr("pool_int64s")), [*node.attr("ngram_counts")]
     ends = [*starts[1:], len(numbers)]
     cut = [
         numbers[a:b].reshape(-1, i + 1) for i, (a, b) in enumerate(zip(starts, ends, strict=True))
@@ -54,7 +53,7 @@ def _pools(n: Node) -> list[Array]:
     return [p for p in cut if p.size]
 
 
-def _windows(count: int, size: int, skips: int) -> Array:
+def _sequence_places(count: int, size: int, skips: int) -> Array:
     """[windows, size]: what places of a row a sequence can lie at, with gaps or without."""
     found = [
         start + np.arange(size) * step
@@ -64,12 +63,16 @@ def _windows(count: int, size: int, skips: int) -> Array:
     return np.array(found, np.int32).reshape(-1, size)
 
 
-def _counted(n: Node, x: Tensor, pool: Array, windows: Array) -> Tensor:
+def _count_sequences(node: Node, x: Tensor, pool: Array, windows: Array) -> Tensor:
     """[rows, sequences] as float."""
     rows, (places, size), many = x.shape[0], windows.shape, len(pool)
-    at = n.ints(windows.reshape(-1))
-    seen = n.emit("GATHER", [x, at], (rows, places * size), axis=1)
-    seen = n.reshaped(seen, (rows, 1, places, size))
-    equal = emit(n, "EQUAL", [seen, n.const(pool[None, :, None], x.dtype)], np.bool_)
-    whole = n.emit("REDUCE_ALL", [equal, n.ints([3])], (rows, many, places), keep_dims=False)
-    return n.emit("SUM", [cast(n, whole, np.float32), n.ints([2])], (rows, many), keep_dims=False)
+    at = node.ints(windows.reshape(-1))
+    seen = node.emit("GATHER", [x, at], (rows, places * size), axis=1)
+    seen = node.reshape(seen, (rows, 1, places, size))
+    equal = emit_broadcast(
+        node, "EQUAL", [seen, node.const(pool[None, :, None], x.dtype)], np.bool_
+    )
+    whole = node.emit("REDUCE_ALL", [equal, node.ints([3])], (rows, many, places), keep_dims=False)
+    return node.emit(
+        "SUM", [cast(node, whole, np.float32), node.ints([2])], (rows, many), keep_dims=False
+    )

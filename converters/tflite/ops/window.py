@@ -8,7 +8,7 @@ import msgspec
 
 from converters.tflite.graph import Tensor
 from converters.tflite.node import Node
-from converters.tflite.ops.movement import padded
+from converters.tflite.ops.movement import pad_tensor
 
 SAME, VALID = 0, 1
 Pairs = tuple[tuple[int, int], ...]
@@ -32,7 +32,7 @@ class Window(msgspec.Struct, frozen=True):
     def dilated(self) -> bool:
         return any(d != 1 for d in self.dilations)
 
-    def of_image(self) -> Window:
+    def to_image(self) -> Window:
         """The same over an image of one row, for one axis."""
         if len(self.kernel) != 1:
             return self
@@ -41,27 +41,30 @@ class Window(msgspec.Struct, frozen=True):
         )
 
 
-def window(n: Node, kernel: Sequence[int], size: Sequence[int]) -> Window:
+def read_window(node: Node, kernel: Sequence[int], size: Sequence[int]) -> Window:
     """The node's window over an input of the spatial ``size``."""
     ones = [1] * len(kernel)
     plain = Window(
-        tuple(kernel), tuple(n.attr("strides") or ones), tuple(n.attr("dilations") or ones), ()
+        tuple(kernel),
+        tuple(node.attr("strides") or ones),
+        tuple(node.attr("dilations") or ones),
+        (),
     )
-    return msgspec.structs.replace(plain, around=_around(n, plain, size))
+    return msgspec.structs.replace(plain, around=_read_padding(node, plain, size))
 
 
-def _around(n: Node, w: Window, size: Sequence[int]) -> Pairs:
-    how = n.attr("auto_pad", "NOTSET")
+def _read_padding(node: Node, w: Window, size: Sequence[int]) -> Pairs:
+    how = node.attr("auto_pad", "NOTSET")
     if how == "SAME_UPPER":
-        return same(w, size)
+        return same_padding(w, size)
     if how == "SAME_LOWER":
-        return tuple((b, a) for a, b in same(w, size))
-    given = n.attr("pads") if how == "NOTSET" else None
+        return tuple((b, a) for a, b in same_padding(w, size))
+    given = node.attr("pads") if how == "NOTSET" else None
     given = given or [0] * 2 * len(size)
     return tuple(zip(given[: len(size)], given[len(size) :], strict=True))
 
 
-def same(w: Window, size: Sequence[int]) -> Pairs:
+def same_padding(w: Window, size: Sequence[int]) -> Pairs:
     """TFLite's SAME: as many outputs as strides fit, the odd element after."""
     total = [
         max((-(-d // s) - 1) * s + e - d, 0)
@@ -70,15 +73,15 @@ def same(w: Window, size: Sequence[int]) -> Pairs:
     return tuple((t // 2, t - t // 2) for t in total)
 
 
-def fitted(n: Node, x: Tensor, w: Window, fill: float = 0.0) -> tuple[Tensor, int]:
+def fit_padding(node: Node, x: Tensor, w: Window, fill: float = 0.0) -> tuple[Tensor, int]:
     """The tensor (N, spatial axes, C), padded unless the operator's own padding is the same."""
     if not any(a or b for a, b in w.around):
         return x, VALID
-    if w.around == same(w, x.shape[1:-1]):
+    if w.around == same_padding(w, x.shape[1:-1]):
         return x, SAME
-    return padded(n, x, [(0, 0), *w.around, (0, 0)], fill=fill), VALID
+    return pad_tensor(node, x, [(0, 0), *w.around, (0, 0)], fill=fill), VALID
 
 
-def as_row(n: Node, x: Tensor) -> Tensor:
+def to_image_row(node: Node, x: Tensor) -> Tensor:
     """[N, W, C] as an image of one row."""
-    return n.reshaped(x, (x.shape[0], 1, *x.shape[1:]))
+    return node.reshape(x, (x.shape[0], 1, *x.shape[1:]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from converters.tflite.ops.movement import carried
-from converters.tflite.values import stored_shape
+from converters.tflite.ops.movement import carry_order
+from converters.tflite.values import memory_shape
 
 IMAGE, NHWC = (1, 6, 4, 5), (0, 2, 3, 1)
 
@@ -22,7 +22,7 @@ IMAGE, NHWC = (1, 6, 4, 5), (0, 2, 3, 1)
     ],
 )
 def test_a_reshape_moves_data_only_where_it_must(after, kept):
-    assert (carried(IMAGE, NHWC, after) is not None) is kept
+    assert (carry_order(IMAGE, NHWC, after) is not None) is kept
 
 
 def test_what_stays_in_place_is_the_same_value():
@@ -33,11 +33,11 @@ def test_what_stays_in_place_is_the_same_value():
         axes = tuple(int(a) for a in rng.permutation(len(before)))
         cut = int(rng.integers(0, len(before)))
         after = (*before[:cut], int(np.prod(before[cut:])))  # the last axes joined
-        order = carried(before, axes, after)
+        order = carry_order(before, axes, after)
         if order is None:
             continue
         seen += 1
         x = np.arange(np.prod(before)).reshape(before)
-        stored = x.transpose(axes).reshape(stored_shape(after, order))
+        stored = x.transpose(axes).reshape(memory_shape(after, order))
         np.testing.assert_array_equal(stored.transpose(np.argsort(order)), x.reshape(after))
     assert seen > 50
