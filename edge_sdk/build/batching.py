@@ -82,7 +82,7 @@ def prove(
     _pieces(workspace, s, host)
     starts = range(0, len(inputs), ROWS)
     together = [_joined(inputs[i : i + ROWS]) for i in starts]
-    with workspace.child(s.env.site) as child:
+    with workspace.measuring_child(s.env.site) as child:
         (before,) = _answers(child, s, s.fixed, [inputs])
         alone, batches, again = _answers(child, s, s.path, [inputs, together, inputs])
         same = _identical(before, alone)

@@ -3,18 +3,15 @@
     prepare(workspace, model, shapes) -> Prepared       the static ONNX file all converters read
     convert(workspace, ...) -> Artifact                  one candidate
 
-Also the child's own entry point: ``python -m edge_sdk.build.convert prepare|convert job.json``.
+main() is the child's entry point (see edge_core.runtimes.command_loop), with the same two commands.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import sys
-import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -36,14 +33,15 @@ from converters.onnx import (
 from converters.spec import Batch, Ceiling, Job, Layout
 from converters.tflite import flatbuffer
 from converters.tflite.versions import min_runtime
-from edge_core.errors import ConvertError, EdgeError, InputError, StorageError
+from edge_core.errors import ConvertError, InputError
 from edge_core.extras import need
 from edge_core.files import sha256_file, whole_dir
-from edge_core.runtimes import sample_store
+from edge_core.runtimes import command_loop, sample_store
+from edge_core.runtimes.command_loop import Reply
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import reader
 from edge_sdk.build.stages import Artifact, from_json, to_json
-from edge_sdk.build.workspace import Refusal, Workspace, code, versions
+from edge_sdk.build.workspace import Workspace, code, versions
 
 TIMEOUT_S = 3600.0
 # Raised when what is kept beside a file changes, so that old entries are not used.
@@ -120,7 +118,7 @@ def prepare(
     if not folder.is_dir():
         with whole_dir(folder) as d:
             job = PrepareJob(model.resolve(), d, dict(shapes), batch)
-            _child(workspace, "prepare", job, d)
+            _run_child(workspace, "prepare", job)
     told = from_json((folder / "prepared.json").read_bytes(), PreparedJson)
     exported = folder / "exported.onnx"
     original = exported if exported.is_file() else model
@@ -157,7 +155,7 @@ def convert(
                 candidate=candidate, model=prepared.path, out_dir=d, ceiling=ceiling, arch=arch,
                 runtime_version=runtime_version, layout=layout, batch=batch, feeds=feeds,
             )  # fmt: skip
-            _child(workspace, "convert", job, d)
+            _run_child(workspace, "convert", job)
     artifact = from_json((folder / "artifact.json").read_bytes(), Artifact)
     fixed = folder / artifact.fixed if artifact.fixed else None
     return msgspec.structs.replace(
@@ -165,11 +163,9 @@ def convert(
     )
 
 
-def _child(workspace: Workspace, what: str, job: msgspec.Struct, folder: Path) -> None:
-    file = folder / "job.json"
-    file.write_bytes(to_json(job))
-    workspace.python("edge_sdk.build.convert", [what, str(file)], timeout_s=TIMEOUT_S)
-    file.unlink()
+def _run_child(workspace: Workspace, command: str, job: msgspec.Struct) -> None:
+    with workspace.converting_child("edge_sdk.build.convert") as child:
+        child.ask(command, job=to_json(job).decode(), timeout_s=TIMEOUT_S)
 
 
 def _prepare(job: PrepareJob) -> None:
@@ -240,31 +236,16 @@ def _written_for(path: Path) -> dict[str, str]:
     return {"opset": str(opset), "ir": str(ir)}
 
 
-def main(arguments: list[str]) -> int:
-    """The child: 0 when the job is done, 3 with a JSON line when it is refused."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    what, file = arguments
-    raw = Path(file).read_bytes()
-    try:
-        if what == "prepare":
-            _prepare(from_json(raw, PrepareJob))
-        elif what == "convert":
-            _convert(from_json(raw, ConvertJob))
-        else:
-            raise InputError(f"no job '{what}'")
-    except EdgeError as e:
-        refusal = Refusal(e.what, e.hint, isinstance(e, StorageError))
-        print(msgspec.json.encode(refusal).decode())
-        return 3
-    return 0
+def main() -> NoReturn:
+    """The child: serve `prepare` and `convert` until the input ends."""
+    command_loop.serve({"prepare": _answer_prepare, "convert": _answer_convert})
 
 
-def _end_with_parent() -> None:
-    """The parent writes nothing: the end of input says that it is gone, however it went."""
-    os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would abort the exit
-    if os.getsid(0) == os.getpid():  # started by Workspace.python(), not by hand
-        os.killpg(0, signal.SIGKILL)
+def _answer_prepare(job: str) -> Reply:
+    _prepare(from_json(job.encode(), PrepareJob))
+    return {}
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _answer_convert(job: str) -> Reply:
+    _convert(from_json(job.encode(), ConvertJob))
+    return {}

@@ -99,7 +99,7 @@ def answers(workspace: Workspace, s: Subject, feeds: Path, host: Profile) -> Pat
     folder = workspace.entry("outputs", s.key, machine(host), feeds.name, GENERATION)
     if not folder.is_dir():
         feeds = io_layout.fitted(workspace, feeds, s.model, s.file)
-        with workspace.child(s.env.site) as child:
+        with workspace.measuring_child(s.env.site) as child:
             _open(child, s, threads=1)
             child.ask("run", timeout_s=RUN_TIMEOUT_S, feeds=str(feeds), out=str(folder))
     return folder
@@ -130,7 +130,7 @@ def delegation(workspace: Workspace, s: Subject, host: Profile) -> Delegation | 
         return None
     file = workspace.entry("delegation", s.key, machine(host), GENERATION)
     if not file.is_file():
-        with workspace.child(s.env.site) as child:
+        with workspace.measuring_child(s.env.site) as child:
             told = child.ask("delegation", path=str(s.path), runtime=s.env.name, threads=1)
         write_whole(file, msgspec.json.encode(told))
     return msgspec.json.decode(file.read_bytes(), type=Delegation)
@@ -180,7 +180,10 @@ def _interleaved(
         given = {
             n: str(io_layout.fitted(workspace, feeds, s.model, s.file)) for n, s in subjects.items()
         }
-        alive = {n: stack.enter_context(workspace.child(s.env.site)) for n, s in subjects.items()}
+        alive = {
+            n: stack.enter_context(workspace.measuring_child(s.env.site))
+            for n, s in subjects.items()
+        }
         costs: dict[str, tuple[float, float, float]] = {}
         failed: dict[str, EdgeError] = {}
         taken: dict[str, list[Latency]] = {n: [] for n in subjects}

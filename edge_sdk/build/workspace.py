@@ -15,8 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,7 +29,7 @@ from typing import Any
 
 import msgspec
 
-from edge_core.errors import ConvertError, EdgeError, MeasureError, StorageError
+from edge_core.errors import ConvertError, MeasureError, StorageError
 from edge_core.runtimes.child import Child
 
 STALE_S = 86400.0  # a temporary entry of this age is of a build that was killed
@@ -54,14 +52,6 @@ def default_cache() -> Path:
 def default_jobs() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """What a child prints when it cannot do its job."""
-
-    error: str
-    hint: str
-    storage: bool  # is it the disk that failed?
 
 
 class Workspace:
@@ -95,43 +85,35 @@ class Workspace:
                 if time.time() - left.stat().st_mtime > STALE_S:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
-    def python(self, module: str, arguments: list[str], *, timeout_s: float) -> None:
-        """Run ``python -m module`` in a child of its own; raise ConvertError if it dies.
-
-        The child reports an expected failure by exit status 3 and a JSON object
-        {"error", "hint", "storage"} as the last line of its output; ``storage`` makes it a
-        StorageError. The end of its input tells it that this process is gone.
-        """
-        # Converters iterate over sets of names, and sums in another order are other bytes.
-        env = {**os.environ, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
-        root = str(Path(__file__).resolve().parents[2])
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
-        # Files and not pipes: a grandchild that lives on would keep a pipe open.
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = subprocess.Popen(
-                # edge_sdk imports the module too, and a warning of that is not why it failed
-                [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", module, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
-                env=env,
-                start_new_session=True,
-            )
-            with self._tracked(lambda: _kill(child)):
-                try:
-                    status = child.wait(timeout=timeout_s)
-                except subprocess.TimeoutExpired as e:
-                    raise ConvertError(f"not finished after {timeout_s:g} s") from e
-            if status:
-                out.seek(0)
-                err.seek(0)
-                raise self._failure(status, out.read(), err.read())
-
     @contextmanager
-    def child(self, site: Path | None) -> Iterator[Child]:
-        """A worker process (see edge_core.runtimes.child) that stop() ends too."""
+    def measuring_child(self, site: Path | None) -> Iterator[Child]:
+        """A worker process (edge_core.runtimes.worker) that stop() ends too."""
         with Child(site=site) as child, self._tracked(child.kill):
             yield child
+
+    @contextmanager
+    def converting_child(self, module: str) -> Iterator[Child]:
+        """A child that runs ``module``, raises ConvertError for it, and ends with stop() too."""
+        with (
+            tempfile.TemporaryFile() as stderr,
+            Child(
+                module,
+                name="the converter",
+                failure=ConvertError,
+                stderr=stderr,
+                environment={"OPENBLAS_NUM_THREADS": "1"},  # sums in one order: the same bytes
+            ) as child,
+            self._tracked(child.kill),
+        ):
+            try:
+                yield child
+            except ConvertError as e:
+                if shutil.disk_usage(self.cache).free >= LITTLE_DISK:
+                    raise
+                raise StorageError(
+                    f"cannot write to {self.cache}: no space left",
+                    hint="free some space, or choose another folder with --cache",
+                ) from e
 
     @contextmanager
     def _tracked(self, end: Callable[[], None]) -> Iterator[None]:
@@ -153,34 +135,6 @@ class Workspace:
             self._stopped = True
             for end in self._ends:
                 end()
-
-    def _failure(self, code: int, out: bytes, err: bytes) -> EdgeError:
-        if shutil.disk_usage(self.cache).free < LITTLE_DISK:
-            return StorageError(
-                f"cannot write to {self.cache}: no space left",
-                hint="free some space, or choose another folder with --cache",
-            )
-        return _failure(code, out, err)
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # all of its group have ended
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    if child.stdin:
-        child.stdin.close()
-
-
-def _failure(code: int, out: bytes, err: bytes) -> EdgeError:
-    lines = out.decode(errors="replace").strip().splitlines()
-    if code == 3 and lines:
-        with suppress(msgspec.MsgspecError):  # or else it is an exit status 3 of somebody else
-            told = msgspec.json.decode(lines[-1], type=Refusal)
-            return (StorageError if told.storage else ConvertError)(told.error, hint=told.hint)
-    tail = err.decode(errors="replace").strip().splitlines()
-    if code < 0:
-        return ConvertError(f"the converter crashed with {signal.Signals(-code).name}")
-    return ConvertError(f"the converter failed: {tail[-1] if tail else f'exit status {code}'}")
 
 
 def code(part: object) -> str:

@@ -95,9 +95,9 @@ def recurse(model):
 
 
 def leave_a_child_behind(model):
-    """Ends with the status of a refusal, without one, while a program of its own goes on."""
+    """Exits without an answer while a program of its own goes on."""
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", os.environ["MARK"]])
-    print("no refusal")
+    print("no answer")
     sys.stdout.flush()
     os._exit(3)
 

@@ -182,7 +182,7 @@ class Runner:
         """cell -> "right", "refused: why", "wrong by 0.93" or "crashed with SIGSEGV"."""
         found, left = {}, dict(cells)
         while left:
-            with self.workspace.child(self.site) as child:
+            with self.workspace.measuring_child(self.site) as child:
                 for cell in tuple(left):
                     found[cell] = self._outcome(child, left.pop(cell), models[cell[0]])
                     if "crashed" in found[cell]:

@@ -154,14 +154,14 @@ def test_a_crash_is_a_failed_candidate_and_not_a_failed_build(edge, digits, tmp_
 
 
 def test_a_converters_own_children_end_with_it(edge, digits, tmp_path):
-    """Neither a wrong exit status 3 nor a program that keeps the output open stops the build."""
+    """Neither a silent exit nor a program that lives on stops the build."""
     mark = f"mark={tmp_path}"
     edge("build", digits, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--only", "leaving",
          "--out", tmp_path, PYTHONPATH=PLUGINS, MARK=mark)  # fmt: skip
     verdict = report(tmp_path, GATEWAY)["verdict"]
     lost = {j["candidate"]: j["lost"] for j in verdict["judged"]}
     assert verdict["winner"] == "onnx-fp32"
-    assert lost["leaving"] == "the converter failed: exit status 3"
+    assert lost["leaving"] == "the converter ended with exit status 3 during 'convert': no answer"
     assert not running(mark)
 
 
