@@ -26,6 +26,7 @@ from edge_core.machine import detect
 from edge_core.package.bench import bench_package
 from edge_core.package.run import MAX_TOP
 from edge_core.package.verify import verify_package
+from edge_core.runtimes import registry as runtimes
 
 app = console.new_app("Installs packages on this device and serves them, offline.")
 cache = typer.Typer(help="Remembered answers: what they save, and how to forget them.")
@@ -203,7 +204,7 @@ def bench(
 @app.command("detect")
 def detect_(as_json: Json = False) -> None:
     """Print a profile of this device as JSON."""
-    console.print_json(detect.detect())
+    console.print_json(detect.detect(runtimes=runtimes.installed_runtimes()))
 
 
 def load(path: Path | None) -> Config:

@@ -1,9 +1,10 @@
 """The profile of the machine that this runs on. Reads files; asks nothing of the network.
 
-    detect() -> Profile            Linux (x86-64, aarch64, armv7l) and macOS
+    detect(runtimes=registry.installed_runtimes()) -> Profile
 
-Only facts that the system states are in it; the rest stays None or empty. Accelerators, power
-modes and budgets are not detected: they are the owner's to add, with `extends`.
+Linux (x86-64, aarch64, armv7l) and macOS. Only facts that the system states are in it; the rest
+stays None or empty. Power modes and budgets are not detected: they are the owner's to add, with
+`extends`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
 from edge_core.errors import InputError
-from edge_core.machine import darwin, linux
+from edge_core.machine import accelerators, darwin, linux
 from edge_core.machine.cpu_rates import Rates, macs_per_cycle
 from edge_core.profile import (
     Arch,
@@ -23,9 +25,9 @@ from edge_core.profile import (
     Platform,
     Precision,
     Profile,
+    Runtime,
     Storage,
 )
-from edge_core.runtimes import registry
 
 __all__ = ["Rates", "detect", "macs_per_cycle"]
 
@@ -36,22 +38,28 @@ SOURCES = {
     "cpu.int8_macs_per_cycle": "cpu_rates.py, by the processor's name and features",
     "memory": "/proc/meminfo, and the control group's limit where it is lower; on macOS sysctl",
     "storage": "free space of the folder that was asked for",
+    "accelerators": "the device tree, the USB and PCI buses, and the NVIDIA driver",
     "thermal": "the lowest passive trip point in /sys/class/thermal",
     "runtimes": "installed distributions of this interpreter",
     "precisions": "what the installed runtimes compute",
 }
 
 
-def detect(packages: Path | None = None, root: Path = Path("/")) -> Profile:
-    """Describe this machine; free storage is that of ``packages`` (default: the home folder).
+def detect(
+    packages: Path | None = None,
+    root: Path = Path("/"),
+    *,
+    runtimes: Mapping[Runtime, tuple[Precision, ...]],
+) -> Profile:
+    """Describe this machine.
 
-    ``root`` is where /proc and /sys are looked for. Raises InputError on a processor or system
-    that no profile can name.
+    ``packages`` is the folder whose free storage counts (default: the home folder), ``root`` where
+    /proc and /sys are read, ``runtimes`` what is installed and computes which precisions. Raises
+    InputError on a processor or system that no profile can name.
     """
     mac = sys.platform == "darwin"
     cpu = darwin.cpu(_arch()) if mac else linux.cpu(root, _arch())
-    runtimes = registry.installed_runtimes()
-    computed = {p for r in runtimes for p in registry.get(r.name).SPEC.precisions}
+    computed = {p for precisions in runtimes.values() for p in precisions}
     return Profile(
         name="this-machine",
         title=f"Detected: {linux.device_name(root) or cpu.model}",
@@ -59,8 +67,9 @@ def detect(packages: Path | None = None, root: Path = Path("/")) -> Profile:
         cpu=cpu,
         memory=darwin.memory() if mac else linux.memory(root),
         storage=Storage(available_mb=_free_mb(packages or Path.home())),
-        runtimes=runtimes,
+        runtimes=tuple(runtimes),
         precisions=tuple(p for p in get_args(Precision) if p in computed),
+        accelerators=() if mac else accelerators.find_accelerators(root),
         thermal=linux.trip_point(root),
         sources=SOURCES,
     )

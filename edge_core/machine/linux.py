@@ -35,7 +35,7 @@ CARMEL = ("0x4e", "0x004")  # NVIDIA's own core of Xavier
 
 def cpu(root: Path, arch: Arch) -> Cpu:
     """The processor as /proc and /sys under ``root`` describe it."""
-    info = _cpuinfo(_read(root / "proc/cpuinfo"))
+    info = _cpuinfo(read_text(root / "proc/cpuinfo"))
     flags = " ".join((*info.get("flags", ()), *info.get("Features", ()))).split()
     isa = tuple(f for f in dict.fromkeys(flags) if f in ISA)
     model = info["model name"][0] if arch == "x86_64" and "model name" in info else ""
@@ -58,14 +58,14 @@ def cores() -> int:
 
 def cpu_quota(root: Path) -> float:
     """Processors that the control groups of this process let it use at a time; else infinity."""
-    quotas = (_read(g / "cpu.max").split() for g in _cgroups(root))
+    quotas = (read_text(g / "cpu.max").split() for g in _cgroups(root))
     found = (int(q[0]) / int(q[1]) for q in quotas if len(q) == 2 and q[0].isdecimal())
     return min(found, default=math.inf)
 
 
 def memory(root: Path) -> Memory:
     """Memory of this process: the machine's, or its control group's where that is less."""
-    info = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
+    info = dict(re.findall(r"^(\w+):\s+(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE))
     if not {"MemTotal", "MemAvailable"} <= info.keys():
         raise InputError(f"{root / 'proc/meminfo'} does not state MemTotal and MemAvailable")
     total, available = (int(info[k]) * 1024 / 1e6 for k in ("MemTotal", "MemAvailable"))
@@ -79,11 +79,11 @@ def trip_point(root: Path) -> Thermal | None:
     """The lowest temperature at which the kernel starts to lower a processor's clock."""
     found = []
     for zone in (root / "sys/class/thermal").glob("thermal_zone*"):
-        if not re.search(r"cpu|soc|pkg", _read(zone / "type").lower()):
+        if not re.search(r"cpu|soc|pkg", read_text(zone / "type").lower()):
             continue
         for kind in zone.glob("trip_point_*_type"):
-            milli = _read(zone / kind.name.replace("_type", "_temp")).strip()
-            if _read(kind).strip() == "passive" and milli.isdecimal() and int(milli) > 0:
+            milli = read_text(zone / kind.name.replace("_type", "_temp")).strip()
+            if read_text(kind).strip() == "passive" and milli.isdecimal() and int(milli) > 0:
                 found.append(int(milli) / 1000)
     return Thermal(throttle_c=min(found)) if found else None
 
@@ -91,7 +91,12 @@ def trip_point(root: Path) -> Thermal | None:
 def device_name(root: Path) -> str:
     """The board's name from the device tree or the firmware; empty where neither says."""
     names = (root / "proc/device-tree/model", root / "sys/class/dmi/id/product_name")
-    return next((n for n in (_read(p).strip("\0 \n") for p in names) if n), "")
+    return next((n for n in (read_text(p).strip("\0 \n") for p in names) if n), "")
+
+
+def compatible(root: Path) -> list[str]:
+    """What the device tree calls the board, from the board's own name to its chip's."""
+    return read_text(root / "proc/device-tree/compatible").strip("\0").split("\0")
 
 
 def _cpuinfo(text: str) -> dict[str, list[str]]:
@@ -111,13 +116,14 @@ def _arm_name(info: dict[str, list[str]], root: Path) -> str:
     cores = [PARTS[p] for p in info.get("CPU part", ()) if "0x41" in makers and p in PARTS]
     if CARMEL[0] in makers and CARMEL[1] in info.get("CPU part", ()):
         cores.append("Carmel")
-    chip = _read(root / "proc/device-tree/compatible").strip("\0").split("\0")[-1].partition(",")[2]
+    chip = compatible(root)[-1].partition(",")[2]
+
     return " ".join(filter(None, (" + ".join(cores), f"({chip})" if chip else "")))
 
 
 def _clock_mhz(info: dict[str, list[str]], root: Path) -> float | None:
     files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/cpuinfo_max_freq")
-    khz = [int(k) for k in (_read(f).strip() for f in files) if k.isdecimal()]
+    khz = [int(k) for k in (read_text(f).strip() for f in files) if k.isdecimal()]
     if khz:
         return max(khz) / 1000
     mhz = [float(m) for m in info.get("cpu MHz", ()) if re.fullmatch(r"\d+(\.\d+)?", m)]
@@ -129,19 +135,19 @@ def _cgroup_limits(root: Path) -> list[tuple[float, float]]:
     pairs = [(g / "memory.max", g / "memory.current") for g in _cgroups(root)]
     v1 = root / "sys/fs/cgroup/memory"
     pairs.append((v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes"))
-    texts = [(_read(a).strip(), _read(b).strip()) for a, b in pairs]
+    texts = [(read_text(a).strip(), read_text(b).strip()) for a, b in pairs]
     return [(int(a) / 1e6, int(b or 0) / 1e6) for a, b in texts if a.isdecimal() and int(a) > 0]
 
 
 def _cgroups(root: Path) -> list[Path]:
     """The control group of this process and those above it."""
-    own = re.search(r"^0::(/\S*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    own = re.search(r"^0::(/\S*)$", read_text(root / "proc/self/cgroup"), re.MULTILINE)
     base = root / "sys/fs/cgroup"
     group = base / own[1].lstrip("/") if own else base
     return [g for g in (group, *group.parents) if g == base or base in g.parents]
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A small system file; empty where it is absent or not readable."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 
 from edge_core.errors import InputError
-from edge_core.profile import Runtime
+from edge_core.profile import Precision, Runtime
 from edge_core.runtimes import onnxruntime, tflite
 from edge_core.runtimes.adapter import Adapter
 
@@ -41,16 +42,25 @@ def known_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*by_name(), *ANNOUNCED)))
 
 
-def installed_runtimes() -> tuple[Runtime, ...]:
-    """CPU runtimes of this interpreter, with the tag of the wheel that each came from."""
-    runtimes = []
+def installed_runtimes() -> dict[Runtime, tuple[Precision, ...]]:
+    """Runtimes of this interpreter, with the wheel that each came from and what each computes."""
+    installed = {}
     for name, adapter in by_name().items():
-        try:
-            distribution = metadata.distribution(adapter.SPEC.distribution)
-        except metadata.PackageNotFoundError:
-            continue
-        tag = re.search(r"^Tag: (\S+)", distribution.read_text("WHEEL") or "", re.MULTILINE)
-        runtimes.append(
-            Runtime(name=name, version=distribution.version, wheel=tag[1] if tag else "")
-        )
-    return tuple(runtimes)
+        version, wheel = _installed_version(adapter)
+        if version:
+            installed[Runtime(name=name, version=version, wheel=wheel)] = adapter.SPEC.precisions
+    return installed
+
+
+def _installed_version(adapter: Adapter) -> tuple[str, str]:
+    """Version and wheel tag; empty strings where the runtime is not installed.
+
+    A nightly build is another distribution with the same module: only importing it tells.
+    """
+    try:
+        installed = metadata.distribution(adapter.SPEC.distribution)
+    except metadata.PackageNotFoundError:
+        package = adapter.SPEC.module.partition(".")[0]
+        return (adapter.version(), "") if find_spec(package) else ("", "")
+    tag = re.search(r"^Tag: (\S+)", installed.read_text("WHEEL") or "", re.MULTILINE)
+    return installed.version, tag[1] if tag else ""

@@ -16,6 +16,7 @@ import msgspec
 from converters.onnx import file as onnx_file
 from edge_core.errors import GateFailed, InputError
 from edge_core.machine import detect
+from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes import sample_store
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import (
@@ -119,7 +120,7 @@ def gather(request: BuildRequest, workspace: Workspace, clock: Clock) -> Materia
         metric = _metric(request.metric, evaluation, model)
         _check_names(request.class_names, model)
         user = samples.import_callable(metric) if metric not in metrics.BUILT_IN else None
-        host = detect.detect()
+        host = detect.detect(runtimes=runtimes.installed_runtimes())
         return Materials(
             model=model,
             prepared=prepared,

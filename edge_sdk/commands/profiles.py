@@ -13,6 +13,7 @@ from edge_core.console import Json
 from edge_core.files import write_whole
 from edge_core.machine import detect
 from edge_core.profile import json_schema
+from edge_core.runtimes import registry as runtimes
 from edge_sdk.commands.options import Overrides, load_profile
 from edge_sdk.commands.render import render_profiles
 
@@ -65,7 +66,7 @@ def detect_profile(out: NewProfile = None, as_json: Json = False) -> None:
 
     Facts that it cannot find out are left out, and budgets are yours to add.
     """
-    profile = detect.detect()
+    profile = detect.detect(runtimes=runtimes.installed_runtimes())
     text = device_profiles.dump(profile)
     if out:
         write_whole(out, text.encode())

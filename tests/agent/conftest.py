@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent.config import Config, Install
 from agent.packages.install import install
-from edge_core.machine.detect import detect
+from edge_core.machine import detect
 from edge_core.package import format as package
 from edge_core.package import golden
 from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
@@ -42,7 +42,7 @@ def write_package(out: Path, model: Path, feeds: list[dict[str, np.ndarray]], **
     """A package of ``model`` for this machine, with its answers on ``feeds`` as golden vectors."""
     session = adapter.open(model, threads=1, options={})
     answers = tuple(session.run(f) for f in feeds)
-    here = detect().platform
+    here = detect.here()
     version = adapter.version()
     known: dict[str, object] = {
         "name": "dense",

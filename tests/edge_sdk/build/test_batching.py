@@ -354,7 +354,11 @@ def dense(path, *, rows, extra=()):
 def proven(tmp_path, path):
     fixed = dense(tmp_path / "fixed.onnx", rows=1)
     s = subject(fixed, path)
-    workspace, host, samples = Workspace(tmp_path, jobs=1), detect(), tmp_path / "samples"
+    workspace, host, samples = (
+        Workspace(tmp_path, jobs=1),
+        detect(runtimes={}),
+        tmp_path / "samples",
+    )
     sample_store.write(samples, rows_of(s.model, 6))
     original = measure.original(fixed, reader.read(fixed))
     answers = measure.answers(workspace, original, samples, host)

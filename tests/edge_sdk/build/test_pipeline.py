@@ -471,7 +471,7 @@ def test_a_runtime_that_is_not_the_one_named_is_not_measured(digits, tmp_path):
     env = runtime_env.RuntimeEnv("onnxruntime", "1.19.2", None, exact=True)
     subject = measure.Subject(digits, "", {}, env, (), ())
     with pytest.raises(MeasureError, match=r"onnxruntime is .* there, not 1\.19\.2"):
-        measure.answers(Workspace(tmp_path), subject, tmp_path / "feeds", detect())
+        measure.answers(Workspace(tmp_path), subject, tmp_path / "feeds", detect(runtimes={}))
 
 
 def test_what_a_killed_build_left_is_swept_after_a_day(tmp_path):

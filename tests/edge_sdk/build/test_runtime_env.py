@@ -132,4 +132,6 @@ def test_a_label_that_would_be_wrong_is_an_error(fastestdet, tmp_path):
     subject = measure.Subject(fastestdet, "0" * 64, {}, wrong, inputs, inputs)
     sample_store.write(tmp_path / "feeds", [{"input.1": np.zeros((1, 3, 352, 352), np.float32)}])
     with pytest.raises(MeasureError, match=rf"onnxruntime is {HERE} there, not 1\.2\.3"):
-        measure.answers(Workspace(tmp_path / "cache"), subject, tmp_path / "feeds", detect.detect())
+        measure.answers(
+            Workspace(tmp_path / "cache"), subject, tmp_path / "feeds", detect.detect(runtimes={})
+        )

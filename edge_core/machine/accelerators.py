@@ -1,0 +1,70 @@
+"""Accelerators, by what the device tree, the buses and the NVIDIA driver state about them.
+
+Only what the files say: a chip's name decides the GPU inside it, a bus number the chip. The
+capability of a discrete GPU is in none of these files, so it stays empty.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from edge_core.machine.linux import compatible, read_text
+from edge_core.profile import Accelerator
+
+# The GPU of a Tegra chip: "compatible" of the root node (Documentation/devicetree/bindings/arm/
+# tegra.yaml of the kernel); compute capabilities: developer.nvidia.com/cuda-gpus and its list of
+# legacy GPUs, and the data sheets that the Jetson profiles name.
+TEGRA_GPUS = {
+    "nvidia,tegra210": ("Maxwell GPU", "sm_53"),
+    "nvidia,tegra186": ("Pascal GPU", "sm_62"),
+    "nvidia,tegra194": ("Volta GPU", "sm_72"),
+    "nvidia,tegra234": ("Ampere GPU", "sm_87"),
+    "nvidia,tegra264": ("Blackwell GPU", "sm_110"),
+}
+EDGE_TPU = "Coral Edge TPU"
+# Before and after its firmware is loaded: 99-edgetpu-accelerator.rules of google-coral/libedgetpu.
+EDGE_TPU_USB = {("1a6e", "089a"), ("18d1", "9302")}
+EDGE_TPU_PCI = {("0x1ac1", "0x089a")}  # pci.ids: Global Unichip Corp., Coral Edge TPU
+_CUDA = re.compile(r"sm_\d+")
+
+
+def find_accelerators(root: Path) -> tuple[Accelerator, ...]:
+    """The accelerators of the machine whose files are below ``root``."""
+    return (*_tegra_gpu(root), *_nvidia_gpus(root), *_edge_tpus(root))
+
+
+def is_detectable(accelerator: Accelerator) -> bool:
+    """Could find_accelerators() tell that a device has this one?"""
+    return accelerator.name == EDGE_TPU or (
+        accelerator.kind == "gpu" and bool(_CUDA.fullmatch(accelerator.capability))
+    )
+
+
+def _tegra_gpu(root: Path) -> list[Accelerator]:
+    names = compatible(root)
+    return [
+        Accelerator(name=name, kind="gpu", capability=capability)
+        for chip, (name, capability) in TEGRA_GPUS.items()
+        if chip in names
+    ]
+
+
+def _nvidia_gpus(root: Path) -> list[Accelerator]:
+    """Discrete GPUs: one folder each, in which the driver states the model."""
+    files = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
+    models = (re.search(r"^Model:\s*(\S.*)$", read_text(f), re.MULTILINE) for f in files)
+    return [Accelerator(name=m[1].strip()[:100], kind="gpu") for m in models if m]
+
+
+def _edge_tpus(root: Path) -> list[Accelerator]:
+    usb = _bus_ids(root / "sys/bus/usb/devices", "idVendor", "idProduct")
+    pci = _bus_ids(root / "sys/bus/pci/devices", "vendor", "device")
+    count = sum(i in EDGE_TPU_USB for i in usb) + sum(i in EDGE_TPU_PCI for i in pci)
+    return [Accelerator(name=EDGE_TPU, kind="npu")] * count
+
+
+def _bus_ids(folder: Path, vendor: str, product: str) -> list[tuple[str, str]]:
+    return [
+        (read_text(d / vendor).strip(), read_text(d / product).strip()) for d in folder.glob("*")
+    ]
