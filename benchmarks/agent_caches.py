@@ -134,7 +134,7 @@ def measure(all_caches: dict[str, Cache], rounds: int) -> tuple[Times, dict[str,
         if (name != BYTES or n < FEW) and cache.look(feeds) is None:
             cache.put(feeds, load.outputs(n))
             if n % 100 == 0:
-                cache.flush()
+                cache.store.flush()
     all_caches[OURS].flush()
     for r, names in itertools.product(range(rounds), (COMPARED, [BYTES])):
         _look(load, all_caches, times, AGAIN, load.mixed(load.rng.permutation(FEW), names))
@@ -188,7 +188,7 @@ def _put(
             start = time.perf_counter_ns()
             cache.put(feeds, outputs)
             times[name, PUT].append((time.perf_counter_ns() - start) / 1e3)
-        cache.flush()
+        cache.store.flush()
         until[name].append((time.perf_counter_ns() - begin) / 1e3 / PUTS)
     return {name: statistics.median(t) for name, t in until.items()}
 
@@ -233,7 +233,7 @@ def main() -> int:
             times, until = measure(all_caches, arguments.rounds)
         finally:
             for cache in all_caches.values():
-                cache.close()
+                cache.store.close()
     show(times, until)
     figures = held(times)
     for what, met in figures.items():

@@ -34,10 +34,11 @@ import numpy as np
 
 from agent.caches import audit
 from agent.caches.bounds import SINGLE, clopper_pearson, upper_bound
-from agent.caches.calibrate import Calibration, Trial, calibrate, replay
+from agent.caches.calibration import Calibration
 from agent.caches.descriptors import Described, Descriptor, Index, describe
-from agent.caches.near import NearCache, embedded
+from agent.caches.near import NearCache, describe_embedding
 from agent.caches.rules import Rule
+from agent.caches.threshold_search import CalibrationSample, calibrate_threshold, replay_cache
 from benchmarks.clips import clip
 from benchmarks.smart_home_queries import HOUSES, Request, stream, topics
 from edge_core import console
@@ -61,7 +62,7 @@ Seen = dict[object, list[tuple[float, bool]]]  # group -> distance and wrongness
 class Case(msgspec.Struct, frozen=True):
     """One look-up with the truth."""
 
-    trial: Trial
+    trial: CalibrationSample
     pixels: Array | None = None
     text: str = ""
 
@@ -114,7 +115,7 @@ def videos(folder: Path, calibration: int, test: int) -> list[Row]:
     for name, epsilon, rule in (
         ("calibrated *", 0.03, TOP), ("calibrated *", 0.05, TOP), ("without the lead", 0.05, LABEL)
     ):  # fmt: skip
-        made = calibrate(
+        made = calibrate_threshold(
             [c.trial for c in known], model="lite0", descriptor=PICTURE, rule=rule, epsilon=epsilon
         )
         rows.append(serve(folder, name, made, cases, inference_ms))
@@ -135,7 +136,7 @@ def frames(
             item = describe(PICTURE, feeds)
             assert item is not None
             answer = {"logits": logits, "label": np.array([logits.argmax()])}
-            cases.append(Case(Trial(item, answer, number), pixels))
+            cases.append(Case(CalibrationSample(item, answer, number), pixels))
     return cases, statistics.median(times)
 
 
@@ -157,14 +158,14 @@ def texts(folder: Path, calibration: int, test: int) -> list[Row]:
         ("same house, later", house[:calibration], house[calibration:], 0.02),
     ):
         for guard in (False, True):
-            made = calibrate(
+            made = calibrate_threshold(
                 [tagged(c, guard) for c in learn], model="minilm", descriptor=EMBEDDING,
-                rule=MEANING, epsilon=epsilon, guard=guard,
+                rule=MEANING, epsilon=epsilon, text_guard=guard,
             )  # fmt: skip
             rows.append(serve(folder, f"{where}{': guard *' if guard else ''}", made, cases))
         for cosine, guard in ((0.9, False), (0.95, False), (0.9, True)):
             fixed = msgspec.structs.replace(
-                made, guard=guard, threshold=float(np.sqrt(2 - 2 * cosine))
+                made, text_guard=guard, threshold=float(np.sqrt(2 - 2 * cosine))
             )
             name = f"{where}: cosine {cosine}{', guard' if guard else ''}"
             row = serve(folder, name, fixed, cases)
@@ -192,15 +193,17 @@ def cases_of(requests: list[Request], embed: Embed, *, grouped: bool = True) -> 
     """A topic is a group; requests to one house, drawn independently here, are their own."""
     cases = []
     for r in requests:
-        item = embedded(embed(r.text), guard=False)
+        item = describe_embedding(embed(r.text), text_guard=False)
         assert item is not None
         answer = {"answer": np.array(r.meaning)}
-        cases.append(Case(Trial(item, answer, r.topic if grouped else None), text=r.text))
+        cases.append(
+            Case(CalibrationSample(item, answer, r.topic if grouped else None), text=r.text)
+        )
     return cases
 
 
-def tagged(case: Case, guard: bool) -> Trial:
-    item = embedded(case.trial.item.vector, case.text, guard=guard)
+def tagged(case: Case, text_guard: bool) -> CalibrationSample:
+    item = describe_embedding(case.trial.item.vector, case.text, text_guard=text_guard)
     assert item is not None
     return msgspec.structs.replace(case.trial, item=item)
 
@@ -225,7 +228,9 @@ def serve(
         feeds = {} if case.pixels is None else {"input": normalise(case.pixels, RECIPE)}
         start = time.perf_counter()
         near = (
-            cache.lookup(made.model, feeds) if feeds else cache.find(made.model, vector, case.text)
+            cache.lookup(made.model, feeds)
+            if feeds
+            else cache.lookup_embedding(made.model, vector, case.text)
         )
         looked.append(time.perf_counter() - start)
         group = number if case.trial.group is None else case.trial.group
@@ -286,7 +291,7 @@ def promises(folder: Path, splits: int) -> bool:
     for pixels, _ in digits_eval():
         item = describe(PICTURE, {"input": pixels})
         assert item is not None
-        trials.append(Trial(item, session.run({"input": pixels})))
+        trials.append(CalibrationSample(item, session.run({"input": pixels})))
     shown = console.table(
         "Digits", "splits", "on", "hit rate", "rate", "above epsilon", right=("on",)
     )
@@ -297,11 +302,13 @@ def promises(folder: Path, splits: int) -> bool:
             order = np.random.default_rng(seed).permutation(len(trials))
             half = [trials[i] for i in order[: len(order) // 2]]
             rest = [trials[i] for i in order[len(order) // 2 :]]
-            made = calibrate(half, model="digits", descriptor=PICTURE, rule=TOP, epsilon=epsilon)
+            made = calibrate_threshold(
+                half, model="digits", descriptor=PICTURE, rule=TOP, epsilon=epsilon
+            )
             if not made.threshold:
                 continue
             on += 1
-            tested = replay(rest, TOP, (made.threshold,))
+            tested = replay_cache(rest, TOP, (made.threshold,))
             hit_rates.append(tested.hits.sum() / len(rest))
             rates.append(tested.wrong.sum() / tested.hits.sum())
         above = sum(r > epsilon for r in rates)

@@ -33,7 +33,7 @@ from typing import Literal
 
 import msgspec
 
-from agent.caches.calibrate import GRID
+from agent.caches.threshold_search import GRID
 
 SHARE = 0.05  # of the hits that are audited
 PROBATION_SHARE = 0.25

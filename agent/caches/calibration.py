@@ -1,99 +1,50 @@
-"""From a model and the user's samples to the file that turns its near-duplicate cache on.
+"""What a near-duplicate cache may do for one model, and the JSON file that turns the cache on.
 
-calibrate_model(run, clips(folder, manifest), ...) -> Calibration
-write(path, calibration)        read(path) -> Calibration
+calibrate_model.py makes a calibration from a model and the user's samples; threshold_search.py
+finds and proves its threshold.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from agent.caches.calibrate import FORMAT, Calibration, Trial, calibrate
-from agent.caches.descriptors import Descriptor, describe
-from agent.caches.results import input_key
+from agent.caches.descriptors import Descriptor
 from agent.caches.rules import Rule
 from edge_core.errors import InputError
 from edge_core.files import read_limited, write_whole
-from edge_core.package.manifest import Manifest
-from edge_core.package.run import read_input
-from edge_core.tensors import Feeds, TensorSpec
 
-MAX_VECTOR = 8192  # numbers of an input that is compared as it is
+FORMAT = 1
 MAX_BYTES = 1_000_000  # of the file
 
 
-def descriptor_of(inputs: tuple[TensorSpec, ...]) -> Descriptor:
-    """How inputs of a model are compared; raises InputError if nothing fits."""
-    images = [s for s in inputs if s.layout]
-    floats = [s for s in inputs if s.dtype.startswith("float")]
-    if len(images) == 1:
-        return Descriptor(
-            kind="image",
-            input=images[0].name,
-            layout="NHWC" if images[0].layout == "NHWC" else "NCHW",
-        )
-    if not images and len(floats) == 1 and _size(floats[0]) <= MAX_VECTOR:
-        return Descriptor(kind="vector", input=floats[0].name)
-    names = "; ".join(f"{s.name} ({s.dtype})" for s in inputs)
-    raise InputError(
-        f"no input is a picture of known layout or one short tensor of reals: {names}",
-        hint="a package has the layout if it was built with a recipe; texts are compared by their "
-        "embeddings, in the application: NearCache.find()",
-    )
+class ThresholdEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What the test groups showed at one threshold."""
+
+    threshold: float
+    groups: int  # with at least one reuse
+    hits: int
+    wrong: int
+    rate: float  # of wrong reuses: of a random request of a random group, if it is reused
+    upper: float  # one-sided bound of that rate
 
 
-def _size(spec: TensorSpec) -> float:
-    return math.prod(d if isinstance(d, int) else math.inf for d in spec.shape)
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What a near-duplicate cache may do for one model, and why."""
 
-
-def calibrate_model(
-    run: Callable[[Feeds], Feeds],
-    samples: Iterable[tuple[Feeds, Hashable]],
-    *,
-    model: str,
-    inputs: tuple[TensorSpec, ...],
-    rule: Rule,
-    epsilon: float,
-    confidence: float = 0.95,
-) -> Calibration:
-    """Run a model on samples in their order and find its threshold; raises InputError.
-
-    ``run`` gives the outputs as the agent answers them (reals). A sample comes with its group: a
-    clip, a day; None = a group of its own. Exact repeats are left out: the exact cache takes them.
-    """
-    descriptor = descriptor_of(inputs)
-    trials, seen = [], set()
-    for feeds, group in samples:
-        key = input_key(0, model, feeds)
-        item = describe(descriptor, feeds)
-        if item is not None and key not in seen:
-            seen.add(key)
-            trials.append(Trial(item, run(feeds), group))
-    return calibrate(
-        trials, model=model, descriptor=descriptor, rule=rule, epsilon=epsilon,
-        confidence=confidence,
-    )  # fmt: skip
-
-
-def clips(folder: Path, manifest: Manifest) -> Iterator[tuple[Feeds, Hashable]]:
-    """The samples of a folder in the order of their names; each sub-folder is one group.
-
-    Files are images, .npz or .npy. Raises InputError for anything else.
-    """
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is no folder", hint="one file a sample; one sub-folder a clip or a topic"
-        )
-    for place in sorted(folder.iterdir()):
-        if place.is_dir():
-            for path in sorted(place.iterdir()):
-                yield read_input(path, manifest), place.name
-        else:
-            yield read_input(place, manifest), None
+    format: int = FORMAT
+    model: str  # digest of the package, or the application's name for its model
+    descriptor: Descriptor
+    rule: Rule
+    text_guard: bool = False  # texts must agree in agent.caches.text_guard.text_signature()
+    epsilon: float
+    confidence: float
+    threshold: float = 0.0  # distance / reach; 0.0 = the cache stays off
+    why: str = ""  # it is off
+    samples: int = 0
+    groups: int = 0
+    evidence: ThresholdEvidence | None = None  # for the threshold
 
 
 def to_bytes(calibration: Calibration) -> bytes:
@@ -102,21 +53,23 @@ def to_bytes(calibration: Calibration) -> bytes:
 
 
 def from_bytes(raw: bytes) -> Calibration:
-    """Raises InputError for anything that is no calibration of this version."""
+    """Parse a calibration file; raises InputError for anything else, or another format version."""
     try:
-        found = msgspec.json.decode(raw, type=Calibration)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise InputError(f"the calibration is not readable: {e}", hint="calibrate again") from e
-    if found.format != FORMAT:
-        raise InputError(f"calibration format {found.format}; this version reads {FORMAT}")
-    return found
+        calibration = msgspec.json.decode(raw, type=Calibration)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"the calibration is not readable: {error}", hint="calibrate again"
+        ) from error
+    if calibration.format != FORMAT:
+        raise InputError(f"calibration format {calibration.format}; this version reads {FORMAT}")
+    return calibration
 
 
-def write(path: Path, calibration: Calibration) -> None:
+def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write the calibration file, whole or not at all; raises StorageError."""
     write_whole(path, to_bytes(calibration), 0o600)
 
 
-def read(path: Path) -> Calibration:
-    """Raises InputError if the file is missing or unfit."""
+def read_calibration(path: Path) -> Calibration:
+    """Read a calibration file; raises InputError if it is missing or unusable."""
     return from_bytes(read_limited(path, MAX_BYTES))

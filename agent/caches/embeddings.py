@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from agent.caches.results import input_key
-from agent.caches.store import Counters, Store
+from agent.caches.store import Store
 from edge_core.errors import InputError
 from edge_core.tensors import Array, Feeds
 
@@ -70,19 +70,19 @@ class EmbeddingCache:
         ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
+        self.store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
         self._lock = threading.Lock()
         self._indexes: dict[str, _Index] = {}
 
     def key(self, model: str, inputs: str | Feeds) -> bytes:
         """16 bytes that stand for this input to this model."""
         if isinstance(inputs, str):
-            return input_key(self._store.secret, model, normal(inputs).encode())
-        return input_key(self._store.secret, model, inputs)
+            return input_key(self.store.secret, model, normal(inputs).encode())
+        return input_key(self.store.secret, model, inputs)
 
     def get(self, model: str, inputs: str | Feeds) -> Array | None:
         """The vector or token matrix of this input, or None."""
-        found = self._store.get(model, self.key(model, inputs))
+        found = self.store.get(model, self.key(model, inputs))
         return None if found is None else _decode(found).vector
 
     def put(
@@ -101,7 +101,7 @@ class EmbeddingCache:
             embedding.shape,
             embedding.tobytes(),
         )
-        self._store.put(model, self.key(model, inputs), _encode(entry))
+        self.store.put(model, self.key(model, inputs), _encode(entry))
 
     def nearest(self, model: str, query: Array, k: int = 1) -> tuple[Match, ...]:
         """At most ``k`` stored vectors by cosine similarity to ``query``, the most similar first.
@@ -110,8 +110,8 @@ class EmbeddingCache:
         """
         if query.dtype.kind != "f" or not _is_vector(query.shape) or k < 1:
             raise InputError("nearest() takes one vector of floats and k >= 1")
-        if self._store.database.pending:
-            self._store.flush()
+        if self.store.database.pending:
+            self.store.flush()
         with self._lock:
             index = self._index(model)
             if index.keys and index.width != query.size:
@@ -120,35 +120,19 @@ class EmbeddingCache:
                 )
             return self._matches(model, index, query, k)
 
-    def keep(self, models: Collection[str]) -> int:
+    def keep_only(self, models: Collection[str]) -> int:
         """Remove every other model's entries, now and in future; how many were removed."""
         with self._lock:
             self._indexes = {m: i for m, i in self._indexes.items() if m in models}
-        return self._store.keep(models)
-
-    def counters(self) -> Counters:
-        """Totals over all runs, and the present size; nearest() is not counted."""
-        return self._store.counters()
-
-    def health(self) -> str:
-        """What is wrong, "" if nothing."""
-        return self._store.health()
-
-    def flush(self) -> bool:
-        """Wait until all that was put is on disk; False if it is not."""
-        return self._store.flush()
-
-    def close(self) -> None:
-        """Write what waits; close the file."""
-        self._store.close()
+        return self.store.keep_only(models)
 
     def _index(self, model: str) -> _Index:
         """The model's vectors in memory, brought up to date."""
-        lost = self._store.lost()
+        lost = self.store.lost()
         index = self._indexes.get(model)
         if index is None or lost - index.lost > len(index.keys) // 8:
             index = self._indexes[model] = _Index(lost)
-        for place, key, value in self._store.walk(model, index.place):
+        for place, key, value in self.store.walk(model, index.place):
             entry = _decode(value)
             if _is_vector(entry.shape):
                 index.add(key, entry.vector)
@@ -159,7 +143,7 @@ class EmbeddingCache:
         found: list[Match] = []
         gone: list[bytes] = []
         for key, similarity in index.ranked(query):
-            value = self._store.peek(model, key)  # it may be stale or evicted by now
+            value = self.store.peek(model, key)  # it may be stale or evicted by now
             if value is None:
                 gone.append(key)
                 continue

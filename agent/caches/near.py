@@ -1,12 +1,13 @@
 """The near-duplicate cache of one model, with a proven bound on its wrong answers.
 
-    lookup(model, feeds) -> Near | None      Near.audit: compute it after all, then audited()
+    lookup(model, feeds) -> NearHit | None   its audit: compute it after all, then record_audit()
     add(model, feeds, outputs)               after a miss
-    find(model, vector, text), put(...)      the same for an application that has embeddings
+    lookup_embedding(model, vector, text), add_embedding(...)   the same, with embeddings
 
 A hit is an input whose distance to a stored one, divided by that answer's reach, is at most the
-threshold that calibrate.py proved and audit.py still trusts. Without a calibration of the very
-model that asks, and after the audit has turned it off, the cache does nothing and costs nothing.
+threshold that threshold_search.py proved and audit.py still trusts. Without a calibration of the
+very model that asks, and after the audit has turned it off, the cache does nothing and costs
+nothing.
 
 Vectors are in memory; answers, and the audit's state, in an SQLite file (store.py). Nothing here
 raises after the constructor.
@@ -27,11 +28,11 @@ import numpy as np
 import xxhash
 
 from agent.caches import audit, calibration
-from agent.caches.calibrate import Calibration
+from agent.caches.calibration import Calibration
 from agent.caches.descriptors import Described, Index, describe, unit
-from agent.caches.guard import signature
 from agent.caches.results import pack, unpack
 from agent.caches.store import Store
+from agent.caches.text_guard import text_signature
 from edge_core.tensors import Array, Feeds
 
 log = logging.getLogger(__name__)
@@ -42,16 +43,16 @@ _SAVE = "INSERT OR REPLACE INTO meta VALUES ('near', ?)"
 _LOAD = "SELECT value FROM meta WHERE name = 'near'"
 
 
-class Near(msgspec.Struct, frozen=True):
+class NearHit(msgspec.Struct, frozen=True):
     """A remembered answer to something near."""
 
     outputs: Feeds
     distance: float  # divided by the answer's reach
-    audit: bool  # compute it after all and tell audited()
+    audit: bool  # compute it after all and tell record_audit()
     item: Described
 
 
-class Counters(msgspec.Struct, frozen=True, kw_only=True):
+class NearCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What happened since the calibration, and what the cache holds."""
 
     state: str  # "calibrated", "probation", "off"
@@ -77,7 +78,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
     outputs: bytes
 
 
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+class _SavedState(msgspec.Struct, frozen=True, kw_only=True):
     """What goes on after a restart."""
 
     audit: audit.State
@@ -88,7 +89,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _entry = msgspec.msgpack.Decoder(_Entry).decode
-_kept = msgspec.msgpack.Decoder(_Kept).decode
+_kept = msgspec.msgpack.Decoder(_SavedState).decode
 
 
 class NearCache:
@@ -109,18 +110,18 @@ class NearCache:
         self.calibration, self._path, self._chance = calibrated, path, chance
         self._lock = threading.Lock()
         self._index = Index(max_entries)
-        self._store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
+        self.store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
         self._space = _space(calibrated)
         kept = self._load(audit_share)
         self._audit, self._hits, self._misses = kept.audit, kept.hits, kept.misses
         self._evicted = kept.evicted
-        self._store.keep((self._space,))
-        for _, key, value in self._store.walk(self._space):
+        self.store.keep_only((self._space,))
+        for _, key, value in self.store.walk(self._space):
             entry = _entry(value)
             vector = np.frombuffer(entry.vector, np.float32)
             self._index.add(key, Described(vector, entry.tag), entry.reach)
 
-    def lookup(self, model: str, feeds: Feeds) -> Near | None:
+    def lookup(self, model: str, feeds: Feeds) -> NearHit | None:
         """The remembered answer to something near ``feeds``, or None."""
         if not self._serves(model):
             return None
@@ -132,21 +133,21 @@ class NearCache:
         if self._serves(model) and (item := describe(self.calibration.descriptor, feeds)):
             self._add(item, outputs)
 
-    def find(self, model: str, vector: Array, text: str = "") -> Near | None:
-        """lookup() for an embedding; ``text`` is what it was made of, for the guard."""
+    def lookup_embedding(self, model: str, vector: Array, text: str = "") -> NearHit | None:
+        """lookup() for an embedding; ``text`` is what it was made of, for the text guard."""
         if not self._serves(model):
             return None
-        item = embedded(vector, text, guard=self.calibration.guard)
+        item = describe_embedding(vector, text, text_guard=self.calibration.text_guard)
         return self._lookup(item)
 
-    def put(self, model: str, vector: Array, outputs: Feeds, text: str = "") -> None:
+    def add_embedding(self, model: str, vector: Array, outputs: Feeds, text: str = "") -> None:
         """add() for an embedding; an answer that is a text is np.array("...")."""
         if self._serves(model):
-            item = embedded(vector, text, guard=self.calibration.guard)
+            item = describe_embedding(vector, text, text_guard=self.calibration.text_guard)
             if item:
                 self._add(item, outputs)
 
-    def audited(self, model: str, near: Near, fresh: Feeds) -> None:
+    def record_audit(self, model: str, near: NearHit, fresh: Feeds) -> None:
         """What the model said to a hit with ``audit``; may tighten the threshold or end hits."""
         if model != self.calibration.model:
             return
@@ -163,21 +164,21 @@ class NearCache:
         if wrong:
             self._remember(near.item, fresh)
 
-    def keep(self, models: Collection[str]) -> int:
+    def keep_only(self, models: Collection[str]) -> int:
         """Forget everything unless the calibrated model still serves; how much was forgotten."""
         if self.calibration.model in models:
             return 0
         with self._lock:
             self._index = Index(self._index.limit)
-        return self._store.keep(())
+        return self.store.keep_only(())
 
-    def counters(self) -> Counters:
+    def counters(self) -> NearCounters:
         """Totals since the calibration, and the present size."""
-        store = self._store.counters()
+        store = self.store.counters()
         with self._lock:
             state, hits, misses = self._audit, self._hits, self._misses
             entries, evicted = len(self._index), self._evicted
-        return Counters(
+        return NearCounters(
             state=state.state, threshold=state.threshold, hits=hits, misses=misses,
             audited=state.audited, wrong=state.wrong, alarms=state.alarms,
             stale=store.stale, damaged=store.damaged, evicted=evicted + store.evicted,
@@ -186,7 +187,7 @@ class NearCache:
 
     def health(self) -> str:
         """What is wrong, or why there are no hits; "" if nothing."""
-        if trouble := self._store.health():
+        if trouble := self.store.health():
             return trouble
         if self._audit.state == "off":
             return (
@@ -194,19 +195,15 @@ class NearCache:
             )
         return ""
 
-    def flush(self) -> bool:
-        """Wait until all that was added is on disk; False if it is not."""
-        return self._store.flush()
-
     def close(self) -> None:
         """Write what waits and the counters; close the file."""
         self._save()
-        self._store.close()
+        self.store.close()
 
     def _serves(self, model: str) -> bool:
         return model == self.calibration.model and self._audit.threshold > 0
 
-    def _lookup(self, item: Described | None) -> Near | None:
+    def _lookup(self, item: Described | None) -> NearHit | None:
         while True:
             with self._lock:
                 found = self._near(item) if item else None
@@ -214,7 +211,7 @@ class NearCache:
             if item is None or found is None:
                 return None
             key, distance = found
-            value = self._store.get(self._space, key)
+            value = self.store.get(self._space, key)
             if value is not None:
                 break
             with self._lock:  # stale, evicted or damaged
@@ -224,7 +221,7 @@ class NearCache:
             self._hits += 1
             self._index.touch(key)
             wanted = audit.wants(self._audit, u)
-        return Near(unpack(_entry(value).outputs), distance, wanted, item)
+        return NearHit(unpack(_entry(value).outputs), distance, wanted, item)
 
     def _near(self, item: Described) -> tuple[bytes, float] | None:
         """Key and distance over reach of the nearest entry, if that is near enough."""
@@ -248,18 +245,18 @@ class NearCache:
         try:
             entry = _Entry(item.tag, reach, vector, pack(outputs))
         except TypeError:
-            self._store.refuse()
+            self.store.refuse()
             return
         key = xxhash.xxh3_128_digest(vector + item.tag.encode())
-        self._store.put(self._space, key, _encode(entry))
+        self.store.put(self._space, key, _encode(entry))
         with self._lock:
             self._evicted += self._index.add(key, item, reach) is not None
 
-    def _load(self, share: float) -> _Kept:
+    def _load(self, share: float) -> _SavedState:
         """The audit's state of this very calibration, or its beginning."""
         c = self.calibration
         digest = hashlib.blake2b(calibration.to_bytes(c), digest_size=16).hexdigest()
-        for (value,) in self._store.database.rows(_LOAD):
+        for (value,) in self.store.database.rows(_LOAD):
             try:
                 kept = _kept(value)
             except (msgspec.MsgspecError, TypeError):
@@ -267,26 +264,28 @@ class NearCache:
             if kept.audit.calibration == digest:
                 state = msgspec.structs.replace(kept.audit, share=share)
                 return msgspec.structs.replace(kept, audit=state)
-        return _Kept(audit=audit.begin(c.threshold, c.epsilon, c.confidence, share, digest))
+        return _SavedState(audit=audit.begin(c.threshold, c.epsilon, c.confidence, share, digest))
 
     def _save(self) -> None:
         with self._lock:
-            kept = _Kept(
+            kept = _SavedState(
                 audit=self._audit, hits=self._hits, misses=self._misses, evicted=self._evicted
             )
             raw = _encode(kept)
-            self._store.database.write(_SAVE, (raw,), size=len(raw))
+            self.store.database.write(_SAVE, (raw,), size=len(raw))
 
 
-def embedded(vector: Array, text: str = "", *, guard: bool) -> Described | None:
+def describe_embedding(vector: Array, text: str = "", *, text_guard: bool) -> Described | None:
     """An embedding as the cache sees it; None if it has no direction."""
     direction = unit(vector)
     if direction is None:
         return None
-    return Described(direction, signature(text) if guard else "")
+    return Described(direction, text_signature(text) if text_guard else "")
 
 
 def _space(c: Calibration) -> str:
     """Entries are good only for the same model, vectors and rule."""
-    parts = msgspec.json.encode((_FORMAT, c.model, c.descriptor, c.rule, c.guard), order="sorted")
+    parts = msgspec.json.encode(
+        (_FORMAT, c.model, c.descriptor, c.rule, c.text_guard), order="sorted"
+    )
     return hashlib.blake2b(parts, digest_size=16).hexdigest()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from agent.caches.store import Counters, Store
+from agent.caches.store import Store
 from edge_core.tensors import Array, Feeds
 
 _LENGTH = struct.Struct("<I")
@@ -43,15 +43,15 @@ class ResultCache:
         ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
+        self.store = Store(path, max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
 
     def key(self, model: str, inputs: Feeds | bytes, salt: bytes = b"") -> bytes:
         """16 bytes that stand for this input to this model; ``salt`` for what else matters."""
-        return input_key(self._store.secret, model, inputs, salt)
+        return input_key(self.store.secret, model, inputs, salt)
 
     def get(self, model: str, key: bytes) -> Feeds | None:
         """Outputs that were put under ``key``, as arrays of their own; None if there are none."""
-        found = self._store.get(model, key)
+        found = self.store.get(model, key)
         return None if found is None else unpack(found)
 
     def put(self, model: str, key: bytes, outputs: Feeds) -> None:
@@ -59,29 +59,9 @@ class ResultCache:
         try:
             packed = pack(outputs)
         except TypeError:
-            self._store.refuse()
+            self.store.refuse()
         else:
-            self._store.put(model, key, packed)
-
-    def keep(self, models: Collection[str]) -> int:
-        """Remove every other model's entries, now and in future; how many were removed."""
-        return self._store.keep(models)
-
-    def counters(self) -> Counters:
-        """Totals over all runs, and the present size."""
-        return self._store.counters()
-
-    def health(self) -> str:
-        """What is wrong, "" if nothing."""
-        return self._store.health()
-
-    def flush(self) -> bool:
-        """Wait until all that was put is on disk; False if it is not."""
-        return self._store.flush()
-
-    def close(self) -> None:
-        """Write what waits; close the file."""
-        self._store.close()
+            self.store.put(model, key, packed)
 
 
 def input_key(seed: int, model: str, inputs: Feeds | bytes, salt: bytes = b"") -> bytes:

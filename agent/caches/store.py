@@ -54,7 +54,7 @@ _NONE: _Row = (_NO_PLACE, -1, b"")
 _DAMAGED: _Row = (_NO_PLACE, -2, b"")
 
 
-class Counters(msgspec.Struct, frozen=True, kw_only=True):
+class StoreCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What happened since the file was made, and what it holds."""
 
     hits: int
@@ -153,7 +153,7 @@ class Store:
         with self._lock:
             self._before["dropped"] += 1
 
-    def keep(self, models: Collection[str]) -> int:
+    def keep_only(self, models: Collection[str]) -> int:
         """Remove every other model's entries, now and in future; how many were removed."""
         kept = self._kept = frozenset(map(number, models))
         self.database.flush()
@@ -188,12 +188,12 @@ class Store:
         db = self.database
         return db.evicted + self._count["flushed"] + self._count["damaged"] + (db.renewed << 32)
 
-    def counters(self) -> Counters:
+    def counters(self) -> StoreCounters:
         """Totals over all runs, and the present size (counts rows: not for every request)."""
         rows = self.database.rows("SELECT count(*) FROM entries")
         with self._lock:
             count = {**self._count, **self._totals()}
-        return Counters(
+        return StoreCounters(
             **count, entries=rows[0][0] if rows else 0, bytes=self.database.used if rows else 0
         )
 

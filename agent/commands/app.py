@@ -173,7 +173,7 @@ def calibrate(
         load(path), name, samples, rule=rule, epsilon=epsilon, confidence=confidence
     )
     console.print_json(found) if as_json else render.calibrated(found)
-    if found.level is None:
+    if found.evidence is None:
         raise typer.Exit(GateFailed.exit_code)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.caches.calibrate import Calibration
-from agent.caches.calibration import calibrate_model, clips, write
+from agent.caches.calibrate_model import calibrate_model, read_clips
+from agent.caches.calibration import Calibration, write_calibration
 from agent.caches.rules import Rule
 from agent.config import Config
 from agent.packages.slots import Slots
@@ -84,10 +84,10 @@ def calibrate(
         return {s.name: dequantise(outputs[s.name], s) for s in manifest.outputs}
 
     found = calibrate_model(
-        answer, clips(samples, manifest), model=slot.digest, inputs=manifest.inputs, rule=rule,
+        answer, read_clips(samples, manifest), model=slot.digest, inputs=manifest.inputs, rule=rule,
         epsilon=epsilon, confidence=confidence,
     )  # fmt: skip
-    write(calibration_file(settings.root, name), found)
+    write_calibration(calibration_file(settings.root, name), found)
     here = instance_lock.find_instance(settings.root)
     if here and here.address:
         client.reload(here, name)

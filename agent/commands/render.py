@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from agent.caches.calibrate import Calibration
+from agent.caches.calibration import Calibration
 from agent.commands.actions import Model, Overview, Switched
 from agent.commands.caches import CacheFile
 from agent.packages.slots import Slot
@@ -95,11 +95,11 @@ def caches(found: Sequence[CacheFile]) -> None:
 
 def calibrated(found: Calibration) -> None:
     """What `edge-agent cache calibrate` prints."""
-    typer.echo(f"{found.trials} samples in {found.groups} independent groups")
-    if found.level is None:
+    typer.echo(f"{found.samples} samples in {found.groups} independent groups")
+    if found.evidence is None:
         typer.echo(f"off: {found.why}")
         return
-    seen = found.level
+    seen = found.evidence
     typer.echo(
         f"threshold {found.threshold:g}: {seen.hits} reuses, {seen.wrong} wrong; below "
         f"{seen.upper:.2%} at {found.confidence:.0%} confidence (asked for {found.epsilon:.2%})"

@@ -19,9 +19,10 @@ from edge_core.errors import InputError
 from edge_core.tensors import Feeds
 
 if TYPE_CHECKING:
-    from agent.caches.calibrate import Calibration
-    from agent.caches.near import Near, NearCache
+    from agent.caches.calibration import Calibration
+    from agent.caches.near import NearCache, NearHit
     from agent.caches.results import ResultCache
+    from agent.caches.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +52,26 @@ class Caches:
         """The remembered outputs of the very same input."""
         return self._results.get(digest, key) if self._results else None
 
-    def near(self, name: str, digest: str, feeds: Feeds) -> Near | None:
+    def near(self, name: str, digest: str, feeds: Feeds) -> NearHit | None:
         """The remembered outputs of an input that is near enough, or None."""
         cache = self._near.get(name)
         return cache.lookup(digest, feeds) if cache else None
 
     def put(
-        self, name: str, digest: str, key: bytes, feeds: Feeds, outputs: Feeds, audit: Near | None
+        self,
+        name: str,
+        digest: str,
+        key: bytes,
+        feeds: Feeds,
+        outputs: Feeds,
+        audit: NearHit | None,
     ) -> None:
         """Remember outputs; ``audit`` is the near duplicate that was computed after all."""
         if self._results:
             self._results.put(digest, key, outputs)
         cache = self._near.get(name)
         if cache and audit is not None:
-            cache.audited(digest, audit, outputs)
+            cache.record_audit(digest, audit, outputs)
         elif cache:
             cache.add(digest, feeds, outputs)
 
@@ -74,7 +81,7 @@ class Caches:
         ``digests`` are the packages that serve now, by name.
         """
         if self._results:
-            self._results.keep(tuple(digests.values()))
+            self._results.store.keep_only(tuple(digests.values()))
         self._why = {}
         for name, digest in digests.items():
             self._renew(name, digest)
@@ -85,7 +92,7 @@ class Caches:
         """Counters and health of each cache, by "exact" or "near NAME"."""
         found: dict[str, dict[str, object]] = {}
         if self._results:
-            found["exact"] = _told(self._results)
+            found["exact"] = _told(self._results.store)
         for name, cache in dict(self._near).items():
             found[f"near {name}"] = _told(cache)
         for name, why in dict(self._why).items():
@@ -97,7 +104,7 @@ class Caches:
         for name in tuple(self._near):
             self._drop(name)
         if self._results:
-            self._results.close()
+            self._results.store.close()
 
     def _open(self) -> ResultCache:
         from agent.caches.results import ResultCache  # SQLite only where it is used
@@ -127,10 +134,10 @@ class Caches:
         path = calibration_file(self._config.root, name)
         if not (self._config.of(name).cache and path.exists()):
             return None
-        from agent.caches import calibration
+        from agent.caches.calibration import read_calibration
 
         try:
-            found = calibration.read(path)
+            found = read_calibration(path)
         except InputError as e:
             self._why[name] = e.what
             log.error("event=calibration_unfit model=%s why=%r", name, e.what)
@@ -145,5 +152,5 @@ class Caches:
             cache.close()
 
 
-def _told(cache: ResultCache | NearCache) -> dict[str, object]:
+def _told(cache: Store | NearCache) -> dict[str, object]:
     return {"health": cache.health(), **msgspec.to_builtins(cache.counters())}

@@ -18,7 +18,7 @@ from edge_core.package.run import Scored
 from edge_core.tensors import Feeds
 
 if TYPE_CHECKING:
-    from agent.caches.near import Near
+    from agent.caches.near import NearHit
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class InferenceRequest:
         self._top, self._start, self._prepared = top, start, start
         self._cache = cache and live.limits.cache
         self._key = b""
-        self._audit: Near | None = None
+        self._audit: NearHit | None = None
         self.feeds: Feeds = {}
 
     @property

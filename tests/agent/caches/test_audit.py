@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.caches import audit
 from agent.caches.audit import State, begin, evidence, step, wants
-from agent.caches.calibrate import GRID
+from agent.caches.threshold_search import GRID
 
 EPSILON = 0.05
 Rate = Callable[[float], float]  # of wrong answers, by distance

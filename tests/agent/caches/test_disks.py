@@ -16,6 +16,7 @@ import pytest
 
 from agent.caches.embeddings import EmbeddingCache
 from agent.caches.results import ResultCache
+from agent.caches.store import Store
 from agent.sqlite.database import LEAST, Database
 from edge_core.tensors import Feeds
 
@@ -24,12 +25,12 @@ OTHER = "sha256:" + "b" * 64
 COUNT = 300
 
 
-OPENED: list[ResultCache | Database] = []
+OPENED: list[Store | Database] = []
 
 
 def opened(folder: Path) -> ResultCache:
     cache = ResultCache(folder / "results.db", max_bytes=2 * LEAST, ttl_s=3600)
-    OPENED.append(cache)
+    OPENED.append(cache.store)
     return cache
 
 
@@ -38,8 +39,8 @@ def disk(small_disk: Path) -> Iterator[Path]:
     """A small disk on which nothing is open afterwards, so that it can go."""
     OPENED.clear()
     yield small_disk
-    for cache in OPENED:
-        cache.close()
+    for file in OPENED:
+        file.close()
 
 
 def answer(n: int) -> Feeds:
@@ -69,7 +70,7 @@ def fill(cache: ResultCache, count: int = COUNT) -> None:
 
 def works(cache: ResultCache) -> None:
     cache.put(MODEL, b"works now" + bytes(7), answer(7))
-    assert cache.flush(), cache.health()
+    assert cache.store.flush(), cache.store.health()
     found = cache.get(MODEL, b"works now" + bytes(7))
     assert found is not None
     np.testing.assert_array_equal(found["y"], answer(7)["y"])
@@ -88,15 +89,15 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 def test_a_disk_that_fills_up_costs_new_answers_but_no_old_ones(disk):
     cache = opened(disk / "caches")
     fill(cache, 100)
-    assert cache.flush()
+    assert cache.store.flush()
     fill(cache, 1500)
-    cache.flush()
-    assert "full" in cache.health()
-    told = cache.counters()
+    cache.store.flush()
+    assert "full" in cache.store.health()
+    told = cache.store.counters()
     assert told.dropped > 100
     assert right(cache, 100) == 100
     assert right(cache, 1500) < 1500
-    cache.close()
+    cache.store.close()
 
 
 def test_a_disk_that_is_full_from_the_start_costs_all_answers(disk):
@@ -104,24 +105,24 @@ def test_a_disk_that_is_full_from_the_start_costs_all_answers(disk):
         (disk / "filler").write_bytes(bytes(4_000_000))
     cache = opened(disk)
     fill(cache)
-    assert "full" in cache.health() or "no space" in cache.health()
+    assert "full" in cache.store.health() or "no space" in cache.store.health()
     assert right(cache) == 0
-    assert cache.counters().dropped == COUNT
-    assert cache.keep([MODEL]) == 0
-    cache.close()
+    assert cache.store.counters().dropped == COUNT
+    assert cache.store.keep_only([MODEL]) == 0
+    cache.store.close()
 
 
 def test_a_disk_that_stays_full_is_looked_at_now_and_then_and_not_all_the_time(disk):
     cache = opened(disk)
-    cache.close()
+    cache.store.close()
     with pytest.raises(OSError, match="No space"):
         (disk / "filler").write_bytes(bytes(4_000_000))
     again = opened(disk)
-    assert again.health()
+    assert again.store.health()
     begin = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - begin < 0.1
-    again.close()
+    again.store.close()
 
 
 def test_writing_begins_again_when_there_is_space_again(disk):
@@ -162,7 +163,7 @@ def read_only(disk: Path) -> Iterator[Path]:
     """A file system with a filled cache that may only be read."""
     cache = opened(disk)
     fill(cache)
-    cache.close()
+    cache.store.close()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     yield disk
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
@@ -170,12 +171,12 @@ def read_only(disk: Path) -> Iterator[Path]:
 
 def test_a_read_only_disk_costs_the_cache_only(read_only):
     cache = opened(read_only)
-    assert "read-only" in cache.health()
+    assert "read-only" in cache.store.health()
     fill(cache)
     assert right(cache) == 0
-    assert not cache.flush()
-    assert cache.counters().dropped == COUNT
-    cache.close()
+    assert not cache.store.flush()
+    assert cache.store.counters().dropped == COUNT
+    cache.store.close()
 
 
 def test_a_disk_that_may_be_written_again_is_used_again(read_only):
@@ -192,9 +193,9 @@ def test_a_place_that_cannot_be_a_folder_costs_the_cache_only(tmp_path):
     cache = opened(tmp_path / "file" / "caches")
     fill(cache, 3)
     assert right(cache, 3) == 0
-    assert str(tmp_path) in cache.health()
-    assert cache.counters().dropped == 3
-    cache.close()
+    assert str(tmp_path) in cache.store.health()
+    assert cache.store.counters().dropped == 3
+    cache.store.close()
 
 
 # Damaged
@@ -273,7 +274,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("filled")
     cache = opened(folder)
     fill(cache)
-    cache.close()
+    cache.store.close()
     return folder / "results.db"
 
 
@@ -287,13 +288,13 @@ def test_a_damaged_file_gives_no_wrong_answer_and_is_used_or_begun_anew(
     right(cache)
     fill(cache)  # whoever meets the damage, all that comes after it is stored
     right(cache)
-    cache.flush()
+    cache.store.flush()
     fill(cache)
-    assert cache.flush(), cache.health()
+    assert cache.store.flush(), cache.store.health()
     assert right(cache) > 0.9 * COUNT  # a damaged index may hide a few for ever
     works(cache)
-    anew = bool(cache.health())
-    cache.close()
+    anew = bool(cache.store.health())
+    cache.store.close()
     assert sound(tmp_path / "results.db") or not anew
 
 
@@ -307,27 +308,27 @@ def test_damage_under_a_running_cache_gives_no_wrong_answer(seed, filled, tmp_pa
     for start in range(0, COUNT, 50):
         for n in range(start, start + 50):
             cache.put(MODEL, key(n), answer(n))
-        cache.flush()
+        cache.store.flush()
         right(cache)
-    cache.close()
+    cache.store.close()
     again = opened(tmp_path)
     right(again)
     works(again)
-    again.close()
+    again.store.close()
 
 
 def test_a_file_that_is_no_database_is_replaced_and_reported(filled, tmp_path):
     shutil.copy(filled, tmp_path)
     another_format(tmp_path / "results.db", random.Random())
     cache = opened(tmp_path)
-    assert "begun anew" in cache.health()
+    assert "begun anew" in cache.store.health()
     assert right(cache) == 0
     works(cache)
-    cache.close()
+    cache.store.close()
     again = opened(tmp_path)
-    assert again.health() == ""
+    assert again.store.health() == ""
     works(again)
-    again.close()
+    again.store.close()
 
 
 def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled, tmp_path):
@@ -346,11 +347,11 @@ def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled,
     cache = opened(tmp_path)
     assert right(cache, 11) == 5
     assert cache.get(MODEL, b"x" * 16) is None
-    told = cache.counters()
+    told = cache.store.counters()
     assert (told.damaged, told.misses) == (5, 7)
-    cache.flush()
-    assert cache.counters().entries == COUNT - 6
-    cache.close()
+    cache.store.flush()
+    assert cache.store.counters().entries == COUNT - 6
+    cache.store.close()
 
 
 def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
@@ -369,9 +370,9 @@ def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
             f.seek(4096 * (root - 1))
             f.write(b"\xff" * 4096)
         cache = opened(folder)
-        assert cache.flush() or found
-        until(lambda cache=cache, found=found: bool(cache.health()) == found)
-        cache.close()
+        assert cache.store.flush() or found
+        until(lambda cache=cache, found=found: bool(cache.store.health()) == found)
+        cache.store.close()
 
 
 def test_a_file_whose_entries_are_mostly_wrong_is_begun_anew(filled, tmp_path):
@@ -382,12 +383,12 @@ def test_a_file_whose_entries_are_mostly_wrong_is_begun_anew(filled, tmp_path):
     plain.close()
     cache = opened(tmp_path)
     assert right(cache) == 0
-    until(cache.health)
-    assert "checksums" in cache.health()
+    until(cache.store.health)
+    assert "checksums" in cache.store.health()
     fill(cache)
-    assert cache.flush()
+    assert cache.store.flush()
     assert right(cache) == COUNT
-    cache.close()
+    cache.store.close()
 
 
 def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
@@ -404,10 +405,10 @@ def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
         plain.execute(f"PRAGMA schema_version={version + 1}")
     plain.close()
     assert right(cache) == 0
-    until(cache.health)
-    assert "begun anew" in cache.health()
+    until(cache.store.health)
+    assert "begun anew" in cache.store.health()
     works(cache)
-    cache.close()
+    cache.store.close()
 
 
 def test_embeddings_of_a_file_begun_anew_under_way_are_found(tmp_path):
@@ -415,37 +416,39 @@ def test_embeddings_of_a_file_begun_anew_under_way_are_found(tmp_path):
     cache = EmbeddingCache(path, max_bytes=LEAST, ttl_s=3600)
     for n in range(50):
         cache.put(MODEL, f"text {n}", np.full(4, n + 1, np.float32))
-    cache.close()
+    cache.store.close()
     cache = EmbeddingCache(path, max_bytes=LEAST, ttl_s=3600)
     assert len(cache.nearest(MODEL, np.ones(4, np.float32), k=50)) == 50
     with path.open("r+b") as f:
         f.write(b"damaged " * 4096)
-    until(lambda: (cache.get(MODEL, "text 1") is None and cache.health()) or write_more(cache))
+    until(
+        lambda: (cache.get(MODEL, "text 1") is None and cache.store.health()) or write_more(cache)
+    )
     cache.put(MODEL, "new", np.ones(4, np.float32))
     found = cache.nearest(MODEL, np.ones(4, np.float32), k=50)
     assert "new" in [m.text for m in found]
     assert len(found) < 50
-    cache.close()
+    cache.store.close()
 
 
 def write_more(cache: EmbeddingCache) -> None:
     """Readers look at the file again."""
     cache.put(OTHER, "other", np.ones(4, np.float32))
-    cache.flush()
+    cache.store.flush()
 
 
 def test_embeddings_survive_a_damaged_file_too(tmp_path):
     cache = EmbeddingCache(tmp_path / "e.db", max_bytes=LEAST, ttl_s=3600)
     cache.put(MODEL, "a text", np.ones(4, np.float32))
-    cache.close()
+    cache.store.close()
     (tmp_path / "e.db").write_bytes(b"damaged" * 1000)
     again = EmbeddingCache(tmp_path / "e.db", max_bytes=LEAST, ttl_s=3600)
     assert again.get(MODEL, "a text") is None
     assert again.nearest(MODEL, np.ones(4, np.float32)) == ()
     again.put(MODEL, "a text", np.ones(4, np.float32))
     assert [m.text for m in again.nearest(MODEL, np.ones(4, np.float32))] == ["a text"]
-    assert "begun anew" in again.health()
-    again.close()
+    assert "begun anew" in again.store.health()
+    again.store.close()
 
 
 def sound(path: Path) -> bool:

@@ -35,7 +35,7 @@ def opened(path: Path, **more: object) -> EmbeddingCache:
 def cache(tmp_path: Path) -> Iterator[EmbeddingCache]:
     c = opened(tmp_path)
     yield c
-    c.close()
+    c.store.close()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_vectors_come_back_with_their_type_and_shape_after_a_restart(tmp_path):
         first.put(MODEL, text, v)
     feeds = {"input_ids": np.array([[101, 102]])}
     first.put(MODEL, feeds, unit(1))
-    first.close()
+    first.store.close()
     again = opened(tmp_path)
     for text, v in vectors.items():
         found = again.get(MODEL, text)
@@ -125,7 +125,7 @@ def test_vectors_come_back_with_their_type_and_shape_after_a_restart(tmp_path):
         found[...] = 0  # its own memory
     np.testing.assert_array_equal(again.get(MODEL, feeds), unit(1))
     assert again.get(OTHER, feeds) is None
-    again.close()
+    again.store.close()
 
 
 def test_nearest_ranks_by_angle_and_not_by_length(cache):
@@ -153,16 +153,16 @@ def test_nearest_sees_what_was_put_changed_and_removed_since(tmp_path):
     assert [(m.text, m.result) for m in found] == [("old", b""), ("new", b""), ("turns", b"after")]
     clock.now += 40
     assert [m.text for m in cache.nearest(MODEL, unit(0), k=5)] == ["new", "turns"]
-    assert cache.keep([OTHER]) == 3
+    assert cache.keep_only([OTHER]) == 3
     assert cache.nearest(MODEL, unit(0), k=5) == ()
-    cache.close()
+    cache.store.close()
 
 
 def test_nearest_keeps_up_with_evictions(tmp_path):
     cache = opened(tmp_path)
     rng = np.random.default_rng(1)
     n = 0
-    while cache.counters().evicted < 700:
+    while cache.store.counters().evicted < 700:
         for _ in range(100):
             cache.put(MODEL, f"text {n}", rng.normal(size=500).astype(np.float32))
             n += 1
@@ -170,14 +170,16 @@ def test_nearest_keeps_up_with_evictions(tmp_path):
         assert found[0].text == f"text {n - 1}"
         assert found[0].similarity == pytest.approx(1, abs=1e-5)
     assert "text 0" not in {m.text for m in cache.nearest(MODEL, np.ones(500, np.float32), k=n)}
-    assert len(cache.nearest(MODEL, np.ones(500, np.float32), k=n)) == cache.counters().entries
-    cache.close()
+    assert (
+        len(cache.nearest(MODEL, np.ones(500, np.float32), k=n)) == cache.store.counters().entries
+    )
+    cache.store.close()
 
 
 def test_nearest_is_not_counted_as_use(cache):
     cache.put(MODEL, "a", unit(0))
     cache.nearest(MODEL, unit(0))
-    assert (cache.counters().hits, cache.counters().misses) == (0, 0)
+    assert (cache.store.counters().hits, cache.store.counters().misses) == (0, 0)
 
 
 @pytest.mark.parametrize(

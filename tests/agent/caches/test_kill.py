@@ -52,7 +52,7 @@ def write_for_ever(path: Path, seed: int, count: int, flushing: bool) -> None:
     rng = random.Random(seed)
     model = MODELS[seed % 2]
     if flushing:
-        cache.keep([model])
+        cache.store.keep_only([model])
     print("ready", flush=True)
     put: list[int] = []
     while True:
@@ -64,7 +64,7 @@ def write_for_ever(path: Path, seed: int, count: int, flushing: bool) -> None:
             put.append(n)
         elif not right(key, found):
             os._exit(WRONG)
-        if len(put) >= 40 and cache.flush():
+        if len(put) >= 40 and cache.store.flush():
             print(*put, flush=True)
             put.clear()
 
@@ -77,7 +77,7 @@ def make_for_ever(path: Path, seed: int) -> None:
             cache = opened(path)
             key = cache.key(MODELS[0], question(n))
             cache.put(MODELS[0], key, answer(key))
-            cache.close()
+            cache.store.close()
         path.unlink()
 
 
@@ -114,9 +114,9 @@ def look(path: Path, count: int, surely: dict[str, set[int]]) -> int:
             else:
                 assert right(key, found)
                 hits += 1
-    assert cache.health() == ""
-    assert cache.counters().damaged == 0
-    cache.close()
+    assert cache.store.health() == ""
+    assert cache.store.counters().damaged == 0
+    cache.store.close()
     return hits
 
 
@@ -138,8 +138,8 @@ def test_nothing_is_wrong_after_kills_amid_evictions_and_flushes_of_models(tmp_p
         if seed % 3 == 1 or seed == ROUNDS - 1:
             assert look(path, count, {}) > 0
     cache = opened(path)
-    told = cache.counters()
-    cache.close()
+    told = cache.store.counters()
+    cache.store.close()
     assert told.evicted > before
     assert told.flushed > 0
 
@@ -151,10 +151,10 @@ def fill_up(path: Path, count: int) -> int:
         key = cache.key(MODELS[0], question(n))
         cache.put(MODELS[0], key, answer(key))
         if n % 500 == 0:
-            cache.flush()
-    cache.flush()
-    evicted = cache.counters().evicted
-    cache.close()
+            cache.store.flush()
+    cache.store.flush()
+    evicted = cache.store.counters().evicted
+    cache.store.close()
     return evicted
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import tokenizers
 
-from agent.caches.calibrate import Calibration
-from agent.caches.calibration import calibrate_model, write
+from agent.caches.calibrate_model import calibrate_model
+from agent.caches.calibration import Calibration, write_calibration
 from agent.caches.descriptors import Descriptor
-from agent.caches.guard import signature
 from agent.caches.near import NearCache
 from agent.caches.rules import Rule
+from agent.caches.text_guard import text_signature
 from agent.sqlite.database import LEAST
 from edge_core.runtimes import onnxruntime
 from edge_core.runtimes.onnxruntime import OrtSession
@@ -35,7 +35,7 @@ OTHER = "sha256:" + "b" * 64
 HOUR = 3600.0
 CACHES_PAGE = ROOT / "docs" / "caches.md"
 TEXTS = Calibration(
-    model=MODEL, descriptor=Descriptor(kind="vector"), rule=Rule(kind="exact"), guard=True,
+    model=MODEL, descriptor=Descriptor(kind="vector"), rule=Rule(kind="exact"), text_guard=True,
     epsilon=0.05, confidence=0.95, threshold=0.3,
 )  # fmt: skip
 
@@ -65,59 +65,59 @@ def cache(tmp_path: Path) -> Iterator[NearCache]:
 
 
 def test_what_is_near_hits_and_what_is_far_does_not(cache):
-    assert cache.find(MODEL, off(0)) is None
-    cache.put(MODEL, off(0), said("zero"))
-    near = cache.find(MODEL, off(0.2))
+    assert cache.lookup_embedding(MODEL, off(0)) is None
+    cache.add_embedding(MODEL, off(0), said("zero"))
+    near = cache.lookup_embedding(MODEL, off(0.2))
     assert near is not None
     assert near.outputs == said("zero")
     assert near.distance == pytest.approx(2 * np.sin(0.1), abs=1e-3)
     assert not near.audit
-    assert cache.find(MODEL, off(0.4)) is None
+    assert cache.lookup_embedding(MODEL, off(0.4)) is None
     told = cache.counters()
     assert (told.hits, told.misses, told.entries, told.state) == (1, 2, 1, "calibrated")
 
 
 def test_an_answer_with_a_small_lead_reaches_less_far(tmp_path):
     cache = opened(tmp_path, msgspec.structs.replace(TEXTS, rule=Rule(kind="top1")))
-    cache.put(MODEL, off(0), {"y": np.array([0.9, 0.1])})
-    cache.put(MODEL, off(1), {"y": np.array([0.55, 0.45])})
-    assert cache.find(MODEL, off(0.2)) is not None  # 0.2 / 0.8 <= 0.3
-    assert cache.find(MODEL, off(1.2)) is None  # 0.2 / 0.1
+    cache.add_embedding(MODEL, off(0), {"y": np.array([0.9, 0.1])})
+    cache.add_embedding(MODEL, off(1), {"y": np.array([0.55, 0.45])})
+    assert cache.lookup_embedding(MODEL, off(0.2)) is not None  # 0.2 / 0.8 <= 0.3
+    assert cache.lookup_embedding(MODEL, off(1.2)) is None  # 0.2 / 0.1
     cache.close()
 
 
 def test_an_input_with_a_near_answer_is_not_stored_again(cache):
     for angle in (0.0, 0.1, 0.2):
-        cache.put(MODEL, off(angle), said("zero"))
+        cache.add_embedding(MODEL, off(angle), said("zero"))
     assert cache.counters().entries == 1
 
 
 def test_texts_that_the_guard_tells_apart_never_meet(cache):
-    cache.put(MODEL, off(0), said("on"), "turn the lamp on")
-    assert cache.find(MODEL, off(0), "turn the lamp off") is None
-    assert cache.find(MODEL, off(0), "don't turn the lamp on") is None
-    assert cache.find(MODEL, off(0), "turn lamp on, please") is not None
+    cache.add_embedding(MODEL, off(0), said("on"), "turn the lamp on")
+    assert cache.lookup_embedding(MODEL, off(0), "turn the lamp off") is None
+    assert cache.lookup_embedding(MODEL, off(0), "don't turn the lamp on") is None
+    assert cache.lookup_embedding(MODEL, off(0), "turn lamp on, please") is not None
 
 
 def test_another_model_gets_and_leaves_nothing(cache):
-    cache.put(OTHER, off(0), said("other"))
-    assert cache.find(MODEL, off(0)) is None
-    cache.put(MODEL, off(0), said("mine"))
-    assert cache.find(OTHER, off(0)) is None
+    cache.add_embedding(OTHER, off(0), said("other"))
+    assert cache.lookup_embedding(MODEL, off(0)) is None
+    cache.add_embedding(MODEL, off(0), said("mine"))
+    assert cache.lookup_embedding(OTHER, off(0)) is None
     assert cache.counters().entries == 1
 
 
 def test_what_has_no_direction_is_computed(cache):
-    cache.put(MODEL, np.zeros(2), said("nothing"))
-    cache.put(MODEL, np.array([np.nan, 1]), said("nothing"))
-    assert cache.find(MODEL, np.zeros(2)) is None
+    cache.add_embedding(MODEL, np.zeros(2), said("nothing"))
+    cache.add_embedding(MODEL, np.array([np.nan, 1]), said("nothing"))
+    assert cache.lookup_embedding(MODEL, np.zeros(2)) is None
     assert cache.counters().entries == 0
 
 
 def test_without_a_proven_threshold_it_does_nothing(tmp_path):
     cache = opened(tmp_path, msgspec.structs.replace(TEXTS, threshold=0.0, why="too few samples"))
-    cache.put(MODEL, off(0), said("zero"))
-    assert cache.find(MODEL, off(0)) is None
+    cache.add_embedding(MODEL, off(0), said("zero"))
+    assert cache.lookup_embedding(MODEL, off(0)) is None
     assert cache.health() == "too few samples"
     assert cache.counters().entries == cache.counters().misses == 0
     cache.close()
@@ -128,12 +128,12 @@ def test_without_a_proven_threshold_it_does_nothing(tmp_path):
 
 def test_the_entry_that_was_used_longest_ago_goes_when_it_is_full(tmp_path):
     cache = opened(tmp_path, max_entries=2)
-    cache.put(MODEL, off(0), said("a"))
-    cache.put(MODEL, off(1), said("b"))
-    assert cache.find(MODEL, off(0)) is not None
-    cache.put(MODEL, off(2), said("c"))
-    assert cache.find(MODEL, off(1)) is None
-    assert cache.find(MODEL, off(0)) is not None
+    cache.add_embedding(MODEL, off(0), said("a"))
+    cache.add_embedding(MODEL, off(1), said("b"))
+    assert cache.lookup_embedding(MODEL, off(0)) is not None
+    cache.add_embedding(MODEL, off(2), said("c"))
+    assert cache.lookup_embedding(MODEL, off(1)) is None
+    assert cache.lookup_embedding(MODEL, off(0)) is not None
     assert cache.counters().entries == 2
     assert cache.counters().evicted == 1
     cache.close()
@@ -144,13 +144,13 @@ def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(1500, 64)).astype(np.float32)
     for i, v in enumerate(vectors):
-        cache.put(MODEL, v, {"y": np.full(1000, i, np.float32)})
+        cache.add_embedding(MODEL, v, {"y": np.full(1000, i, np.float32)})
         if i % 100 == 0:
-            cache.flush()
-    assert cache.flush()
+            cache.store.flush()
+    assert cache.store.flush()
     files = list((tmp_path / "near").iterdir())
     assert sum(f.stat().st_size for f in files) <= LEAST
-    found = [cache.find(MODEL, v) for v in vectors]
+    found = [cache.lookup_embedding(MODEL, v) for v in vectors]
     assert all(f is None or f.outputs["y"][0] == i for i, f in enumerate(found))
     kept = sum(f is not None for f in found)
     assert 100 < kept < 1000
@@ -162,14 +162,14 @@ def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
 def test_an_old_answer_is_stale(tmp_path):
     now = [1_700_000_000.0]
     cache = opened(tmp_path, clock=lambda: now[0])
-    cache.put(MODEL, off(0), said("old"))
+    cache.add_embedding(MODEL, off(0), said("old"))
     now[0] += HOUR - 1
-    assert cache.find(MODEL, off(0)) is not None
+    assert cache.lookup_embedding(MODEL, off(0)) is not None
     now[0] += 2
-    assert cache.find(MODEL, off(0)) is None
+    assert cache.lookup_embedding(MODEL, off(0)) is None
     assert cache.counters().stale == 1
-    cache.put(MODEL, off(0), said("new"))
-    assert cache.find(MODEL, off(0)).outputs == said("new")
+    cache.add_embedding(MODEL, off(0), said("new"))
+    assert cache.lookup_embedding(MODEL, off(0)).outputs == said("new")
     cache.close()
 
 
@@ -178,52 +178,52 @@ def test_an_old_answer_is_stale(tmp_path):
 
 def test_a_restart_keeps_answers_counters_and_the_audit(tmp_path):
     cache = opened(tmp_path, audit_share=1.0)
-    cache.put(MODEL, off(0), said("zero"), "set 5")
+    cache.add_embedding(MODEL, off(0), said("zero"), "set 5")
     for _ in range(3):
-        near = cache.find(MODEL, off(0.1), "set 5")
+        near = cache.lookup_embedding(MODEL, off(0.1), "set 5")
         assert near.audit
-        cache.audited(MODEL, near, said("zero"))
+        cache.record_audit(MODEL, near, said("zero"))
     before = cache.counters()
     cache.close()
     cache = opened(tmp_path)
     assert cache.counters() == msgspec.structs.replace(before, bytes=cache.counters().bytes)
     assert before.audited == 3
-    assert cache.find(MODEL, off(0.1), "set 5").outputs == said("zero")
-    assert cache.find(MODEL, off(0.1), "set 6") is None
+    assert cache.lookup_embedding(MODEL, off(0.1), "set 5").outputs == said("zero")
+    assert cache.lookup_embedding(MODEL, off(0.1), "set 6") is None
     cache.close()
 
 
 def test_a_new_model_begins_empty_and_the_old_entries_leave_the_file(tmp_path):
     cache = opened(tmp_path)
-    cache.put(MODEL, off(0), said("old model"))
+    cache.add_embedding(MODEL, off(0), said("old model"))
     cache.close()
     cache = opened(tmp_path, msgspec.structs.replace(TEXTS, model=OTHER))
-    assert cache.find(OTHER, off(0)) is None
+    assert cache.lookup_embedding(OTHER, off(0)) is None
     assert cache.counters().flushed == 1
     cache.close()
     cache = opened(tmp_path)
-    assert cache.find(MODEL, off(0)) is None
+    assert cache.lookup_embedding(MODEL, off(0)) is None
     cache.close()
 
 
 def test_it_forgets_when_its_model_serves_no_more(cache):
-    cache.put(MODEL, off(0), said("zero"))
-    assert cache.keep((MODEL, OTHER)) == 0
-    assert cache.find(MODEL, off(0)) is not None
-    assert cache.keep((OTHER,)) == 1
-    assert cache.find(MODEL, off(0)) is None
+    cache.add_embedding(MODEL, off(0), said("zero"))
+    assert cache.keep_only((MODEL, OTHER)) == 0
+    assert cache.lookup_embedding(MODEL, off(0)) is not None
+    assert cache.keep_only((OTHER,)) == 1
+    assert cache.lookup_embedding(MODEL, off(0)) is None
 
 
 def test_a_tightened_threshold_survives_a_restart_and_ends_with_a_new_calibration(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     cache = opened(tmp_path, audit_share=1.0)
     for place in np.eye(16, dtype=np.float32)[:15]:
-        cache.put(MODEL, place, said("stored"))
+        cache.add_embedding(MODEL, place, said("stored"))
         beside = place + np.float32(0.1) * np.eye(16, dtype=np.float32)[15]
-        near = cache.find(MODEL, beside)
+        near = cache.lookup_embedding(MODEL, beside)
         if near is None:
             break
-        cache.audited(MODEL, near, said("something else"))
+        cache.record_audit(MODEL, near, said("something else"))
     told = cache.counters()
     assert (told.state, told.alarms) == ("probation", 1)
     assert told.threshold < 0.1
@@ -232,7 +232,7 @@ def test_a_tightened_threshold_survives_a_restart_and_ends_with_a_new_calibratio
     cache = opened(tmp_path)
     assert cache.counters().threshold == told.threshold
     cache.close()
-    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, trials=1))
+    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, samples=1))
     assert cache.counters().threshold == TEXTS.threshold
     assert cache.counters().audited == 0
     cache.close()
@@ -242,25 +242,25 @@ KILLED = """
 import sys
 import numpy as np
 from pathlib import Path
-from agent.caches.calibration import read
+from agent.caches.calibration import read_calibration
 from agent.caches.near import NearCache
 
 folder = Path(sys.argv[1])
-made = read(folder / "made.json")
+made = read_calibration(folder / "made.json")
 cache = NearCache(folder / "near" / "model.db", made, audit_share=1.0)
 eye = np.eye(16, dtype=np.float32)
 for place in eye[:15]:
-    cache.put(made.model, place, {"answer": np.array("stored")})
-    near = cache.find(made.model, place + np.float32(0.1) * eye[15])
+    cache.add_embedding(made.model, place, {"answer": np.array("stored")})
+    near = cache.lookup_embedding(made.model, place + np.float32(0.1) * eye[15])
     if near is not None:
-        cache.audited(made.model, near, {"answer": np.array("something else")})
-print(cache.flush(), cache.counters().threshold, flush=True)
-sys.stdin.read()
+        cache.record_audit(made.model, near, {"answer": np.array("something else")})
+print(cache.store.flush(), cache.counters().threshold, flush=True)
+sys.stdin.read_calibration()
 """
 
 
 def test_a_tightened_threshold_and_the_answers_survive_kill_9(tmp_path):
-    write(tmp_path / "made.json", TEXTS)
+    write_calibration(tmp_path / "made.json", TEXTS)
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -271,7 +271,7 @@ def test_a_tightened_threshold_and_the_answers_survive_kill_9(tmp_path):
     assert flushed == "True"
     cache = opened(tmp_path)
     assert cache.counters().threshold == float(threshold) < TEXTS.threshold
-    assert cache.find(MODEL, np.eye(16, dtype=np.float32)[0]).outputs == said("stored")
+    assert cache.lookup_embedding(MODEL, np.eye(16, dtype=np.float32)[0]).outputs == said("stored")
     cache.close()
 
 
@@ -280,20 +280,20 @@ def test_a_tightened_threshold_and_the_answers_survive_kill_9(tmp_path):
 
 def test_a_wrong_hit_is_remembered_with_the_right_answer(tmp_path):
     cache = opened(tmp_path, audit_share=1.0)
-    cache.put(MODEL, off(0), said("zero"))
-    near = cache.find(MODEL, off(0.2))
-    cache.audited(MODEL, near, said("point two"))
-    assert cache.find(MODEL, off(0.21)).outputs == said("point two")
-    assert cache.find(MODEL, off(0.02)).outputs == said("zero")
+    cache.add_embedding(MODEL, off(0), said("zero"))
+    near = cache.lookup_embedding(MODEL, off(0.2))
+    cache.record_audit(MODEL, near, said("point two"))
+    assert cache.lookup_embedding(MODEL, off(0.21)).outputs == said("point two")
+    assert cache.lookup_embedding(MODEL, off(0.02)).outputs == said("zero")
     assert (cache.counters().audited, cache.counters().wrong) == (1, 1)
     cache.close()
 
 
 def test_answers_that_cannot_be_stored_are_dropped(cache):
-    cache.put(MODEL, off(0), {"y": np.array([object()], object)})
-    cache.put(MODEL, off(1), {"y": np.zeros(3_000_000)})
-    assert cache.find(MODEL, off(0)) is None
-    assert cache.find(MODEL, off(1)) is None
+    cache.add_embedding(MODEL, off(0), {"y": np.array([object()], object)})
+    cache.add_embedding(MODEL, off(1), {"y": np.zeros(3_000_000)})
+    assert cache.lookup_embedding(MODEL, off(0)) is None
+    assert cache.lookup_embedding(MODEL, off(1)) is None
     assert cache.counters().dropped == 2
 
 
@@ -302,36 +302,36 @@ def test_a_full_disk_costs_answers_and_no_request(small_disk):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(400, 64)).astype(np.float32)
     for i, v in enumerate(vectors):
-        cache.put(MODEL, v, {"y": np.full(5000, i, np.float32)})
+        cache.add_embedding(MODEL, v, {"y": np.full(5000, i, np.float32)})
         if i % 20 == 0:
-            cache.flush()
-    cache.flush()
+            cache.store.flush()
+    cache.store.flush()
     assert "full" in cache.health()
     for i, v in enumerate(vectors):
-        found = cache.find(MODEL, v)
+        found = cache.lookup_embedding(MODEL, v)
         assert found is None or found.outputs["y"][0] == i
     cache.close()
 
 
 def test_a_damaged_file_is_begun_anew(tmp_path):
     cache = opened(tmp_path)
-    cache.put(MODEL, off(0), said("zero"))
+    cache.add_embedding(MODEL, off(0), said("zero"))
     cache.close()
     path = tmp_path / "near" / "model.db"
     path.write_bytes(b"no database" * 1000)
     cache = opened(tmp_path)
     assert "damaged" in cache.health()
-    assert cache.find(MODEL, off(0)) is None
-    cache.put(MODEL, off(0), said("again"))
-    assert cache.find(MODEL, off(0)).outputs == said("again")
+    assert cache.lookup_embedding(MODEL, off(0)) is None
+    cache.add_embedding(MODEL, off(0), said("again"))
+    assert cache.lookup_embedding(MODEL, off(0)).outputs == said("again")
     cache.close()
 
 
 def test_a_folder_that_cannot_be_made_leaves_it_empty(tmp_path):
     (tmp_path / "near").write_text("a file is in the way")
     cache = opened(tmp_path)
-    cache.put(MODEL, off(0), said("zero"))
-    assert cache.find(MODEL, off(0)) is None
+    cache.add_embedding(MODEL, off(0), said("zero"))
+    assert cache.lookup_embedding(MODEL, off(0)) is None
     assert cache.health()
     cache.close()
     shutil.rmtree(tmp_path, ignore_errors=True)
@@ -346,13 +346,13 @@ def test_threads_find_their_own_answers(tmp_path):
     def client(seed: int) -> None:
         order = np.random.default_rng(seed)
         for i in order.integers(0, 200, 400):
-            found = cache.find(MODEL, vectors[i])
+            found = cache.lookup_embedding(MODEL, vectors[i])
             if found is None:
-                cache.put(MODEL, vectors[i], said(str(i)))
+                cache.add_embedding(MODEL, vectors[i], said(str(i)))
             elif found.outputs != said(str(i)):
                 problems.append((i, found))
             elif found.audit:
-                cache.audited(MODEL, found, said(str(i)))
+                cache.record_audit(MODEL, found, said(str(i)))
 
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
     for t in threads:
@@ -400,7 +400,7 @@ def serve(cache: NearCache, model: OrtSession, stream: list[Array]) -> tuple[int
         if near is None:
             cache.add(MODEL, feeds, fresh)
         elif near.audit:
-            cache.audited(MODEL, near, fresh)
+            cache.record_audit(MODEL, near, fresh)
         else:
             hits += 1
             wrong += cache.calibration.rule.differ(near.outputs, fresh)
@@ -480,7 +480,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("a", "b", "same"), PAIRS)
 def test_the_guard_reads_negations_numbers_and_opposites(a, b, same):
-    assert (signature(a) == signature(b)) is same
+    assert (text_signature(a) == text_signature(b)) is same
 
 
 def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(tmp_path, minilm):
@@ -500,10 +500,10 @@ def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(t
         if same:
             continue
         for guard in (False, True):
-            made = msgspec.structs.replace(usual, guard=guard)
+            made = msgspec.structs.replace(usual, text_guard=guard)
             cache = opened(tmp_path / f"{i}{guard}", made)
-            cache.put(MODEL, embed(a), said(a), a)
-            hit = cache.find(MODEL, embed(b), b) is not None
+            cache.add_embedding(MODEL, embed(a), said(a), a)
+            hit = cache.lookup_embedding(MODEL, embed(b), b) is not None
             fooled += hit and not guard
             kept += not hit and guard
             cache.close()

@@ -41,7 +41,7 @@ def opened(path: Path, *, max_bytes: int = LEAST, ttl_s: float = HOUR, **more) -
 def cache(tmp_path: Path) -> Iterator[ResultCache]:
     c = opened(tmp_path)
     yield c
-    c.close()
+    c.store.close()
 
 
 def answer(n: int, size: int = 1000) -> Feeds:
@@ -74,11 +74,11 @@ def test_outputs_come_back_as_they_were_before_and_after_the_commit(cache):
     assert cache.get(MODEL, key) is None
     cache.put(MODEL, key, outputs)
     assert same(cache.get(MODEL, key), outputs)
-    assert cache.flush()
+    assert cache.store.flush()
     assert same(cache.get(MODEL, key), outputs)
-    told = cache.counters()
+    told = cache.store.counters()
     assert (told.hits, told.misses, told.entries, told.dropped) == (2, 1, 1, 0)
-    assert cache.health() == ""
+    assert cache.store.health() == ""
 
 
 def test_what_comes_out_is_the_callers_own(cache):
@@ -88,14 +88,14 @@ def test_what_comes_out_is_the_callers_own(cache):
     first = cache.get(MODEL, b"k" * 16)
     assert first is not None
     first["y"][:] = 98
-    cache.flush()
+    cache.store.flush()
     assert same(cache.get(MODEL, b"k" * 16), answer(1))
 
 
 def test_another_models_key_finds_nothing(cache):
     key = cache.key(MODEL, question(1))
     cache.put(MODEL, key, answer(1))
-    cache.flush()
+    cache.store.flush()
     assert cache.get(OTHER, key) is None
     assert cache.get(OTHER, cache.key(OTHER, question(1))) is None
 
@@ -106,20 +106,20 @@ def test_keys_answers_and_counters_survive_a_restart(tmp_path):
     first.put(MODEL, key, answer(1))
     first.get(MODEL, key)
     first.get(MODEL, b"?" * 16)
-    first.close()
+    first.store.close()
     again = opened(tmp_path)
     assert again.key(MODEL, question(1)) == key
     assert same(again.get(MODEL, key), answer(1))
-    told = again.counters()
+    told = again.store.counters()
     assert (told.hits, told.misses, told.entries) == (2, 1, 1)
-    again.close()
+    again.store.close()
 
 
 def test_each_file_has_a_secret_of_its_own(tmp_path):
     a, b = opened(tmp_path / "a"), opened(tmp_path / "b")
     assert a.key(MODEL, question(1)) != b.key(MODEL, question(1))
-    a.close()
-    b.close()
+    a.store.close()
+    b.store.close()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_each_file_has_a_secret_of_its_own(tmp_path):
 def test_outputs_that_are_no_plain_arrays_are_dropped_and_counted(bad, cache):
     cache.put(MODEL, b"k" * 16, {"y": bad})
     assert cache.get(MODEL, b"k" * 16) is None
-    assert cache.counters().dropped == 1
+    assert cache.store.counters().dropped == 1
 
 
 # Time and models
@@ -138,17 +138,17 @@ def test_an_older_answer_is_stale_and_a_new_one_replaces_it(tmp_path):
     clock = Clock()
     cache = opened(tmp_path, ttl_s=60, clock=clock)
     cache.put(MODEL, b"k" * 16, answer(1))
-    cache.flush()
+    cache.store.flush()
     clock.now += 59
     assert cache.get(MODEL, b"k" * 16)
     clock.now += 2
     assert cache.get(MODEL, b"k" * 16) is None
     cache.put(MODEL, b"k" * 16, answer(2))
-    cache.flush()
+    cache.store.flush()
     assert same(cache.get(MODEL, b"k" * 16), answer(2))
-    told = cache.counters()
+    told = cache.store.counters()
     assert (told.hits, told.misses, told.stale, told.entries) == (2, 1, 1, 1)
-    cache.close()
+    cache.store.close()
 
 
 def test_an_answer_from_the_far_future_is_stale(tmp_path):
@@ -160,28 +160,28 @@ def test_an_answer_from_the_far_future_is_stale(tmp_path):
     assert cache.get(MODEL, b"k" * 16)
     clock.now = 0
     assert cache.get(MODEL, b"k" * 16) is None
-    assert cache.counters().stale == 1
-    cache.close()
+    assert cache.store.counters().stale == 1
+    cache.store.close()
 
 
 def test_a_new_model_flushes_what_the_old_one_said_and_says_after_it(cache):
     for n in range(700):
         cache.put(MODEL, b"%016d" % n, answer(n, 10))
     cache.put(OTHER, b"o" * 16, answer(1))
-    assert cache.keep([OTHER]) == 700
+    assert cache.store.keep_only([OTHER]) == 700
     assert cache.get(MODEL, b"%016d" % 5) is None
     assert cache.get(OTHER, b"o" * 16)
     cache.put(MODEL, b"late" * 4, answer(1))
     assert cache.get(MODEL, b"late" * 4) is None
-    told = cache.counters()
+    told = cache.store.counters()
     assert (told.flushed, told.entries, told.evicted) == (700, 1, 0)
-    assert cache.keep([OTHER]) == 0
+    assert cache.store.keep_only([OTHER]) == 0
 
 
 def test_a_flush_takes_what_was_not_even_committed(cache):
     for n in range(3):
         cache.put(MODEL, b"%016d" % n, answer(n))
-    assert cache.keep([OTHER]) == 3
+    assert cache.store.keep_only([OTHER]) == 3
     assert cache.get(MODEL, b"%016d" % 0) is None
 
 
@@ -197,23 +197,23 @@ def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
         return found[0]
 
     cache.put(MODEL, often, answer(1))
-    cache.flush()
+    cache.store.flush()
     assert same(ask(), answer(1))
     cache.put(MODEL, often, answer(2))
     assert same(ask(), answer(2))
-    cache.flush()
+    cache.store.flush()
     assert same(ask(), answer(2))
     assert cache.get(OTHER, often) is None
     clock.now += 61
     assert ask() is None
     cache.put(MODEL, often, answer(3))
-    cache.flush()
+    cache.store.flush()
     assert same(ask(), answer(3))
-    cache.keep([OTHER])
+    cache.store.keep_only([OTHER])
     assert ask() is None
-    told = cache.counters()
+    told = cache.store.counters()
     assert (told.hits, told.misses, told.stale, told.flushed) == (20, 11, 5, 1)
-    cache.close()
+    cache.store.close()
 
 
 # Bounds
@@ -223,14 +223,14 @@ def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
 def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
     cache = opened(tmp_path)
     n = largest = 0
-    while cache.counters().evicted < 200:
+    while cache.store.counters().evicted < 200:
         for _ in range(batch):
             cache.put(MODEL, cache.key(MODEL, question(n)), answer(n, size))
             n += 1
-        cache.flush()
+        cache.store.flush()
         largest = max(largest, sum(p.stat().st_size for p in tmp_path.iterdir()))
     assert LEAST / 4 < largest <= LEAST
-    told = cache.counters()
+    told = cache.store.counters()
     assert told.entries == n - told.evicted
     assert told.bytes <= LEAST
     assert told.dropped == 0
@@ -239,30 +239,30 @@ def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
     assert all(found is None or same(found, answer(i, size)) for i, found in enumerate(held))
     newest = held[n - told.entries // 2 :]  # looking at the older half moves it, and may evict
     assert all(newest)
-    cache.close()
+    cache.store.close()
 
 
 def test_answers_in_use_outlive_older_and_newer_ones_that_are_not(tmp_path):
     cache = opened(tmp_path)
     n = 0
-    while cache.counters().evicted < 1000:
+    while cache.store.counters().evicted < 1000:
         for _ in range(20):
             cache.put(MODEL, b"%016d" % n, answer(n))
             n += 1
-        cache.flush()
+        cache.store.flush()
         assert cache.get(MODEL, b"%016d" % 7), f"evicted after {n} puts although in use"
     assert cache.get(MODEL, b"%016d" % 8) is None
     assert cache.get(MODEL, b"%016d" % 300) is None
-    cache.close()
+    cache.store.close()
     again = opened(tmp_path)  # and not only in memory
     assert again.get(MODEL, b"%016d" % 7)
-    again.close()
+    again.store.close()
 
 
 def test_hits_write_nothing_while_there_is_room(cache, tmp_path):
     for n in range(100):
         cache.put(MODEL, b"%016d" % n, answer(n))
-    cache.flush()
+    cache.store.flush()
     before = (tmp_path / "results.db-wal").read_bytes()
     for n in range(100):
         assert cache.get(MODEL, b"%016d" % n)
@@ -289,20 +289,20 @@ def test_many_threads_get_right_answers_and_exact_counters(cache):
             elif not same(found, answer(n)):
                 wrong.append((n, found))
             if i % 200 == 0:
-                cache.counters()
+                cache.store.counters()
             if seed == 0 and i % 300 == 0:
-                cache.keep([MODEL])
+                cache.store.keep_only([MODEL])
 
     threads = [threading.Thread(target=work, args=(s,)) for s in range(8)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    told = cache.counters()
+    told = cache.store.counters()
     assert not wrong
     assert told.hits + told.misses == 8 * asked
     assert told.hits > told.misses
-    assert cache.health() == ""
+    assert cache.store.health() == ""
 
 
 # Keys
@@ -387,8 +387,8 @@ def test_a_running_cache_does_without_the_packages_that_only_inspection_needs(tm
         "import sys, pathlib, numpy as np\n"
         "from agent.caches.results import ResultCache\n"
         f"c = ResultCache(pathlib.Path({str(tmp_path)!r}) / 'r.db', max_bytes=4_000_000, ttl_s=1)\n"
-        "c.put('m', bytes(16), {'y': np.zeros(3)}); c.flush(); assert c.get('m', bytes(16))\n"
-        "c.close(); print([m for m in ('sqlite_utils', 'click', 'rich') if m in sys.modules])"
+        "c.put('m', bytes(16), {'y': np.zeros(3)}); c.store.flush(); assert c.get('m', bytes(16))\n"
+        "c.store.close(); print([m for m in ('sqlite_utils', 'click', 'rich') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

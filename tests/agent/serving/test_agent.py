@@ -13,7 +13,8 @@ import PIL.Image
 import pytest
 
 from agent import Agent, Answer, EncodedImage
-from agent.caches import calibration
+from agent.caches.calibrate_model import calibrate_model
+from agent.caches.calibration import write_calibration
 from agent.caches.rules import Rule
 from agent.config import Config, Serve
 from agent.packages.install import install
@@ -388,7 +389,7 @@ def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, mak
     with Agent(config) as agent:
         manifest = agent.model("dense").manifest
         assert manifest
-        found = calibration.calibrate_model(
+        found = calibrate_model(
             lambda feeds: agent.infer("dense", feeds, cache=False).outputs,
             ((like(i), None) for i in range(1200)),
             model=slot.digest, inputs=manifest.inputs, rule=Rule(), epsilon=0.05,
@@ -397,7 +398,7 @@ def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, mak
         assert agent.infer("dense", like(0)).cached == ""
         path = calibration_file(config.root, "dense")
         path.parent.mkdir(mode=0o700)
-        calibration.write(path, found)
+        write_calibration(path, found)
         assert agent.reload() == ()  # nothing was installed, and the calibration is taken up
         for i in range(40):
             agent.infer("dense", like(i))

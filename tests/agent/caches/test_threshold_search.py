@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.caches.bounds import binomial_tail, needed
-from agent.caches.calibrate import (
-    GRID,
-    Calibration,
-    Level,
-    Replay,
-    Trial,
-    calibrate,
-    choose,
-    replay,
-)
-from agent.caches.calibration import calibrate_model, clips, descriptor_of, read, write
+from agent.caches.calibrate_model import calibrate_model, choose_descriptor, read_clips
+from agent.caches.calibration import ThresholdEvidence, read_calibration, write_calibration
 from agent.caches.descriptors import Described, Descriptor, Index, describe, unit
 from agent.caches.rules import Rule, lead
+from agent.caches.threshold_search import (
+    GRID,
+    Calibration,
+    CalibrationSample,
+    Replay,
+    calibrate_threshold,
+    choose_threshold,
+    replay_cache,
+)
 from edge_core.errors import InputError
 from edge_core.runtimes import onnxruntime
 from edge_core.tensors import Array, Feeds, TensorSpec
@@ -41,16 +41,20 @@ def answer(name: object) -> Feeds:
     return {"answer": np.array(str(name))}
 
 
-def trial(numbers: Array, name: object, group: object = None, tag: str = "") -> Trial:
+def make_sample(
+    numbers: Array, name: object, group: object = None, tag: str = ""
+) -> CalibrationSample:
     made = unit(numbers)
     assert made is not None
-    return Trial(Described(made, tag), answer(name), group)  # type: ignore[arg-type]  # hashable
+    return CalibrationSample(Described(made, tag), answer(name), group)  # type: ignore[arg-type]  # hashable
 
 
 # The replay is the cache
 
 
-def one_cache(trials: list[Trial], rule: Rule, threshold: float) -> list[tuple[bool, bool]]:
+def one_cache(
+    trials: list[CalibrationSample], rule: Rule, threshold: float
+) -> list[tuple[bool, bool]]:
     """Hit and wrong of every trial, by the cache's own index, one look-up after the other."""
     index, answers, seen = Index(len(trials)), {}, []
     for i, t in enumerate(trials):
@@ -76,8 +80,10 @@ def test_the_replay_counts_what_a_cache_at_each_threshold_does(seed, n, tags):
         vector = unit(rng.normal([2, 0, 0], 0.5, 3))
         assert vector is not None
         tag = "abc"[int(rng.integers(tags))]
-        trials.append(Trial(Described(vector, tag), {"y": scores / scores.sum()}, int(i // 4)))
-    counts = replay(trials, Rule(kind="top1"), grid)
+        trials.append(
+            CalibrationSample(Described(vector, tag), {"y": scores / scores.sum()}, int(i // 4))
+        )
+    counts = replay_cache(trials, Rule(kind="top1"), grid)
     assert counts.sizes.tolist() == [len(range(i, min(i + 4, n))) for i in range(0, n, 4)]
     for row, threshold in enumerate(grid):
         seen = one_cache(trials, Rule(kind="top1"), threshold)
@@ -106,8 +112,8 @@ def drawn(rng: np.random.Generator, groups: int, size: int, rate: Array) -> Repl
     )
 
 
-def proven(counts: Replay, epsilon: float) -> Level | None:
-    return choose(counts, epsilon, 0.95)[0]
+def proven(counts: Replay, epsilon: float) -> ThresholdEvidence | None:
+    return choose_threshold(counts, epsilon, 0.95)[0]
 
 
 @pytest.mark.parametrize("size", [1, 6])
@@ -146,11 +152,11 @@ def test_taking_the_best_of_all_thresholds_would_be_fooled_more_often():
     assert ours <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
 
 
-def clean(groups: int) -> list[Trial]:
+def clean(groups: int) -> list[CalibrationSample]:
     """Pairs of the same direction and the same answer, each pair a group."""
     angles = np.linspace(0, 3, groups)
     return [
-        trial(np.array([math.cos(a), math.sin(a)]), i, i)
+        make_sample(np.array([math.cos(a), math.sin(a)]), i, i)
         for i, a in enumerate(angles)
         for _ in "ab"
     ]
@@ -161,21 +167,21 @@ def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
     def made(count: int) -> Calibration:
         trials = clean(count) if grouped else [t for t in clean(count) if t.group != 0]
         alone = [msgspec.structs.replace(t, group=None) for t in trials]
-        return calibrate(
+        return calibrate_threshold(
             trials if grouped else alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
         )
 
     few = made(15)
     assert few.threshold == 0
-    assert few.level is None
+    assert few.evidence is None
     asked = int(re.findall(r"takes about (\d+) groups", few.why)[0])
     enough = made(asked if grouped else math.ceil(asked / 2) + 1)
     assert enough.threshold > 0
     assert enough.why == ""
-    assert enough.level is not None
-    assert enough.level.upper <= 0.1
+    assert enough.evidence is not None
+    assert enough.evidence.upper <= 0.1
     if grouped:  # the groups that say where to begin prove nothing
-        assert enough.level.groups == enough.groups - math.ceil(enough.groups / 5)
+        assert enough.evidence.groups == enough.groups - math.ceil(enough.groups / 5)
     assert needed(0.1) == 29
     assert asked > 29 * 5 / 4  # a fifth is set aside, and not every request is a reuse
     assert made(int(asked * 0.35)).threshold == 0
@@ -183,21 +189,23 @@ def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
 
 def test_many_trials_of_few_groups_prove_nothing():
     """Frames of one clip say the same thing many times."""
-    trials = [trial(np.array([1.0, i % 3]), i % 3, group=i % 3) for i in range(900)]
-    made = calibrate(trials, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1)
+    trials = [make_sample(np.array([1.0, i % 3]), i % 3, group=i % 3) for i in range(900)]
+    made = calibrate_threshold(trials, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1)
     assert made.threshold == 0
     alone = [msgspec.structs.replace(t, group=None) for t in trials]
-    assert calibrate(alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1).threshold
+    assert calibrate_threshold(
+        alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
+    ).threshold
 
 
 def test_a_refusal_tells_wrong_answers_from_missing_neighbours():
     rng = np.random.default_rng(0)
-    coin = [trial(np.array([1.0, 0.0]), rng.integers(2)) for _ in range(300)]
-    made = calibrate(coin, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
+    coin = [make_sample(np.array([1.0, 0.0]), rng.integers(2)) for _ in range(300)]
+    made = calibrate_threshold(coin, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
     assert "of the reuses" in made.why
     assert "the limit is 5.00%" in made.why
-    apart = [trial(np.eye(50)[i], i) for i in range(50)]
-    made = calibrate(apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
+    apart = [make_sample(np.eye(50)[i], i) for i in range(50)]
+    made = calibrate_threshold(apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
     assert "no sample was near an earlier one" in made.why
     assert f"takes {needed(0.05)} reuses" in made.why
 
@@ -208,7 +216,7 @@ def test_a_refusal_tells_wrong_answers_from_missing_neighbours():
 )
 def test_what_cannot_be_proven_is_refused(epsilon, confidence, trials):
     with pytest.raises(InputError):
-        calibrate(
+        calibrate_threshold(
             clean(1)[:trials], model=MODEL, descriptor=EMBEDDING, rule=EXACT,
             epsilon=epsilon, confidence=confidence,
         )  # fmt: skip
@@ -250,14 +258,14 @@ def test_an_answer_that_won_by_a_hair_reaches_nowhere():
 def test_the_input_that_is_compared_is_a_picture_or_a_short_tensor():
     picture = TensorSpec("x", "uint8", (1, 224, 224, 3), "NHWC")
     size = TensorSpec("size", "int64", (2,))
-    assert descriptor_of((picture, size)) == Descriptor(kind="image", input="x", layout="NHWC")
+    assert choose_descriptor((picture, size)) == Descriptor(kind="image", input="x", layout="NHWC")
     sound = TensorSpec("mel", "float32", (1, 147, 32))
-    assert descriptor_of((sound,)) == Descriptor(kind="vector", input="mel")
+    assert choose_descriptor((sound,)) == Descriptor(kind="vector", input="mel")
     tokens = TensorSpec("ids", "int64", (1, 64))
     unknown = TensorSpec("x", "float32", (1, 3, 224, 224))
     for inputs in ((tokens,), (unknown,), (sound, sound), (TensorSpec("x", "float32", ("n",)),)):
         with pytest.raises(InputError, match="no input is a picture"):
-            descriptor_of(inputs)
+            choose_descriptor(inputs)
 
 
 @pytest.fixture(scope="module")
@@ -284,24 +292,26 @@ def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(seen):
         made = calibrate_model(
             run, [*known, known[0]], model=MODEL, inputs=spec, rule=Rule(), epsilon=epsilon
         )
-        assert made.trials == 1200  # the repeated one is the exact cache's
-        assert made.level is not None
-        assert made.level.upper <= epsilon
+        assert made.samples == 1200  # the repeated one is the exact cache's
+        assert made.evidence is not None
+        assert made.evidence.upper <= epsilon
         thresholds.append(made.threshold)
         later = calibration_trials(seen[1200:], made.descriptor)
-        counts = replay(later, Rule(), (made.threshold,))
+        counts = replay_cache(later, Rule(), (made.threshold,))
         assert counts.hits.sum() > 100
         assert counts.wrong.sum() / counts.hits.sum() < epsilon
     assert thresholds == sorted(thresholds)
     assert len(ran) == 4 * 1200
 
 
-def calibration_trials(pairs: list[tuple[Array, Feeds]], descriptor: Descriptor) -> list[Trial]:
+def calibration_trials(
+    pairs: list[tuple[Array, Feeds]], descriptor: Descriptor
+) -> list[CalibrationSample]:
     made = []
     for x, y in pairs:
         item = describe(descriptor, {"input": x})
         assert item is not None
-        made.append(Trial(item, y))
+        made.append(CalibrationSample(item, y))
     return made
 
 
@@ -312,25 +322,27 @@ def test_a_folder_of_clips_is_read_in_order_with_its_groups(tmp_path):
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.full((1, 4), value, np.float32))
-    found = [(float(feeds["x"][0, 0]), group) for feeds, group in clips(folder, manifest)]
+    found = [(float(feeds["x"][0, 0]), group) for feeds, group in read_clips(folder, manifest)]
     assert found == [(1, "a"), (2, "a"), (3, "b"), (4, None)]
     (folder / "note.txt").write_text("no input")
     with pytest.raises(InputError, match=r"note\.txt"):
-        list(clips(folder, manifest))
+        list(read_clips(folder, manifest))
     with pytest.raises(InputError, match="is no folder"):
-        list(clips(folder / "c.npy", manifest))
+        list(read_clips(folder / "c.npy", manifest))
 
 
 def test_the_file_comes_back_as_it_was_and_a_bad_one_is_refused(tmp_path):
     path = tmp_path / "near" / "model.json"
-    made = calibrate(clean(80), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1)
-    write(path, made)
+    made = calibrate_threshold(
+        clean(80), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
+    )
+    write_calibration(path, made)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert read(path) == made
+    assert read_calibration(path) == made
     text = path.read_text()
     for bad in ("", "{}", text.replace('"format": 1', '"format": 2'), text[:-40], "\ud800"):
         path.write_bytes(bad.encode("utf-8", "surrogatepass"))
         with pytest.raises(InputError):
-            read(path)
+            read_calibration(path)
     with pytest.raises(InputError):
-        read(tmp_path / "nothing.json")
+        read_calibration(tmp_path / "nothing.json")

@@ -1,7 +1,7 @@
 """Finding the threshold of a near-duplicate cache from the user's data, with a proof.
 
-    trials -> replay() -> hits and wrong hits of every group at every threshold
-           -> choose() -> the largest threshold that is proven, or why there is none
+    trials -> replay_cache() -> hits and wrong hits of every group at every threshold
+           -> choose_threshold() -> the largest threshold that is proven, or why there is none
 
 What is bounded. The wrong-reuse rate is the share of REUSES whose answer is not what the model
 would have said: the stricter of the two rates in use (the other divides by all requests, and so
@@ -43,13 +43,13 @@ from agent.caches.bounds import (
     p_value,
     upper_bound,
 )
+from agent.caches.calibration import Calibration, ThresholdEvidence
 from agent.caches.descriptors import Described, Descriptor
 from agent.caches.rules import Rule
 from edge_core.errors import InputError
 from edge_core.tensors import Array, Feeds
 
-FORMAT = 1
-MAX_TRIALS = 20_000
+MAX_SAMPLES = 20_000
 # Chord over reach. A float32 product tells chords below 0.001 from 0 no more.
 GRID: tuple[float, ...] = tuple(float(t) for t in np.geomspace(0.002, 2.0, 61).round(6))
 PILOT = 5  # every fifth group is set aside
@@ -57,40 +57,12 @@ STAKES = (0.9, 0.5, 0.2)  # shares that one group can lose; the groups set aside
 MOST_TIMES = 1000.0  # the data that a refusal asks for at most
 
 
-class Trial(msgspec.Struct, frozen=True):
+class CalibrationSample(msgspec.Struct, frozen=True):
     """One request: what the cache compares, and what the model says."""
 
     item: Described
     answer: Feeds
     group: Hashable = None  # clip, topic, speaker; None = a group of its own
-
-
-class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """What the test groups showed at one threshold."""
-
-    threshold: float
-    groups: int  # with at least one reuse
-    hits: int
-    wrong: int
-    rate: float  # of wrong reuses: of a random request of a random group, if it is reused
-    upper: float  # one-sided bound of that rate
-
-
-class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a near-duplicate cache may do for one model, and why."""
-
-    format: int = FORMAT
-    model: str  # digest of the package, or the application's name for its model
-    descriptor: Descriptor
-    rule: Rule
-    guard: bool = False  # texts must agree in agent.caches.guard.signature()
-    epsilon: float
-    confidence: float
-    threshold: float = 0.0  # distance / reach; 0.0 = the cache stays off
-    why: str = ""  # it is off
-    trials: int = 0
-    groups: int = 0
-    level: Level | None = None  # of the threshold
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -101,15 +73,15 @@ class Replay(msgspec.Struct, frozen=True):
     sizes: Array  # trials of each group
 
 
-def calibrate(
-    trials: Sequence[Trial],
+def calibrate_threshold(
+    samples: Sequence[CalibrationSample],
     *,
     model: str,
     descriptor: Descriptor,
     rule: Rule,
     epsilon: float,
     confidence: float = 0.95,
-    guard: bool = False,
+    text_guard: bool = False,
 ) -> Calibration:
     """The largest proven threshold for ``trials`` in their order; raises InputError."""
     if not 0 < epsilon <= 0.5 or not 0.5 <= confidence < 1:
@@ -117,40 +89,44 @@ def calibrate(
             f"epsilon {epsilon} at confidence {confidence} cannot be proven",
             hint="epsilon above 0 and up to 0.5, confidence from 0.5 to below 1",
         )
-    if not 0 < len(trials) <= MAX_TRIALS:
-        raise InputError(f"{len(trials)} samples; a calibration takes 1 to {MAX_TRIALS}")
-    counts = replay(trials, rule)
-    level, why = choose(counts, epsilon, confidence)
+    if not 0 < len(samples) <= MAX_SAMPLES:
+        raise InputError(f"{len(samples)} samples; a calibration takes 1 to {MAX_SAMPLES}")
+    counts = replay_cache(samples, rule)
+    evidence, why = choose_threshold(counts, epsilon, confidence)
     return Calibration(
-        model=model, descriptor=descriptor, rule=rule, guard=guard,
+        model=model, descriptor=descriptor, rule=rule, text_guard=text_guard,
         epsilon=epsilon, confidence=confidence,
-        threshold=level.threshold if level else 0.0, why=why, level=level,
-        trials=len(trials), groups=len(counts.sizes),
+        threshold=evidence.threshold if evidence else 0.0, why=why, evidence=evidence,
+        samples=len(samples), groups=len(counts.sizes),
     )  # fmt: skip
 
 
-def replay(trials: Sequence[Trial], rule: Rule, grid: Sequence[float] = GRID) -> Replay:
+def replay_cache(
+    samples: Sequence[CalibrationSample], rule: Rule, grid: Sequence[float] = GRID
+) -> Replay:
     """Run the cache over ``trials`` once for every threshold, all in one pass."""
-    columns = _columns(trials)
+    columns = _columns(samples)
     hits, wrong = (np.zeros((len(grid), max(columns) + 1), np.int64) for _ in range(2))
     by_tag: dict[str, list[int]] = {}
-    for i, trial in enumerate(trials):
-        by_tag.setdefault(trial.item.tag, []).append(i)
+    for i, sample in enumerate(samples):
+        by_tag.setdefault(sample.item.tag, []).append(i)
     for members in by_tag.values():  # entries with different tags never meet
-        reused = _reuses([trials[i] for i in members], rule, np.array(grid))
+        reused = _reuses([samples[i] for i in members], rule, np.array(grid))
         for i, (hit, bad) in zip(members, reused, strict=True):
             hits[hit, columns[i]] += 1
             wrong[bad, columns[i]] += 1
     return Replay(hits, wrong, np.bincount(columns))
 
 
-def _reuses(trials: list[Trial], rule: Rule, limits: Array) -> Iterator[tuple[Array, Array]]:
+def _reuses(
+    samples: list[CalibrationSample], rule: Rule, limits: Array
+) -> Iterator[tuple[Array, Array]]:
     """For each trial: at which thresholds it is a hit, and at which a wrong one."""
-    vectors = np.stack([t.item.vector for t in trials])
-    reach = np.array([rule.reach(t.answer) for t in trials])
-    stored = np.zeros((len(trials), len(limits)), bool)  # is it in the cache of this threshold?
+    vectors = np.stack([t.item.vector for t in samples])
+    reach = np.array([rule.reach(t.answer) for t in samples])
+    stored = np.zeros((len(samples), len(limits)), bool)  # is it in the cache of this threshold?
     every = np.arange(len(limits))
-    for i, trial in enumerate(trials):
+    for i, sample in enumerate(samples):
         hit = bad = np.zeros(len(limits), bool)
         if i:
             chords = np.sqrt(np.maximum(2 - 2 * (vectors[:i] @ vectors[i]), 0))
@@ -158,15 +134,15 @@ def _reuses(trials: list[Trial], rule: Rule, limits: Array) -> Iterator[tuple[Ar
             nearest = order[stored[order].argmax(axis=0)]
             hit = stored[nearest, every] & (chords[nearest] <= limits * reach[nearest])
             sources = np.unique(nearest[hit])
-            other = [s for s in sources if rule.differ(trials[s].answer, trial.answer)]
+            other = [s for s in sources if rule.differ(samples[s].answer, sample.answer)]
             bad = hit & np.isin(nearest, other)
         stored[i] = ~hit
         yield hit, bad
 
 
-def choose(
+def choose_threshold(
     counts: Replay, epsilon: float, confidence: float, grid: Sequence[float] = GRID
-) -> tuple[Level | None, str]:
+) -> tuple[ThresholdEvidence | None, str]:
     """The largest proven threshold, or None and the reason."""
     alpha = 1 - confidence
     stakes = (SINGLE,) if counts.sizes.max() == 1 else STAKES
@@ -182,7 +158,7 @@ def choose(
     if proven < begin:
         return None, _refusal(reused[begin], wrong[begin], epsilon, alpha, stake)
     h, w = reused[proven], wrong[proven]
-    level = Level(
+    evidence = ThresholdEvidence(
         threshold=grid[proven],
         groups=int((h > 0).sum()),
         hits=int(counts.hits[proven, ~pilot].sum()),
@@ -190,7 +166,7 @@ def choose(
         rate=float(w.sum() / h.sum()),
         upper=upper_bound(h, w, confidence, stake),
     )
-    return level, ""
+    return evidence, ""
 
 
 def _begin(
@@ -240,10 +216,10 @@ def _repeated(reused: Array, wrong: Array, epsilon: float, stake: float, times: 
     return math.exp(-max(0.0, times * log_wealth(reused, wrong, epsilon, stake)))
 
 
-def _columns(trials: Sequence[Trial]) -> list[int]:
+def _columns(samples: Sequence[CalibrationSample]) -> list[int]:
     """The group's number for each trial, in order of first appearance."""
     numbers: dict[tuple[bool, Hashable], int] = {}
     return [
         numbers.setdefault((t.group is None, i if t.group is None else t.group), len(numbers))
-        for i, t in enumerate(trials)
+        for i, t in enumerate(samples)
     ]

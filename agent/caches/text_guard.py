@@ -1,6 +1,6 @@
 """What must be equal in two English texts before their distance is looked at.
 
-    signature("Don't turn on 2 lamps")  ->  "1|2|on"       never near "2|... off"
+    text_signature("Don't turn on 2 lamps")  ->  "1|2|on"       never near "2|... off"
 
 Sentence embeddings put "turn the light on" beside "turn the light off", and "stop" beside "don't
 stop": they have nearly all words in common. So what turns an answer round is compared word by
@@ -125,7 +125,7 @@ _UNITS = {form: unit for unit in UNITS.split() for form in (unit, f"{unit}s")} |
 _SIDES = {form: forms[0] for line in SIDES.split("\n") if (forms := line.split()) for form in forms}
 
 
-def signature(text: str) -> str:
+def text_signature(text: str) -> str:
     """Negations, numbers with units, and words with an opposite, in a form to compare."""
     words = _WORD.findall(_CONTRACTED.sub(" not", text.casefold()))
     negations = sum(w in _NEGATIONS for w in words)
