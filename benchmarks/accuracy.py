@@ -40,7 +40,7 @@ def main() -> int:
             "keywords": one(out, "keywords", "keywords", "top1"),
             "MiniLM": one(out, "minilm", "sentences", "cosine"),
         }
-    table = console.table(
+    table = console.new_table(
         "model", "candidate", "plan", "MB", "ms", "metric", "lost points", "cosine",
         right=("MB", "ms", "metric", "lost points", "cosine"),
     )  # fmt: skip

@@ -130,7 +130,7 @@ def verdicts(pays: Found, does_not: Found) -> dict[str, bool]:
 
 def main(rounds: int, seconds: float) -> int:
     columns = ("clients", "1/s", "of off", "p50 ms", "p99 ms", "failed")
-    table = console.table("model", "where", "clients", "batching", *columns[1:], right=columns)
+    table = console.new_table("model", "where", "clients", "batching", *columns[1:], right=columns)
     with tempfile.TemporaryDirectory(prefix="edge-batch-") as folder:
         digits = measured(agent_packages.digits(), Path(folder) / "digits", rounds, seconds)
         magika = measured(agent_packages.magika(), Path(folder) / "magika", rounds, seconds)

@@ -151,7 +151,7 @@ def _pip(python: Path, *words: str) -> None:
 def show(rows: dict[str, tuple[Start, ...]]) -> None:
     """The table of memory and times; medians."""
     right = ("Rss MB", "Pss MB", "ready s", "first answer s")
-    t = console.table("the daemon", *right, right=right)
+    t = console.new_table("the daemon", *right, right=right)
     for what, starts in rows.items():
         answers = [s.answer_s for s in starts if s.answer_s is not None]
         t.add_row(
@@ -174,7 +174,7 @@ def main(starts: int, *, with_sizes: bool) -> int:
     }
     show(rows)
     if with_sizes:
-        t = console.table("installed", "MB", right=("MB",))
+        t = console.new_table("installed", "MB", right=("MB",))
         for extra, mb in sizes(EXTRAS).items():
             t.add_row(f"base + {extra}" if extra else "base", f"{mb:.0f}")
         console.stdout().print(t)

@@ -183,7 +183,7 @@ def against(times: Times, name: str, base: str) -> tuple[float, float]:
 def main(rounds: int, *, peers: bool, offline: bool) -> int:
     met: dict[str, bool] = {}
     columns = ("p50 ms", "p99 ms", "p50 ratio", "added us")
-    table = console.table("model", "call", *columns, right=columns)
+    table = console.new_table("model", "call", *columns, right=columns)
     made = {
         "Lite0 INT8, ONNX Runtime": (agent_packages.lite0(), rounds),
         "Lite0 INT8, LiteRT": (agent_packages.lite0("tflite-int8-static"), rounds),

@@ -93,7 +93,7 @@ def main(rounds: int, seconds: float) -> int:
     with tempfile.TemporaryDirectory(prefix="edge-pipeline-") as folder:
         loads, stages = measured(agent_packages.lite0(), Path(folder), rounds, seconds)
     columns = ("1/s", "of sequential", "p50 ms", "p99 ms")
-    table = console.table("JPEG photos", *columns, right=columns)
+    table = console.new_table("JPEG photos", *columns, right=columns)
     ratio = speeds(loads)
     for name, by in loads.items():
         x = load.pooled(by)
@@ -103,7 +103,7 @@ def main(rounds: int, seconds: float) -> int:
         )  # fmt: skip
     console.stdout().print(table)
     columns = ("p50 ms", "p90 ms", "p99 ms", "mean ms", "requests")
-    breakdown = console.table("stage", *columns, right=columns)
+    breakdown = console.new_table("stage", *columns, right=columns)
     for stage, s in stages.items():
         breakdown.add_row(
             stage, *(f"{x:.3f}" for x in (s.p50_ms, s.p90_ms, s.p99_ms, s.mean_ms)), str(s.n)

@@ -249,7 +249,7 @@ def _middle(samples: Sequence[Sample], name: str) -> float:
 
 def show(samples: Sequence[Sample], ended: Sequence[Asked]) -> None:
     columns = ("n", "failed", "p50 ms", "p99 ms", "max ms")
-    table = console.table("requests", *columns, right=columns)
+    table = console.new_table("requests", *columns, right=columns)
     for what in sorted({a.what for a in ended}):
         ms = [a.ms for a in ended if a.what == what and not a.error]
         failed = sum(a.what == what and bool(a.error) for a in ended)
@@ -257,7 +257,7 @@ def show(samples: Sequence[Sample], ended: Sequence[Asked]) -> None:
         table.add_row(what, str(len(ms)), str(failed), *cells)
     console.stdout().print(table)
     columns = ("at the end of warm-up", "median", "at most", "at the end")
-    table = console.table("daemon", *columns, right=columns)
+    table = console.new_table("daemon", *columns, right=columns)
     settled = settle(samples)
     for name, title in (("mb", "resident MB"), ("files", "open files"), ("threads", "threads")):
         values = [getattr(x, name) for x in settled]

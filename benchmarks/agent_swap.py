@@ -276,7 +276,7 @@ def main(requests: int, swaps: int) -> int:
         there = pair(folder / "c", packages, port=agent_daemon.free_port())
         outcomes["HTTP"] = over_http(there, requests, swaps)
     columns = ("requests", "swaps", "failed", "neither", "mislabelled", "cached", "during", "s")
-    table = console.table("where", *columns, "answers of each", right=columns)
+    table = console.new_table("where", *columns, "answers of each", right=columns)
     for where, o in outcomes.items():
         each = ", ".join(f"{v}: {n}" for v, n in sorted(o.answered.items()))
         counts = (o.requests, o.swaps, len(o.failed), o.neither, o.mislabelled, o.cached, o.during)

@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", default=[*SAMPLES])
     wanted = parser.parse_args().models
     numbers = ("ms fixed", "dynamic", "after others", *(f"rows/s at {n}" for n in SIZES), "cosine")
-    table = console.table("model", "candidate", *numbers, right=numbers)
+    table = console.new_table("model", "candidate", *numbers, right=numbers)
     missed = 0
     for name in wanted:
         with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:

@@ -36,7 +36,7 @@ def main() -> int:
         )  # fmt: skip
     seconds = {k: v for k, v in built[-1].seconds.items() if k != SET_UP}
     work = sum(seconds[s] for s in WORK)
-    table = console.table("stage", "s", "of the work", right=("s", "of the work"))
+    table = console.new_table("stage", "s", "of the work", right=("s", "of the work"))
     for stage, s in sorted(seconds.items(), key=lambda pair: -pair[1]):
         table.add_row(stage, f"{s:.2f}", "" if stage in WORK else f"{s / work:.1%}")
     console.stdout().print(table)

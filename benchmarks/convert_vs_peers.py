@@ -136,7 +136,7 @@ def onnx_rows(rounds: int) -> int:
         answers = {n: logits(p, evaluation) for n, (p, _) in files.items()}
         times = interleaved({n: p for n, (p, _) in files.items()}, evaluation[0], rounds)
         names = ("MB", "of float", "ms p50", "speed-up", "agreement", "95 %", "cosine", "convert s")
-        table = console.table("file", *names, right=names)
+        table = console.new_table("file", *names, right=names)
         base = statistics.median(times["float"])
         size = float_model.stat().st_size
         results = {}

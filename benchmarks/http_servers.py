@@ -88,8 +88,8 @@ SERVERS = {
 
 def main() -> int:
     python = provide(ENV, default_cache())
-    table = console.table("server", "p50 ms", "p99 ms", "resident MB", right=("p50 ms", "p99 ms",
-                       "resident MB"))  # fmt: skip
+    columns = ("p50 ms", "p99 ms", "resident MB")
+    table = console.new_table("server", *columns, right=columns)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-bench-")))
         (folder / "handlers.py").write_text(HANDLERS)

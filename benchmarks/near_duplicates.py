@@ -258,7 +258,7 @@ def serve(
 
 
 def show(title: str, rows: list[Row]) -> None:
-    shown = console.table(
+    shown = console.new_table(
         title, "epsilon", "threshold", "n", "hits", "hit rate", "wrong", "of hits", "95 % interval",
         "groups", "below", "look-up us", "saved",
         right=("n", "hits", "hit rate", "wrong", "of hits", "groups", "look-up us", "saved"),
@@ -292,7 +292,7 @@ def promises(folder: Path, splits: int) -> bool:
         item = describe(PICTURE, {"input": pixels})
         assert item is not None
         trials.append(CalibrationSample(item, session.run({"input": pixels})))
-    shown = console.table(
+    shown = console.new_table(
         "Digits", "splits", "on", "hit rate", "rate", "above epsilon", right=("on",)
     )
     kept = True
@@ -327,7 +327,7 @@ def promises(folder: Path, splits: int) -> bool:
 def alarms(row: Row, runs: int) -> None:
     """False alarms on the row's own hits, clip by clip, and with epsilon just at their rate."""
     rate = row.wrong / row.hits
-    shown = console.table(
+    shown = console.new_table(
         "Audit", "epsilon", "share", "audits", "runs", "with an alarm", right=("audits",)
     )
     for epsilon in (row.made.epsilon, rate):
@@ -362,7 +362,7 @@ def watched(row: Row, epsilon: float, share: float, rng: np.random.Generator) ->
 def lookups() -> None:
     """The time of one search."""
     rng = np.random.default_rng(0)
-    shown = console.table("numbers a vector", "entries", "MB", "us", right=("entries", "MB", "us"))
+    shown = console.new_table("numbers a vector", "entries", "MB", "us", right=("entries", "MB", "us"))
     for width in (192, 384):
         for entries in (1000, 10_000):
             index = Index(entries)

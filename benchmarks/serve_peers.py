@@ -104,7 +104,7 @@ def measured(job: Job, all_servers: Sequence[Server], rounds: int, seconds: floa
 def table(title: str, found: Found) -> None:
     """Print one model's rows."""
     columns = ("p50 ms", "p99 ms", "1/s", "CPU ms each", "failed")
-    t = console.table(title, "clients", *columns, right=("clients", *columns))
+    t = console.new_table(title, "clients", *columns, right=("clients", *columns))
     for n in CLIENTS:
         for name, by in found.items():
             f = by[n]

@@ -306,7 +306,7 @@ def table(
 ) -> None:
     """Print one model's rows; a row without figures says why. ``count``: of the samples."""
     names = ("s", "peak MB", "MB", "of float", "ms p50", "min", "speed", "agreement", "95 %")
-    t = console.table(title, *names, "cosine", right=(*names, "cosine"))
+    t = console.new_table(title, *names, "cosine", right=(*names, "cosine"))
     base = found[FLOAT]
     for name, f in found.items():
         if isinstance(f, str):

@@ -26,7 +26,7 @@ __all__ = ["dump", "load", "names"]
 
 def names() -> tuple[str, ...]:
     """Names of the profiles that come with this version."""
-    return files.shipped()
+    return files.list_names()
 
 
 def load(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Profile:
@@ -48,11 +48,11 @@ def dump(profile: Profile) -> str:
 
 def _plain(struct: msgspec.Struct) -> dict[str, object]:
     out: dict[str, object] = {}
-    for f in msgspec.structs.fields(struct):
-        value = getattr(struct, f.name)
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
         # TOML has no null; an absent optional value is one.
-        if value is not None and value != f.default and f.name != "schema":
-            out[f.name] = _value(value)
+        if value is not None and value != field.default and field.name != "schema":
+            out[field.name] = _value(value)
     return out
 
 
@@ -60,5 +60,5 @@ def _value(value: object) -> object:
     if isinstance(value, msgspec.Struct):
         return _plain(value)
     if isinstance(value, tuple):
-        return [_value(v) for v in value]
+        return [_value(item) for item in value]
     return value

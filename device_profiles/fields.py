@@ -40,8 +40,9 @@ def override(doc: dict[str, Any], text: str) -> None:
     toml_schema.place(doc, Profile, path, value.strip(), where)
     dotted = ".".join(path)
     if path[0] != "sources":
-        sources = {k: v for k, v in doc.get("sources", {}).items() if not _below(k, dotted)}
-        doc["sources"] = {**sources, dotted: "override"}
+        sources = doc.get("sources", {}).items()
+        kept = {field: source for field, source in sources if not _is_below(field, dotted)}
+        doc["sources"] = {**kept, dotted: "override"}
 
 
 def to_profile(doc: Mapping[str, Any], where: str) -> Profile:
@@ -57,5 +58,5 @@ def to_profile(doc: Mapping[str, Any], where: str) -> Profile:
     return profile
 
 
-def _below(key: str, dotted: str) -> bool:
+def _is_below(key: str, dotted: str) -> bool:
     return key == dotted or key.startswith(f"{dotted}.")

@@ -17,9 +17,9 @@ FOLDER = Path(__file__).parent
 Doc = dict[str, Any]
 
 
-def shipped() -> tuple[str, ...]:
-    """Names of our own files."""
-    return tuple(sorted(p.stem for p in FOLDER.glob("*.toml")))
+def list_names() -> tuple[str, ...]:
+    """Names of the profiles that come with this version."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
 
 
 def resolve(name: str | os.PathLike[str]) -> tuple[Doc, str]:
@@ -36,7 +36,8 @@ def merge(base: Doc, over: Doc) -> Doc:
     """
     out = _merge(base, over)
     replaced = tuple(_leaves(over))
-    kept = {k: v for k, v in base.get("sources", {}).items() if not _covers(replaced, k)}
+    inherited = base.get("sources", {}).items()
+    kept = {field: source for field, source in inherited if not _covers(replaced, field)}
     sources = {**kept, **over.get("sources", {})}
     return {**out, "sources": sources} if sources else out
 
@@ -45,10 +46,10 @@ def _find(text: str, folder: Path, where: str) -> Path:
     """The file that a name or a path means; a path is relative to ``folder``."""
     if text.endswith(".toml") or "/" in text or os.sep in text:
         return folder / text
-    if text not in shipped():
+    if text not in list_names():
         raise InputError(
             f"{where}no profile '{text}'",
-            hint=toml_schema.nearest(text, shipped()) + "or a path that ends in .toml",
+            hint=toml_schema.nearest(text, list_names()) + "or a path that ends in .toml",
         )
     return FOLDER / f"{text}.toml"
 
@@ -67,7 +68,7 @@ def _resolve(path: Path, seen: tuple[Path, ...]) -> Doc:
         raise InputError(f"{where}: extends: no file {parent}")
     chain = (*seen, path.resolve())
     if parent.resolve() in chain or len(chain) >= MAX_DEPTH:
-        names = " -> ".join(p.name for p in (*chain, parent))
+        names = " -> ".join(file.name for file in (*chain, parent))
         why = "a circle" if parent.resolve() in chain else f"more than {MAX_DEPTH} files"
         raise InputError(f"{where}: extends: {why}: {names}")
     return merge(_resolve(parent, chain), doc)
@@ -95,4 +96,4 @@ def _leaves(doc: Doc, at: str = "") -> Iterator[str]:
 
 
 def _covers(replaced: tuple[str, ...], key: str) -> bool:
-    return any(key == r or key.startswith(f"{r}.") for r in replaced)
+    return any(key == field or key.startswith(f"{field}.") for field in replaced)

@@ -1,7 +1,7 @@
 """What both command lines share: results on stdout, everything else on stderr, exit codes.
 
-0 pass, 1 error (usage errors too), 2 a gate failed, 130 interrupted. Typer's own 2 for usage
-errors would tell a CI that a gate failed, so main() maps it.
+0 passed, 1 error (usage errors included), 2 a gate failed, 130 interrupted. Typer exits with 2 for
+usage errors, which a CI would read as a failed gate, so main() maps it to 1.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def stdout() -> Console:
-    """Tables for people: as wide as the terminal, or wide enough for a log."""
+    """A console for people: as wide as the terminal, or as COLUMNS or 160 columns in a log."""
     columns = os.environ.get("COLUMNS", "")
-    wide = int(columns) if columns.isdecimal() and int(columns) else 160
-    return Console(width=None if sys.stdout.isatty() else wide, highlight=False, markup=False)
+    log_width = int(columns) if columns.isdecimal() and int(columns) else 160
+    width = None if sys.stdout.isatty() else log_width
+    return Console(width=width, highlight=False, markup=False)
 
 
-def table(*columns: str, right: Sequence[str] = (), title: str = "") -> Table:
-    """A table in the one form that all of ours have."""
-    t = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for c in columns:
-        t.add_column(c, justify="right" if c in right else "left", overflow="fold")
-    return t
+def new_table(*columns: str, right: Sequence[str] = (), title: str = "") -> Table:
+    """An empty table in the style of all tables; ``right`` names right-aligned columns."""
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
+    """Print ``value``, a msgspec struct or plain data, as one JSON document on stdout."""
     raw = msgspec.json.encode(value, enc_hook=str)
     sys.stdout.write(msgspec.json.format(raw, indent=2).decode() + "\n")
 
 
 def new_app(help_text: str) -> typer.Typer:
-    """An app with the conventions of both commands."""
+    """An app with the conventions of both commands: -h, --version, plain errors, no completion."""
     app = typer.Typer(
         help=help_text,
         no_args_is_help=True,
@@ -63,7 +64,9 @@ def new_app(help_text: str) -> typer.Typer:
     def options(
         version: Annotated[
             bool,
-            typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+            typer.Option(
+                "--version", help="Print the version.", is_eager=True, callback=_print_version
+            ),
         ] = False,
     ) -> None:
         pass
@@ -71,14 +74,14 @@ def new_app(help_text: str) -> typer.Typer:
     return app
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
 
 def main(app: typer.Typer, name: str) -> NoReturn:
-    """Run the app and leave with the right exit code; one line for every expected error."""
+    """Run the app and exit; an expected error is one line and a hint on stderr, no traceback."""
     sys.exit(_run(app, name))
 
 
@@ -90,25 +93,25 @@ def _run(app: typer.Typer, name: str) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except EdgeError as e:
-        return _tell(e.what, e.hint, e.exit_code)
+        return _report(e.what, e.hint, e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _tell("interrupted; what was finished is kept", "", INTERRUPTED)
+        return _report("interrupted; what was finished is kept", "", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
         where = f" {e.filename}" if e.filename else ""
-        return _tell(f"{e.strerror or e}{where}", "", StorageError.exit_code)
+        return _report(f"{e.strerror or e}{where}", "", StorageError.exit_code)
     except Exception as e:
         # Typer may carry its own copy of click: usage errors are known by what they can do.
         message = getattr(e, "format_message", None)
         if message is None:
             raise
         context = getattr(e, "ctx", None)
-        return _tell(message(), f"{context.command_path if context else name} --help", 1)
+        return _report(message(), f"{context.command_path if context else name} --help", 1)
 
 
-def _tell(what: str, hint: str, code: int) -> int:
+def _report(what: str, hint: str, code: int) -> int:
     typer.echo(f"error: {' '.join(what.split())}", err=True)
     if hint:
         typer.echo(f"  hint: {' '.join(hint.split())}", err=True)

@@ -56,10 +56,10 @@ def whole(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
         raise storage_error(e, path) from e
     temp = Path(name)
     try:
-        with os.fdopen(fd, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         temp.chmod(mode)
         temp.replace(path)
         fsync_dir(path.parent)
@@ -71,8 +71,8 @@ def whole(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
 
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write ``data`` as ``path``, whole or not at all."""
-    with whole(path, mode) as f:
-        f.write(data)
+    with whole(path, mode) as file:
+        file.write(data)
 
 
 @contextmanager
@@ -115,8 +115,8 @@ def _fsync_tree(folder: Path) -> None:
     """Without it, a power cut after the rename leaves a folder of empty files."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            with Path(parent, name).open("rb") as f:
-                os.fsync(f.fileno())
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
         fsync_dir(Path(parent))
 
 
@@ -133,8 +133,8 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 def sha256_file(path: Path) -> str:
     """The file's SHA-256 as 64 hex digits."""
-    h = hashlib.sha256()  # hashlib.file_digest() is not in Python 3.10
-    with path.open("rb") as f:
-        while chunk := f.read(1 << 20):
-            h.update(chunk)
-    return h.hexdigest()
+    digest = hashlib.sha256()  # hashlib.file_digest() is not in Python 3.10
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -147,7 +147,8 @@ class Profile(_Part, frozen=True, kw_only=True):
 
     def runtime(self, name: str) -> Runtime | None:
         """The device's CPU runtime of that name, or None."""
-        return next((r for r in self.runtimes if r.name == name and not r.provider), None)
+        on_cpu = (runtime for runtime in self.runtimes if not runtime.provider)
+        return next((runtime for runtime in on_cpu if runtime.name == name), None)
 
 
 def json_schema() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Tensors as data: what a model takes and gives."""
+"""Tensors as data: what a model takes and returns, and checking arrays against it."""
 
 from __future__ import annotations
 
@@ -25,104 +25,110 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str  # a NumPy name of DTYPES
     shape: tuple[int | str, ...]
     layout: str = ""  # "NCHW", "NHWC", or "" when it is no image
-    scale: float = 0.0  # of an integer tensor that stands for reals; 0.0 = not quantised
+    scale: float = (
+        0.0  # of integers that represent reals: (value - zero_point) * scale; 0.0: not quantised
+    )
     zero_point: int = 0
 
     @property
     def dynamic(self) -> tuple[str, ...]:
         """Names of the dimensions that are not fixed."""
-        return tuple(d for d in self.shape if isinstance(d, str))
+        return tuple(dim for dim in self.shape if isinstance(dim, str))
 
 
 def check_feeds(
     feeds: Feeds, specs: tuple[TensorSpec, ...], where: str, *, finite: bool = True
 ) -> Feeds:
-    """Return ``feeds`` with the dtypes that ``specs`` want.
+    """Return ``feeds`` as contiguous arrays in the dtypes of ``specs``, one for each of them.
 
     Only safe casts are made (float64 to float32; integers that fit), and reals are quantised
-    where ``spec`` has a scale. Without ``finite``, arrays that are used as they are may hold NaN
-    and infinity: the caller looks. Raises InputError naming
-    ``where`` and the tensor for a missing or unknown name, a wrong shape, a lossy dtype, NaN or
+    where a spec has a scale. Without ``finite``, arrays that need no conversion are not searched
+    for NaN and infinity: the caller does that. Raises InputError naming ``where`` (a file, a
+    request) and the tensor for a missing or unknown name, a wrong shape, a lossy cast, NaN or
     infinity.
     """
-    wanted = {s.name: s for s in specs}
-    if unknown := set(feeds) - set(wanted):
+    expected = {spec.name: spec for spec in specs}
+    if unknown := set(feeds) - set(expected):
         raise InputError(
-            f"{where}: no input '{sorted(unknown)[0]}'", hint=f"inputs: {', '.join(wanted)}"
+            f"{where}: no input '{sorted(unknown)[0]}'", hint=f"inputs: {', '.join(expected)}"
         )
-    out: Feeds = {}
-    for name, spec in wanted.items():
+    checked: Feeds = {}
+    for name, spec in expected.items():
         if name not in feeds:
             raise InputError(
                 f"{where}: input '{name}' is missing", hint=f"it has: {', '.join(feeds) or 'none'}"
             )
-        a = np.asarray(feeds[name])
-        as_it_is = not finite and a.shape == spec.shape and spec.dtype != "string"
-        if as_it_is and a.dtype == spec.dtype and a.flags.c_contiguous:
-            out[name] = a
+        array = np.asarray(feeds[name])
+        is_usable = not finite and array.shape == spec.shape and spec.dtype != "string"
+        if is_usable and array.dtype == spec.dtype and array.flags.c_contiguous:
+            checked[name] = array
         else:
-            out[name] = _fit(a, spec, where)
-    return out
+            checked[name] = _convert_input(array, spec, where)
+    return checked
 
 
-def quantise(a: Array, spec: TensorSpec) -> Array:
+def quantise(array: Array, spec: TensorSpec) -> Array:
     """Reals as the integers of ``spec``: round(a / scale) + zero_point, clipped to its type.
 
     Integers, and every array for a tensor that is not quantised, come back as they are.
     """
-    if not spec.scale or a.dtype.kind != "f":
-        return a
+    if not spec.scale or array.dtype.kind != "f":
+        return array
     limits = np.iinfo(spec.dtype)
-    steps = np.round(a / np.float32(spec.scale)) + spec.zero_point
+    steps = np.round(array / np.float32(spec.scale)) + spec.zero_point
     return np.clip(steps, limits.min, limits.max).astype(spec.dtype)
 
 
-def dequantise(a: Array, spec: TensorSpec) -> Array:
+def dequantise(array: Array, spec: TensorSpec) -> Array:
     """The float32 reals that integers of ``spec`` stand for: (a - zero_point) * scale."""
-    if not spec.scale or a.dtype.kind == "f":
-        return a
-    return (a.astype(np.float32) - spec.zero_point) * np.float32(spec.scale)
+    if not spec.scale or array.dtype.kind == "f":
+        return array
+    return (array.astype(np.float32) - spec.zero_point) * np.float32(spec.scale)
 
 
-def _fit(a: Array, spec: TensorSpec, where: str) -> Array:
-    shape_ok = len(a.shape) == len(spec.shape) and all(
-        isinstance(want, str) or want == have
-        for want, have in zip(spec.shape, a.shape, strict=True)
-    )
-    if not shape_ok:
-        want = "x".join(map(str, spec.shape))
-        have = "x".join(map(str, a.shape)) or "a scalar"
+def _convert_input(array: Array, spec: TensorSpec, where: str) -> Array:
+    if not _fits(array.shape, spec.shape):
+        expected = "x".join(map(str, spec.shape))
+        actual = "x".join(map(str, array.shape)) or "a scalar"
         raise InputError(
-            f"{where}: input '{spec.name}' has shape {have}; the model takes {want}",
-            hint=_turned(a.shape, spec.shape),
+            f"{where}: input '{spec.name}' has shape {actual}; the model takes {expected}",
+            hint=_suggest_layout(array.shape, spec.shape),
         )
-    if a.dtype.kind == "f" and not np.isfinite(a).all():
-        bad = "NaN" if np.isnan(a).any() else "infinity"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = "NaN" if np.isnan(array).any() else "infinity"
         raise InputError(f"{where}: input '{spec.name}' contains {bad}")
     if spec.dtype == "string":
-        return a
+        return array
     dtype = np.dtype(spec.dtype)
-    if spec.scale and a.dtype.kind == "f":
-        return quantise(a, spec)
-    if a.dtype == dtype:
-        return np.ascontiguousarray(a)
-    if a.dtype.kind == dtype.kind == "f" or (a.dtype.kind in "iub" and dtype.kind == "f"):
-        return np.ascontiguousarray(a, dtype=dtype)
-    if a.dtype.kind in "iub" and dtype.kind in "iu":
-        cast = a.astype(dtype)
-        if np.array_equal(cast, a):
+    if spec.scale and array.dtype.kind == "f":
+        return quantise(array, spec)
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind == dtype.kind == "f" or (array.dtype.kind in "iub" and dtype.kind == "f"):
+        return np.ascontiguousarray(array, dtype=dtype)
+    if array.dtype.kind in "iub" and dtype.kind in "iu":
+        cast = array.astype(dtype)
+        if np.array_equal(cast, array):
             return np.ascontiguousarray(cast)
     raise InputError(
-        f"{where}: input '{spec.name}' has dtype {a.dtype}; the model takes {spec.dtype}"
+        f"{where}: input '{spec.name}' has dtype {array.dtype}; the model takes {spec.dtype}"
     )
 
 
-def _turned(have: tuple[int, ...], want: tuple[int | str, ...]) -> str:
-    """A way out for an image whose channels are at the other end."""
-    if len(have) != 4:
+def _fits(actual: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
+    return len(actual) == len(expected) and all(
+        isinstance(dim, str) or dim == size for dim, size in zip(expected, actual, strict=True)
+    )
+
+
+def _suggest_layout(actual: tuple[int, ...], expected: tuple[int | str, ...]) -> str:
+    """A hint for an image whose channels are at the other end."""
+    if len(actual) != 4:
         return ""
-    n, a, b, c = have
-    layout = "NHWC" if want == (n, b, c, a) else "NCHW" if want == (n, c, a, b) else ""
+    rows, *rest = actual
+    last_to_front = (rows, rest[2], rest[0], rest[1])
+    first_to_back = (rows, rest[1], rest[2], rest[0])
+    layout = "NHWC" if expected == first_to_back else "NCHW" if expected == last_to_front else ""
     if not layout:
         return ""
     return f"the model takes images as {layout}: transpose it, or set 'layout' in the image recipe"

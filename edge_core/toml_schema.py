@@ -36,7 +36,7 @@ NONE = "none"  # written where an optional value is to be taken away; TOML has n
 BIGGEST = 2**53  # numbers beyond it are not exact as floats
 Doc = dict[str, Any]
 Table = type[msgspec.Struct]
-S = TypeVar("S", bound=msgspec.Struct)
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 def read(path: Path, limit: int) -> Doc:
@@ -54,12 +54,12 @@ def check(doc: Mapping[str, Any], struct: Table, where: str) -> None:
     _check(doc, struct, where, "")
 
 
-def build(doc: Mapping[str, Any], struct: type[S], where: str) -> S:
+def build(doc: Mapping[str, Any], struct: type[StructT], where: str) -> StructT:
     """Build the struct from a table whose parts were checked; InputError if one is missing."""
     try:
         return msgspec.convert(_without_none(doc, struct), struct)
     except msgspec.ValidationError as e:
-        raise _unfit(e, where, "", struct) from e
+        raise _value_error(e, where, "", struct) from e
 
 
 def place(doc: Doc, struct: Table, path: tuple[str, ...], text: str, where: str) -> None:
@@ -78,33 +78,37 @@ def _check(doc: Mapping[str, Any], table: Table, where: str, at: str) -> None:
     hints = _hints(table)
     for key, value in doc.items():
         if key not in hints:
-            raise _unknown(key, hints, where, at)
-        inner, named = _table(hints[key]), _named(hints[key])
-        if value == NONE and _optional(hints[key]):
+            raise _unknown_field_error(key, hints, where, at)
+        inner, named = _table(hints[key]), _table_of_dict(hints[key])
+        if value == NONE and _is_optional(hints[key]):
             continue
         if inner and isinstance(value, dict):
             _check(value, inner, where, f"{at}{key}.")
-        elif named and isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()):
+        elif (
+            named
+            and isinstance(value, dict)
+            and all(isinstance(item, dict) for item in value.values())
+        ):
             for name, item in value.items():
                 _check(item, named, where, f"{at}{key}.{name}.")
         else:
-            _leaf(value, hints[key], where, f"{at}{key}")
+            _check_value(value, hints[key], where, f"{at}{key}")
 
 
-def _leaf(value: Any, hint: Any, where: str, at: str) -> None:
+def _check_value(value: Any, hint: Any, where: str, at: str) -> None:
     """Refuse a value that its field cannot hold."""
-    _numbers(value, where, at)
+    _check_numbers(value, where, at)
     try:
         msgspec.convert(value, hint)
     except msgspec.ValidationError as e:
-        raise _unfit(e, where, at, hint) from e
+        raise _value_error(e, where, at, hint) from e
 
 
-def _numbers(value: Any, where: str, at: str) -> None:
+def _check_numbers(value: Any, where: str, at: str) -> None:
     """TOML has nan, inf and integers of any size; no field of ours does."""
     if isinstance(value, (list, dict)):
-        for v in value.values() if isinstance(value, dict) else value:
-            _numbers(v, where, at)
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_numbers(item, where, at)
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where}: {at}: expected a finite number, got {value}")
     elif isinstance(value, int) and abs(value) > BIGGEST:
@@ -115,18 +119,20 @@ def _place(doc: Doc, table: Table, path: tuple[str, ...], text: str, where: str,
     key, *rest = path
     hints = _hints(table)
     if key not in hints:
-        raise _unknown(key, hints, where, at)
-    inner, item = _table(hints[key]), _item(hints[key])
+        raise _unknown_field_error(key, hints, where, at)
+    inner, item = _table(hints[key]), _table_of_list(hints[key])
     if not rest:
         doc[key] = _parse(text, hints[key], where, f"{at}{key}")
     elif inner:
         doc[key] = dict(doc[key]) if isinstance(doc.get(key), dict) else {}
         _place(doc[key], inner, tuple(rest), text, where, f"{at}{key}.")
     elif item and len(rest) > 1:
-        doc[key] = [dict(x) for x in doc.get(key, ())]
-        named = {x["name"]: x for x in reversed(doc[key]) if "name" in x}  # the first one wins
+        doc[key] = [dict(entry) for entry in doc.get(key, ())]
+        named = {
+            entry["name"]: entry for entry in reversed(doc[key]) if "name" in entry
+        }  # the first one wins
         if rest[0] not in named:
-            raise _unknown(rest[0], named, where, f"{at}{key}.")
+            raise _unknown_field_error(rest[0], named, where, f"{at}{key}.")
         _place(named[rest[0]], item, tuple(rest[1:]), text, where, f"{at}{key}.{rest[0]}.")
     elif get_origin(hints[key]) is dict:
         doc[key] = {**doc.get(key, {}), ".".join(rest): text}
@@ -136,21 +142,21 @@ def _place(doc: Doc, table: Table, path: tuple[str, ...], text: str, where: str,
 
 def _parse(text: str, hint: Any, where: str, at: str) -> Any:
     """A value as TOML, or the text itself where a string is wanted."""
-    if text == NONE and _optional(hint):
+    if text == NONE and _is_optional(hint):
         return NONE
     try:
         doc = tomllib.loads(f"v = {text}")
         value = doc["v"] if len(doc) == 1 else text
     except (ValueError, RecursionError):
         value = text
-    wants_text = isinstance(_kind(mi.type_info(hint)), (mi.StrType, mi.LiteralType))
+    wants_text = isinstance(_strip_metadata(mi.type_info(hint)), (mi.StrType, mi.LiteralType))
     if wants_text and not isinstance(value, str):
         value = text  # platform.glibc=2.36 looks like a number
     inner = _table(hint)
     if inner and isinstance(value, dict):
         _check(value, inner, where, f"{at}.")
     else:
-        _leaf(value, hint, where, at)
+        _check_value(value, hint, where, at)
     return value
 
 
@@ -158,7 +164,7 @@ def _without_none(doc: Mapping[str, Any], table: Table) -> Doc:
     hints, out = _hints(table), {}
     for key, value in doc.items():
         inner = _table(hints[key])
-        if value == NONE and _optional(hints[key]):
+        if value == NONE and _is_optional(hints[key]):
             continue
         out[key] = _without_none(value, inner) if inner else value
     return out
@@ -169,38 +175,45 @@ def _hints(table: Table) -> dict[str, Any]:
     return get_type_hints(table, include_extras=True)
 
 
-def _plain(hint: Any) -> Any:
+def _strip_annotated(hint: Any) -> Any:
     """The type hint without Annotated."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
-def _optional(hint: Any) -> bool:
-    return type(None) in get_args(_plain(hint))
+def _is_optional(hint: Any) -> bool:
+    return type(None) in get_args(_strip_annotated(hint))
 
 
 def _table(hint: Any) -> Table | None:
     """The struct that a field holds, if it holds one."""
-    options = get_args(_plain(hint)) if _optional(hint) else (_plain(hint),)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)), None)
+    options = get_args(_strip_annotated(hint)) if _is_optional(hint) else (_strip_annotated(hint),)
+    return next(
+        (
+            option
+            for option in options
+            if isinstance(option, type) and issubclass(option, msgspec.Struct)
+        ),
+        None,
+    )
 
 
-def _item(hint: Any) -> Table | None:
+def _table_of_list(hint: Any) -> Table | None:
     """The struct that a list field holds, if it holds a list of them."""
     return _table(get_args(hint)[0]) if get_origin(hint) is tuple else None
 
 
-def _named(hint: Any) -> Table | None:
+def _table_of_dict(hint: Any) -> Table | None:
     """The struct that a field holds by name, if it holds a table of them."""
-    plain = _plain(hint)
+    plain = _strip_annotated(hint)
     return _table(get_args(plain)[1]) if get_origin(plain) is dict else None
 
 
-def _unknown(key: str, known: Iterable[str], where: str, at: str) -> InputError:
+def _unknown_field_error(key: str, known: Iterable[str], where: str, at: str) -> InputError:
     hint = nearest(key, known).rstrip("; ")
     return InputError(f"{where}: no field '{at}{key}'", hint=hint)
 
 
-def _unfit(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> InputError:
+def _value_error(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> InputError:
     """msgspec's "Expected `int`, got `str` - at `$.cores`", in our words."""
     what, _, path = str(e).partition(" - at `$")
     inside = path.rstrip("`")
@@ -208,10 +221,10 @@ def _unfit(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> InputE
     missing = re.search(r"missing required field `(\w+)`", what)
     extra = re.search(r"contains unknown field `(.*)`", what)
     if missing:
-        return InputError(f"{where}: the field '{_dot(field)}{missing[1]}' is missing")
+        return InputError(f"{where}: the field '{_prefix(field)}{missing[1]}' is missing")
     if extra:
-        item = _item(hint)
-        return _unknown(extra[1], _hints(item) if item else (), where, _dot(field))
+        item = _table_of_list(hint)
+        return _unknown_field_error(extra[1], _hints(item) if item else (), where, _prefix(field))
     allowed = _choices(mi.type_info(hint), inside)
     for theirs, ours in (("`", ""), ("object", "table"), ("array", "list")):
         what = what.replace(theirs, ours)
@@ -221,21 +234,21 @@ def _unfit(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> InputE
     )
 
 
-def _dot(field: str) -> str:
+def _prefix(field: str) -> str:
     return f"{field}." if field else ""
 
 
 def _choices(kind: mi.Type, path: str) -> tuple[str, ...]:
     """The words that a field takes, if it takes only some: along ``[...].name`` of an error."""
     steps = re.findall(r"\[[^]]*\]|\w+", path)
-    kind = _kind(kind)
+    kind = _strip_metadata(kind)
     for step in steps:
         if isinstance(kind, mi.VarTupleType):
-            kind = _kind(kind.item_type)
+            kind = _strip_metadata(kind.item_type)
         elif isinstance(kind, mi.StructType):
-            kind = _kind(next(f.type for f in kind.fields if f.name == step))
+            kind = _strip_metadata(next(field.type for field in kind.fields if field.name == step))
     return tuple(map(str, kind.values)) if isinstance(kind, mi.LiteralType) else ()
 
 
-def _kind(kind: mi.Type) -> mi.Type:
-    return _kind(kind.type) if isinstance(kind, mi.Metadata) else kind
+def _strip_metadata(kind: mi.Type) -> mi.Type:
+    return _strip_metadata(kind.type) if isinstance(kind, mi.Metadata) else kind

@@ -37,7 +37,9 @@ def switched(done: Switched) -> None:
 
 def models(found: Sequence[Model]) -> None:
     """What `edge-agent models` prints."""
-    t = console.table("model", "version", "candidate", "runs with", "installed", "previous", "why")
+    t = console.new_table(
+        "model", "version", "candidate", "runs with", "installed", "previous", "why"
+    )
     for m in found:
         slot, before = m.current, m.previous
         t.add_row(
@@ -73,7 +75,7 @@ def _status(status: Document) -> None:
     if status["health"]:
         typer.echo(status["health"])
     stages = [f"{s} p50" for s in STAGES] + ["total p99"]
-    t = console.table("model", "version", "state", "answers", *stages, "why", right=stages)
+    t = console.new_table("model", "version", "state", "answers", *stages, "why", right=stages)
     for m in status["models"]:
         ms = [m["stages"].get(s, {}).get("p50_ms") for s in STAGES]
         ms.append(m["stages"].get("total", {}).get("p99_ms"))
@@ -85,7 +87,7 @@ def _status(status: Document) -> None:
 
 def caches(found: Sequence[CacheFile]) -> None:
     """What `edge-agent cache` prints."""
-    t = console.table("cache", "MB", "holds", "since it was made", right=("MB",))
+    t = console.new_table("cache", "MB", "holds", "since it was made", right=("MB",))
     for c in found:
         holds = ", ".join(f"{x.rows} {x.name}" for x in c.tables)
         counted = ", ".join(f"{k} {v}" for k, v in c.counters.items())
@@ -115,7 +117,7 @@ def answer(found: Answer) -> None:
 def timed(rows: Sequence[Timed]) -> None:
     """What `edge-agent bench` prints."""
     right = ("threads", "p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB")
-    t = console.table(*right, right=right)
+    t = console.new_table(*right, right=right)
     for r in rows:
         ms = (f"{x:.3f}" for x in (r.p50_ms, r.p90_ms, r.p99_ms))
         t.add_row(str(r.threads), *ms, str(r.runs), f"{r.load_ms:.1f}", f"{r.peak_mb:.1f}")
@@ -124,7 +126,7 @@ def timed(rows: Sequence[Timed]) -> None:
 
 def checks(found: Sequence[Check]) -> None:
     """What `edge-agent doctor` prints."""
-    t = console.table("", "what", "", "hint")
+    t = console.new_table("", "what", "", "hint")
     for c in found:
         t.add_row(c.state, c.what, c.detail, c.hint)
     console.stdout().print(t)

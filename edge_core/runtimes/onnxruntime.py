@@ -52,9 +52,9 @@ class OrtSession:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self.inputs = tuple(_spec(t) for t in session.get_inputs())
-        self.outputs = tuple(_spec(t) for t in session.get_outputs())
-        self._names = [t.name for t in self.outputs]
+        self.inputs = tuple(_to_spec(tensor) for tensor in session.get_inputs())
+        self.outputs = tuple(_to_spec(tensor) for tensor in session.get_outputs())
+        self._names = [tensor.name for tensor in self.outputs]
 
     def run(self, feeds: Feeds) -> Feeds:
         """Run once; raises MeasureError if the runtime fails."""
@@ -71,21 +71,23 @@ def open(path: Path, *, threads: int, options: Options) -> OrtSession:
         raise InputError(
             f"onnxruntime has no option '{sorted(unknown)[0]}'", hint=f"{', '.join(SPEC.options)}"
         )
-    so = ort.SessionOptions()
-    so.log_severity_level = 4
-    so.intra_op_num_threads = threads
-    so.inter_op_num_threads = 1
-    so.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 4
+    session_options.intra_op_num_threads = threads
+    session_options.inter_op_num_threads = 1
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if options.get("disable_quant_qdq") == "1":
-        so.add_session_config_entry("session.disable_quant_qdq", "1")
-    level = LEVELS.get(options.get("graph_optimization", "all"))
-    if level is None:
+        session_options.add_session_config_entry("session.disable_quant_qdq", "1")
+    optimization_level = LEVELS.get(options.get("graph_optimization", "all"))
+    if optimization_level is None:
         raise InputError(
             f"graph_optimization is '{options['graph_optimization']}'", hint=", ".join(LEVELS)
         )
-    so.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    session_options.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, optimization_level
+    )
     try:
-        session = ort.InferenceSession(str(path), so, providers=[PROVIDER])
+        session = ort.InferenceSession(str(path), session_options, providers=[PROVIDER])
     except Exception as e:  # the binding raises RuntimeError subclasses of its own
         raise MeasureError(
             f"onnxruntime {ort.__version__} cannot load {path.name}: {_first_line(e)}"
@@ -95,12 +97,14 @@ def open(path: Path, *, threads: int, options: Options) -> OrtSession:
     return OrtSession(session)
 
 
-def _spec(t: Any) -> TensorSpec:
-    kind = t.type.removeprefix("tensor(").removesuffix(")")
+def _to_spec(tensor: Any) -> TensorSpec:
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     if kind not in _DTYPES:
-        raise MeasureError(f"tensor '{t.name}' has type {t.type}; only plain tensors are supported")
-    shape = tuple(d if isinstance(d, int) else str(d or "?") for d in t.shape)
-    return TensorSpec(name=t.name, dtype=_DTYPES[kind], shape=shape)
+        raise MeasureError(
+            f"tensor '{tensor.name}' has type {tensor.type}; only plain tensors are supported"
+        )
+    shape = tuple(dim if isinstance(dim, int) else str(dim or "?") for dim in tensor.shape)
+    return TensorSpec(name=tensor.name, dtype=_DTYPES[kind], shape=shape)
 
 
 def _first_line(e: BaseException) -> str:

@@ -1,8 +1,8 @@
-"""Samples on disk: one .npy a tensor, stacked over the samples, read without loading them all.
+"""Samples on disk: one .npy per tensor, stacked over the samples and memory-mapped to read.
 
     folder/0.npy ...  folder/index.json = {"count": 3, "names": ["input"]}
 
-Every sample of a folder has the same names, shapes and dtypes: shapes are fixed before a build.
+Every sample of a folder has the same names, shapes and dtypes: a build fixes shapes first.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ from edge_core.tensors import Array, Feeds
 
 
 def write(folder: Path, samples: Sequence[Feeds]) -> None:
-    """Write ``samples`` as ``folder``, whole or not at all.
+    """Write ``samples`` (name -> array) as ``folder``, whole or not at all.
 
-    Raises StorageError, and InputError for tensors that cannot be stacked or are no numbers.
+    Raises StorageError, and InputError for tensors that are not numbers or differ in shape.
     """
     names = list(samples[0]) if samples else []
-    with whole_dir(folder) as d:
+    with whole_dir(folder) as temp:
         for i, name in enumerate(names):
             try:
-                np.save(d / f"{i}.npy", np.stack([s[name] for s in samples]), allow_pickle=False)
+                np.save(
+                    temp / f"{i}.npy",
+                    np.stack([sample[name] for sample in samples]),
+                    allow_pickle=False,
+                )
             except ValueError as e:
                 raise InputError(
                     f"'{name}' cannot be kept: it holds text, or its shape depends on the data",
                     hint="only tensors of numbers with one shape for all samples are compared",
                 ) from e
-        (d / "index.json").write_text(json.dumps({"count": len(samples), "names": names}))
+        (temp / "index.json").write_text(json.dumps({"count": len(samples), "names": names}))
 
 
-class FeedsOnDisk(Sequence[Feeds]):
-    """The samples of a folder; each is read when it is asked for."""
+class StoredSamples(Sequence[Feeds]):
+    """The samples of a folder; each one is read when it is indexed."""
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "index.json").read_text())
@@ -53,19 +57,19 @@ class FeedsOnDisk(Sequence[Feeds]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, i: int) -> Feeds:  # type: ignore[override]  # no slices
-        if not 0 <= i < self._count:
-            raise IndexError(i)
-        return {name: np.array(a[i]) for name, a in self.stacked.items()}
+    def __getitem__(self, index: int) -> Feeds:  # type: ignore[override]  # no slices
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return {name: np.array(array[index]) for name, array in self.stacked.items()}
 
     def __iter__(self) -> Iterator[Feeds]:
         return (self[i] for i in range(self._count))
 
 
-def read(folder: Path) -> FeedsOnDisk:
+def read(folder: Path) -> StoredSamples:
     """Open what write() made; raises InputError if it is not there or damaged."""
     try:
-        return FeedsOnDisk(folder)
+        return StoredSamples(folder)
     except (OSError, ValueError, KeyError) as e:
         raise InputError(f"no samples in {folder}: {e}") from e
 
@@ -76,8 +80,8 @@ def read_numpy(path: Path) -> dict[str, Array]:
     Raises InputError for anything that is not such a file.
     """
     try:
-        with path.open("rb") as f:
-            loaded = np.load(f, allow_pickle=False)
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
             return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {path.stem: loaded}
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as e:
         raise InputError(f"{path} is not a readable NumPy file: {e}") from e
@@ -85,9 +89,9 @@ def read_numpy(path: Path) -> dict[str, Array]:
 
 def digest(samples: Sequence[Feeds]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all samples, in order."""
-    h = hashlib.sha256()
-    for s in samples:
-        for name, a in s.items():
-            h.update(f"{name}\0{a.dtype.str}\0{a.shape}\0".encode())
-            h.update(np.ascontiguousarray(a).tobytes())
-    return h.hexdigest()
+    sha256 = hashlib.sha256()
+    for sample in samples:
+        for name, array in sample.items():
+            sha256.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+            sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()

@@ -20,7 +20,7 @@ import numpy as np
 from edge_core.errors import InputError, MeasureError, MissingExtra
 from edge_core.extras import need
 from edge_core.runtimes.adapter import Options, Spec
-from edge_core.runtimes.xnnpack import Delegation, measured
+from edge_core.runtimes.xnnpack import Delegation, measure_delegation
 from edge_core.tensors import DTYPES, Array, Feeds, TensorSpec
 
 SIGNATURE = "serving_default"
@@ -34,9 +34,9 @@ class TfliteSession:
     def __init__(self, interpreter: Any, runtime: str) -> None:
         self._interpreter, self._runtime = interpreter, runtime
         self._lock = threading.Lock()
-        ins, outs = _names(interpreter)
-        self._inputs = {i: _spec(n, d) for i, (n, d) in ins.items()}
-        self._outputs = {i: _spec(n, d) for i, (n, d) in outs.items()}
+        ins, outs = _name_tensors(interpreter)
+        self._inputs = {i: _to_spec(n, d) for i, (n, d) in ins.items()}
+        self._outputs = {i: _to_spec(n, d) for i, (n, d) in outs.items()}
         self._shapes = {i: d["shape"].tolist() for i, (_, d) in ins.items()}
 
     @property
@@ -49,33 +49,42 @@ class TfliteSession:
 
     def run(self, feeds: Feeds) -> Feeds:
         """Run once; raises MeasureError if the runtime fails or an input is not as it must be."""
-        wanted = {s.name for s in self.inputs}
-        if set(feeds) != wanted:
+        expected_names = {spec.name for spec in self.inputs}
+        if set(feeds) != expected_names:
             raise MeasureError(
                 f"{self._runtime} was fed {', '.join(sorted(feeds))}",
-                hint=f"inputs: {', '.join(sorted(wanted))}",
+                hint=f"inputs: {', '.join(sorted(expected_names))}",
             )
         with self._lock:
             try:
                 return self._run(feeds)
             except Exception as e:  # the binding raises ValueError and RuntimeError
-                raise MeasureError(f"{self._runtime} could not run the model: {_reason(e)}") from e
+                raise MeasureError(
+                    f"{self._runtime} could not run the model: {_shorten_reason(e)}"
+                ) from e
 
     def _run(self, feeds: Feeds) -> Feeds:
-        arrays = {i: np.asarray(feeds[s.name]) for i, s in self._inputs.items()}
-        self._resize({i: list(a.shape) for i, a in arrays.items()})
+        arrays = {index: np.asarray(feeds[spec.name]) for index, spec in self._inputs.items()}
+        self._resize({index: list(array.shape) for index, array in arrays.items()})
         self._interpreter.reset_all_variables()
-        for i, a in arrays.items():
-            self._interpreter.set_tensor(i, a)
+        for index, array in arrays.items():
+            self._interpreter.set_tensor(index, array)
         self._interpreter.invoke()
-        return {s.name: _copy(self._interpreter, i) for i, s in self._outputs.items()}
+        return {
+            spec.name: _copy_tensor(self._interpreter, index)
+            for index, spec in self._outputs.items()
+        }
 
     def _resize(self, shapes: dict[int, list[int]]) -> None:
         """Only models with dynamic dimensions; others refuse a wrong shape in set_tensor()."""
-        changed = [i for i, s in self._inputs.items() if s.dynamic and shapes[i] != self._shapes[i]]
-        for i in changed:
-            self._interpreter.resize_tensor_input(i, shapes[i], strict=True)
-            self._shapes[i] = shapes[i]
+        changed = [
+            index
+            for index, spec in self._inputs.items()
+            if spec.dynamic and shapes[index] != self._shapes[index]
+        ]
+        for index in changed:
+            self._interpreter.resize_tensor_input(index, shapes[index], strict=True)
+            self._shapes[index] = shapes[index]
         if changed:
             self._interpreter.allocate_tensors()
 
@@ -94,8 +103,8 @@ class TfliteAdapter:
         tflite-runtime-nightly, and both may be on the path.
         """
         self._module()
-        found = str(need(self._package, self.SPEC.extra).__version__)
-        return re.sub(r"(?<=\d)dev", ".dev", found)  # 2.20.0dev20250409
+        installed_version = str(need(self._package, self.SPEC.extra).__version__)
+        return re.sub(r"(?<=\d)dev", ".dev", installed_version)  # 2.20.0dev20250409
 
     def open(self, path: Path, *, threads: int, options: Options) -> TfliteSession:
         """Load a model; raises MeasureError if this version refuses it, InputError on options."""
@@ -111,11 +120,13 @@ class TfliteAdapter:
 
     def delegation(self, path: Path, threads: int) -> Delegation:
         """What runs outside XNNPACK, and what that costs; raises MeasureError if it is refused."""
-        both = [self._interpreter(path, threads, RESOLVERS[x]) for x in ("1", "0")]
+        both = [self._interpreter(path, threads, RESOLVERS[option]) for option in ("1", "0")]
         try:
-            return measured(*both)
+            return measure_delegation(*both)
         except (RuntimeError, ValueError) as e:  # what invoke() raises
-            raise MeasureError(f"{self._label} could not run {path.name}: {_reason(e)}") from e
+            raise MeasureError(
+                f"{self._label} could not run {path.name}: {_shorten_reason(e)}"
+            ) from e
 
     @property
     def _label(self) -> str:
@@ -141,7 +152,9 @@ class TfliteAdapter:
                 hint="pip install 'numpy<2'",
             ) from e
         except Exception as e:  # ValueError for bad files, RuntimeError for what it cannot run
-            raise MeasureError(f"{self._label} cannot load {path.name}: {_reason(e)}") from e
+            raise MeasureError(
+                f"{self._label} cannot load {path.name}: {_shorten_reason(e)}"
+            ) from e
         return interpreter
 
 
@@ -177,7 +190,7 @@ TFLITE_RUNTIME = TfliteAdapter(
 _Named = dict[int, tuple[str, dict[str, Any]]]  # tensor index -> name, details
 
 
-def _names(interpreter: Any) -> tuple[_Named, _Named]:
+def _name_tensors(interpreter: Any) -> tuple[_Named, _Named]:
     """Inputs and outputs in the graph's order: named by the signature, or by their tensors."""
     ins = {int(d["index"]): d for d in interpreter.get_input_details()}
     outs = {int(d["index"]): d for d in interpreter.get_output_details()}
@@ -203,7 +216,7 @@ def _by_key(details: dict[int, dict[str, Any]], keys: dict[str, dict[str, Any]])
     return {i: (names[i], d) for i, d in details.items() if i in names}
 
 
-def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
+def _to_spec(name: str, details: dict[str, Any]) -> TensorSpec:
     kind = np.dtype(details["dtype"])
     dtype = "string" if kind.kind == "S" else kind.name
     if dtype not in DTYPES:
@@ -217,17 +230,17 @@ def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
     return TensorSpec(name, dtype, shape, scale=float(scales[0]), zero_point=zero)
 
 
-def _copy(interpreter: Any, index: int) -> Array:
+def _copy_tensor(interpreter: Any, index: int) -> Array:
     return np.asarray(interpreter.get_tensor(index))
 
 
-def _reason(e: BaseException) -> str:
+def _shorten_reason(e: BaseException) -> str:
     """What the runtime says, without its paths and its advice.
 
     /tensorflow/lite/kernels/div.cc:9 x was not true.Node number 3 (DIV) failed to prepare.
     Didn't find op for builtin opcode 'CONV_2D' version '8'. An older version of this ...
     """
     lines = [line for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
-    said = re.sub(r"(?<=\w)\.?(?=Node number |Failed to apply )", ". ", lines[0])
-    said = re.sub(r"^\S*/kernels/", "", said).partition(" An older version of")[0]
-    return said[:MAX_REASON]
+    message = re.sub(r"(?<=\w)\.?(?=Node number |Failed to apply )", ". ", lines[0])
+    message = re.sub(r"^\S*/kernels/", "", message).partition(" An older version of")[0]
+    return message[:MAX_REASON]

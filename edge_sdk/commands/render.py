@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from edge_core import console
-from edge_core.console import table
+from edge_core.console import new_table
 from edge_core.package.bench import Timed
 from edge_core.package.run import Answer
 from edge_core.package.verify import Verified
@@ -52,7 +52,7 @@ def render_inspection(inspection: Inspection) -> None:
 
 
 def _render_tensors(model: Model) -> None:
-    tensors = table("tensor", "", "dtype", "shape")
+    tensors = new_table("tensor", "", "dtype", "shape")
     for kind, specs in (("input", model.inputs), ("output", model.outputs)):
         for spec in specs:
             tensors.add_row(spec.name, kind, spec.dtype, _format_shape(spec))
@@ -62,7 +62,7 @@ def _render_tensors(model: Model) -> None:
 def render_plans(plans: Sequence[Plan]) -> None:
     """What `edge plan` prints."""
     for plan in plans:
-        candidates = table(
+        candidates = new_table(
             "candidate", "", "why", "evidence", title=f"{plan.profile} ({plan.runtime})"
         )
         for decision in plan.decisions:
@@ -77,7 +77,7 @@ def render_build(results: Sequence[Built]) -> None:
     out = console.stdout()
     for result in results:
         _render_candidates(result)
-    packages = table("profile", "verdict", "candidate", "package", "bytes", right=("bytes",))
+    packages = new_table("profile", "verdict", "candidate", "package", "bytes", right=("bytes",))
     for result in results:
         verdict = result.verdict
         where = str(result.package) if result.package else f"none; {verdict.relaxation}"
@@ -92,7 +92,7 @@ def _render_candidates(result: Built) -> None:
     out, winner = console.stdout(), result.verdict.winner
     accuracy = _accuracy_columns(result.measurements)
     titles = [COLUMN_TITLES[name] for name in accuracy]
-    candidates = table(
+    candidates = new_table(
         "candidate", "", "MB", *titles, "ms here", "ms device", "peak MB", "why not",
         right=("MB", *titles, "ms here", "ms device", "peak MB"),
         title=f"{result.profile} ({result.plan.runtime})",
@@ -147,7 +147,7 @@ def render_answer(answer: Answer) -> None:
     if not answer.top:
         console.print_json(answer.outputs)
         return
-    scores = table("score", "class", "index", right=("score", "index"))
+    scores = new_table("score", "class", "index", right=("score", "index"))
     for scored in answer.top:
         scores.add_row(f"{scored.score:.4f}", scored.label, str(scored.index))
     console.stdout().print(scores)
@@ -157,7 +157,7 @@ def render_answer(answer: Answer) -> None:
 def render_timings(timings: Sequence[Timed]) -> None:
     """What `edge bench` prints."""
     names = ("threads", "p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB")
-    rows = table(*names, right=names)
+    rows = new_table(*names, right=names)
     for timing in timings:
         latencies = (f"{ms:.3f}" for ms in (timing.p50_ms, timing.p90_ms, timing.p99_ms))
         rows.add_row(
@@ -169,7 +169,7 @@ def render_timings(timings: Sequence[Timed]) -> None:
 
 def render_checks(checks: Sequence[Check]) -> None:
     """What `edge doctor` prints."""
-    rows = table("", "what", "", "hint")
+    rows = new_table("", "what", "", "hint")
     for check in checks:
         rows.add_row(check.state, check.what, check.detail, check.hint)
     console.stdout().print(rows)
@@ -177,7 +177,7 @@ def render_checks(checks: Sequence[Check]) -> None:
 
 def render_profiles(profiles: Sequence[Profile]) -> None:
     """What `edge profiles list` prints."""
-    rows = table("name", "device", "arch", "runtimes")
+    rows = new_table("name", "device", "arch", "runtimes")
     for profile in profiles:
         runtimes = ", ".join(f"{r.name} {r.version}" for r in profile.runtimes)
         rows.add_row(profile.name, profile.title, profile.platform.arch, runtimes)

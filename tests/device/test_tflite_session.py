@@ -277,7 +277,7 @@ def test_a_child_tells_it_of_a_runtime_that_delegates(tmp_path):
     ],
 )
 def test_the_slowdown_is_predicted_from_two_times_and_a_share(now, own, share, slowdown):
-    found = xnnpack.predicted(now, own, share)
+    found = xnnpack.predict_slowdown(now, own, share)
     assert found == (slowdown if slowdown is None else pytest.approx(slowdown))
 
 
