@@ -362,7 +362,9 @@ def watched(row: Row, epsilon: float, share: float, rng: np.random.Generator) ->
 def lookups() -> None:
     """The time of one search."""
     rng = np.random.default_rng(0)
-    shown = console.new_table("numbers a vector", "entries", "MB", "us", right=("entries", "MB", "us"))
+    shown = console.new_table(
+        "numbers a vector", "entries", "MB", "us", right=("entries", "MB", "us")
+    )
     for width in (192, 384):
         for entries in (1000, 10_000):
             index = Index(entries)
