@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from edge_core import console
-from edge_sdk import build, load_profile
+from edge_sdk import BuildOptions, build, load_profile
 from edge_sdk.build.packaging import Built
 from edge_sdk.build.stages import Measurement
 from edge_sdk.commands.render import format_quantity
@@ -56,11 +56,14 @@ def main() -> int:
 def one(out: Path, model: str, samples: str, metric: str) -> Built:
     """Build one model with every candidate that exists."""
     path = LSTM if model == "lstm" else getattr(models, model)(out / f"{model}.onnx")
-    return build(
-        path, [load_profile(PROFILE)], out=out / "dist",
+    options = BuildOptions(
+        out=out / "dist",
         calibration=f"examples.data:{samples}_calibration",
-        evaluation=f"examples.data:{samples}_eval", metric=metric, also=EVERY,
-    )[0]  # fmt: skip
+        evaluation=f"examples.data:{samples}_eval",
+        metric=metric,
+        also=EVERY,
+    )
+    return build(path, [load_profile(PROFILE)], options)[0]
 
 
 def check(rows: dict[str, Built]) -> int:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from edge_core import console
-from edge_sdk import build
+from edge_sdk import BuildOptions, build
 from edge_sdk.build.workspace import default_cache
 from examples import models
 
@@ -30,10 +30,16 @@ def main() -> int:
         (out / "cache").mkdir()
         (out / "cache" / "runtimes").symlink_to(runtimes)
         built = build(
-            models.lite0(out / "lite0.onnx"), PROFILES, out=out / "dist", cache=out / "cache",
-            calibration="examples.data:photo_crops_calibration",
-            evaluation="examples.data:photo_crops_eval", preprocess="efficientnet-lite0",
-        )  # fmt: skip
+            models.lite0(out / "lite0.onnx"),
+            PROFILES,
+            BuildOptions(
+                out=out / "dist",
+                cache=out / "cache",
+                calibration="examples.data:photo_crops_calibration",
+                evaluation="examples.data:photo_crops_eval",
+                preprocess="efficientnet-lite0",
+            ),
+        )
     seconds = {k: v for k, v in built[-1].seconds.items() if k != SET_UP}
     work = sum(seconds[s] for s in WORK)
     table = console.new_table("stage", "s", "of the work", right=("s", "of the work"))

@@ -17,7 +17,7 @@ import msgspec
 from converters import registry as converters
 from edge_core.errors import EdgeError
 from edge_core.files import write_whole
-from edge_sdk import build
+from edge_sdk import BuildOptions, build
 from edge_sdk.build.packaging import Built
 from edge_sdk.commands.render import format_quantity
 from examples import models
@@ -73,13 +73,16 @@ def _case(case: Case, out: Path) -> list[str]:
     rows = []
     for profiles, only in ((PROFILES, ()), ((TFLITE_PROFILE,), TFLITE)):
         note = ", TFLite only" if only else ""
+        options = BuildOptions(
+            out=out / "dist",
+            only=only,
+            calibration=f"examples.data:{case.samples}_calibration",
+            evaluation=f"examples.data:{case.samples}_eval",
+            metric=case.metric,
+            shapes=case.shapes,
+        )
         try:
-            built = build(
-                model, profiles, out=out / "dist", only=only,
-                calibration=f"examples.data:{case.samples}_calibration",
-                evaluation=f"examples.data:{case.samples}_eval",
-                metric=case.metric, shapes=case.shapes,
-            )  # fmt: skip
+            built = build(model, profiles, options)
         except EdgeError as e:
             rows.append(f"| {case.model} | all{note} | refused: {e.what} {e.hint} | | | | | | |")
             continue

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edge_core import console
 from edge_core.package.verify import verify_package
-from edge_sdk import build, run
+from edge_sdk import BuildOptions, build, run
 from edge_sdk.commands.progress import show_progress
 from edge_sdk.commands.render import render_answer, render_build, render_verification
 from examples import data, models
@@ -43,20 +43,24 @@ def main(out: Path) -> int:
         photos = build(
             models.lite0(out / "efficientnet-lite0.onnx"),
             PROFILES,
-            calibration="examples.data:photo_crops_calibration",
-            evaluation="examples.data:photo_crops_eval",
-            preprocess="efficientnet-lite0",
-            class_names=data.imagenet_classes(),
-            out=out,
+            BuildOptions(
+                calibration="examples.data:photo_crops_calibration",
+                evaluation="examples.data:photo_crops_eval",
+                preprocess="efficientnet-lite0",
+                class_names=data.imagenet_classes(),
+                out=out,
+            ),
             progress=progress,
         )
         digits = build(
             models.digits(out / "digits.onnx"),
             PROFILES,
-            calibration="examples.data:digits_calibration",
-            evaluation="examples.data:digits_eval",
-            preprocess="mnist",
-            out=out,
+            BuildOptions(
+                calibration="examples.data:digits_calibration",
+                evaluation="examples.data:digits_eval",
+                preprocess="mnist",
+                out=out,
+            ),
             progress=progress,
         )
     render_build([*photos, *digits])

@@ -40,7 +40,7 @@ from edge_core.runtimes import command_loop, sample_store
 from edge_core.runtimes.command_loop import Reply
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import reader
-from edge_sdk.build.stages import Artifact, from_json, to_json
+from edge_sdk.build.stages import Artifact, Shapes, from_json, to_json
 from edge_sdk.build.workspace import Workspace, code, versions
 
 TIMEOUT_S = 3600.0
@@ -100,7 +100,7 @@ def prepare(
     workspace: Workspace,
     model: Path,
     model_sha256: str,
-    shapes: dict[str, int | tuple[int, ...]],
+    shapes: Shapes,
     batch: Batch = "fixed",
 ) -> Prepared:
     """Make the static ONNX file; raises ConvertError naming the op or dimension in the way.

@@ -4,40 +4,67 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Annotated, get_args
 
 import msgspec
+from msgspec import Meta
 
 from converters.spec import Batch, Layout
 from edge_core.errors import InputError
 from edge_core.package.preprocess import ImageRecipe
 from edge_core.profile import Profile
-from edge_sdk.build import judge, metrics
+from edge_sdk.build import judge, metrics, samples
 from edge_sdk.build.convert import Prepared
 from edge_sdk.build.samples import Samples
-from edge_sdk.build.stages import Model
+from edge_sdk.build.stages import Model, Shapes
+
+StrPath = str | PathLike[str]
 
 
-class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for."""
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be chosen for a build; raises InputError for a value that is not allowed.
 
-    model: Path
-    profiles: tuple[Profile, ...]
-    out: Path = Path("dist")
-    evaluation: str = ""  # source of samples; see edge_sdk.build.samples
-    calibration: str = ""
-    labels: Path | None = None  # of the evaluation samples
-    preprocess: ImageRecipe | None = None
-    metric: str = "auto"  # auto, top1, top5, agreement, cosine, or module:function
-    shapes: dict[str, int | tuple[int, ...]] = {}
-    layout: Layout = "NHWC"  # of images where the format has a choice (TFLite)
-    batch: Batch = "fixed"  # "dynamic": packages take any number of rows
-    objective: judge.Objective = "latency"
-    only: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
-    name: str = ""  # of the package; default: the model file's stem
-    version: str = ""  # default: the first 12 hex digits of the model's SHA-256
-    class_names: tuple[str, ...] = ()
+    This is the only place where the options are spelled: `edge build` has an option for each
+    field, and the Python interface takes the struct itself.
+    """
+
+    out: Annotated[StrPath, Meta(description="Folder for packages and reports.")] = Path("dist")
+    evaluation: Annotated[
+        str, Meta(description="Samples: image folder, .npz, .npy, module:function.")
+    ] = ""
+    calibration: Annotated[str, Meta(description="Samples for static INT8; the same forms.")] = ""
+    labels: Annotated[
+        StrPath | None, Meta(description="Labels for evaluation: .json .npy .txt")
+    ] = None
+    preprocess: Annotated[
+        ImageRecipe | str | None, Meta(description="Image recipe: a name or a .toml file.")
+    ] = None
+    metric: Annotated[
+        str, Meta(description="auto, top1, top5, agreement, cosine or module:function.")
+    ] = "auto"
+    shapes: Annotated[Shapes, Meta(description="Fix a dynamic dimension, like batch=1.")] = {}
+    layout: Annotated[
+        Layout, Meta(description="Images of TFLite files: as cameras give them, or as in ONNX.")
+    ] = "NHWC"
+    batch: Annotated[
+        Batch, Meta(description="dynamic: packages that take any number of rows at once.")
+    ] = "fixed"
+    objective: Annotated[
+        judge.Objective, Meta(description="What the winner is best at, among those that fit.")
+    ] = "latency"
+    only: Annotated[Sequence[str], Meta(description="Candidates to look at.")] = ()
+    also: Annotated[Sequence[str], Meta(description="Measure a candidate although refused.")] = ()
+    name: Annotated[str, Meta(description="Package name; default: the model's.")] = ""
+    version: Annotated[str, Meta(description="Package version; default: from content.")] = ""
+    class_names: Annotated[
+        StrPath | Sequence[str], Meta(description="Text file with one class name a line.")
+    ] = ()
+    cache: Annotated[StrPath | None, Meta(description="Folder for finished candidates.")] = None
+    jobs: Annotated[int, Meta(ge=0, description="Candidates side by side; 0: cores.")] = 0
+    offline: Annotated[bool, Meta(description="Install no runtime versions.")] = False
 
     def __post_init__(self) -> None:
         for field in ("name", "version"):  # both become part of file names
@@ -47,12 +74,62 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
                     f"{field} '{text}' cannot be part of a file name",
                     hint="at most 64 letters, digits and ._+-, with a letter or digit first",
                 )
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise InputError(
+                    f"{field} '{getattr(self, field)}' does not exist", hint=", ".join(choices)
+                )
+        if self.jobs < 0:
+            raise InputError(f"jobs is {self.jobs}", hint="0: one for each core")
+
+
+_CHOICES = {
+    "layout": get_args(Layout),
+    "batch": get_args(Batch),
+    "objective": get_args(judge.Objective),
+}
+
+
+class BuildRequest(BuildOptions, frozen=True, kw_only=True):
+    """A model, its profiles and the options, with the files that options name already read."""
+
+    model: Path
+    profiles: tuple[Profile, ...]
+    out: Path = Path("dist")
+    labels: Path | None = None
+    preprocess: ImageRecipe | None = None
+    class_names: tuple[str, ...] = ()
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         names = Counter(p.name for p in self.profiles)
-        if twice := [n for n, count in names.items() if count > 1]:
+        if repeated := [name for name, count in names.items() if count > 1]:
             raise InputError(
-                f"two profiles are named '{twice[0]}'",
+                f"two profiles are named '{repeated[0]}'",
                 hint="each makes a package of its name; give it once, or change 'name' in a copy",
             )
+
+
+def make_request(
+    model: StrPath, profiles: Iterable[Profile], options: BuildOptions
+) -> BuildRequest:
+    """Read what the options name (recipe, class names); raises InputError."""
+    recipe, names = options.preprocess, options.class_names
+    resolved = {
+        "model": Path(model),
+        "profiles": tuple(profiles),
+        "out": Path(options.out),
+        "labels": Path(options.labels) if options.labels else None,
+        "preprocess": samples.read_recipe(recipe) if isinstance(recipe, str) else recipe,
+        "class_names": (
+            samples.read_class_names(Path(names))
+            if isinstance(names, str | PathLike)
+            else tuple(names)
+        ),
+        "cache": Path(options.cache) if options.cache else None,
+    }
+    return BuildRequest(**{**msgspec.structs.asdict(options), **resolved})
 
 
 class Materials(msgspec.Struct, frozen=True, kw_only=True):

@@ -81,7 +81,7 @@ def load(
     )
 
 
-def recipe(text: str) -> ImageRecipe:
+def read_recipe(text: str) -> ImageRecipe:
     """A preprocessing recipe: a built-in name or a TOML file; raises InputError."""
     if text in BUILT_IN:
         return BUILT_IN[text]
@@ -98,7 +98,7 @@ def recipe(text: str) -> ImageRecipe:
         raise InputError(f"{path}: {e}", hint=f"fields: {fields}") from e
 
 
-def class_names(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
     """One class name a line, in the order of the model's outputs; raises InputError."""
     try:
         names = path.read_text(encoding="utf-8").splitlines()

@@ -446,8 +446,9 @@ def test_an_exported_program_is_built_like_any_model(edge, tmp_path):
 def test_the_python_interface_does_the_same_in_five_lines(digits, edge, tmp_path):
     code = f"""
 import edge_sdk
-built = edge_sdk.build({str(digits)!r}, ["x86-64"], evaluation="examples.data:digits_eval",
-                       only=["onnx-fp32"], preprocess="mnist", out={str(tmp_path)!r})
+options = edge_sdk.BuildOptions(evaluation="examples.data:digits_eval", only=["onnx-fp32"],
+                                preprocess="mnist", out={str(tmp_path)!r})
+built = edge_sdk.build({str(digits)!r}, ["x86-64"], options)
 print(edge_sdk.verify(built[0].package).golden.ok, built[0].verdict.winner)
 """
     done = subprocess.run(

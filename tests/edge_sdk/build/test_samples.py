@@ -157,7 +157,7 @@ def test_a_recipe_file_with_a_wrong_field_is_named(tmp_path):
     file = tmp_path / "r.toml"
     file.write_text("height = 224\nwidth = 224\ncolour = 'RGB'\n")
     with pytest.raises(InputError, match="colour") as e:
-        samples.recipe(str(file))
+        samples.read_recipe(str(file))
     assert "color" in e.value.hint
 
 
@@ -199,7 +199,7 @@ def test_a_module_that_does_not_import_is_told_in_one_line(tmp_path, monkeypatch
 def test_a_file_without_class_names_is_refused(tmp_path):
     (tmp_path / "names.txt").write_text("")
     with pytest.raises(InputError, match="no class names in it"):
-        samples.class_names(tmp_path / "names.txt")
+        samples.read_class_names(tmp_path / "names.txt")
 
 
 STRETCH = ImageRecipe(height=8, width=8, fit="stretch", interpolation="nearest")
