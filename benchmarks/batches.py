@@ -24,10 +24,10 @@ import msgspec
 import numpy as np
 
 from converters import registry as converters
-from converters.layouts import inward
-from converters.onnx import file as onnx_file
+from converters.layouts import to_artifact
 from converters.onnx import fixed_shapes, ort_facts
-from converters.onnx import graph as onnx_graph
+from converters.onnx.model_file import load_model
+from converters.onnx.preparation import prepare_model
 from converters.spec import Ceiling, Job
 from edge_core import console
 from edge_core.errors import ConvertError
@@ -109,7 +109,7 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
     """Every candidate of one model: its figures, or why there is none."""
     source = models.BUILDERS[name](folder / "user.onnx")
     prepared = folder / "prepared.onnx"
-    onnx_graph.prepare(source, prepared, fixed_shapes.one_row(onnx_file.load(source), {}))
+    prepare_model(source, prepared, fixed_shapes.add_batch_of_one(load_model(source), {}))
     inputs, _ = reader.border(prepared)
     known = {s.name: s for s in inputs}
 
@@ -119,7 +119,7 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
         return [s if isinstance(s, dict) else {inputs[0].name: np.asarray(s)} for s in samples]
 
     versions = {name: runtimes.get(name).version() for name in ("onnxruntime", "litert")}
-    top = ort_facts.ceiling(versions["onnxruntime"])
+    top = ort_facts.find_ceiling(versions["onnxruntime"])
     for candidate in CANDIDATES:
         out = folder / candidate
         out.mkdir()
@@ -141,7 +141,7 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
             for f in (done.fixed, done.path, done.path)
         )
         takes = done.inputs or inputs
-        rows = [inward(s, tuple(known.values()), takes) for s in some("eval", 8)]
+        rows = [to_artifact(s, tuple(known.values()), takes) for s in some("eval", 8)]
         yield candidate, compare(fixed, fresh, free, rows)
 
 

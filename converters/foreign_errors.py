@@ -16,7 +16,7 @@ from edge_core.errors import ConvertError, EdgeError
 
 
 @contextmanager
-def foreign(what: str, *, hint: str = "") -> Iterator[None]:
+def translate_foreign_errors(what: str, *, hint: str = "") -> Iterator[None]:
     """Run the block silently; raise ConvertError "``what``: ..." for what it raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -31,11 +31,11 @@ def foreign(what: str, *, hint: str = "") -> Iterator[None]:
     except EdgeError:
         raise
     except Exception as e:  # these packages raise many unrelated types
-        raise ConvertError(f"{what}: {reason(e)}", hint=hint) from e
+        raise ConvertError(f"{what}: {describe_error(e)}", hint=hint) from e
     finally:
         logging.disable(before)
 
 
-def reason(e: BaseException) -> str:
+def describe_error(e: BaseException) -> str:
     """The first line of an exception's text, or its type when it has none."""
     return (str(e).strip().splitlines() or [type(e).__name__])[0]

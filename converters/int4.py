@@ -24,7 +24,7 @@ class Blocks(msgspec.Struct, frozen=True):
     zero: Array  # uint8 0..15: rows x blocks
 
 
-def quantise(rows: Array) -> Blocks:
+def quantise_blocks(rows: Array) -> Blocks:
     """Codes whose squared error is the least over SHRINK, each scale fitted to its codes.
 
     MiniLM-L6, all MatMul and lookup weights: cosine 0.973 with each block's range as it is, 0.975
@@ -58,7 +58,7 @@ def quantise(rows: Array) -> Blocks:
     )
 
 
-def packed(codes: Array) -> Array:
+def pack_nibbles(codes: Array) -> Array:
     """Two codes a byte along the last axis, the first in the low half."""
     even = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
     joined: Array = even[..., ::2] | even[..., 1::2] << 4

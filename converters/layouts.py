@@ -16,32 +16,33 @@ Specs = Sequence[TensorSpec]
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def inward(sample: Feeds, model: Specs, file: Specs) -> Feeds:
+def to_artifact(sample: Feeds, model: Specs, file: Specs) -> Feeds:
     """A sample of the model as the file takes it."""
     theirs = {s.name: s for s in model}
-    return {s.name: quantise(_moved(sample[s.name], theirs[s.name], s), s) for s in file}
+    return {s.name: quantise(_change_layout(sample[s.name], theirs[s.name], s), s) for s in file}
 
 
-def outward(outputs: Mapping[str, Array], model: Specs, file: Specs) -> Feeds:
+def to_model(outputs: Mapping[str, Array], model: Specs, file: Specs) -> Feeds:
     """One answer of the file as the model would have given it, in reals."""
     mine = {s.name: s for s in file}
     return {
-        s.name: _moved(dequantise(outputs[s.name], mine[s.name]), mine[s.name], s) for s in model
+        s.name: _change_layout(dequantise(outputs[s.name], mine[s.name]), mine[s.name], s)
+        for s in model
     }
 
 
-def same(model: Specs, file: Specs) -> bool:
+def has_same_interface(model: Specs, file: Specs) -> bool:
     """Does the file take, or give, exactly what the model does, and is it not quantised?"""
     mine = {s.name: s for s in file}
-    return all(not _order(s, mine[s.name]) and not mine[s.name].scale for s in model)
+    return all(not _find_transpose(s, mine[s.name]) and not mine[s.name].scale for s in model)
 
 
-def _moved(array: Array, have: TensorSpec, want: TensorSpec) -> Array:
-    order = _order(have, want)
+def _change_layout(array: Array, have: TensorSpec, want: TensorSpec) -> Array:
+    order = _find_transpose(have, want)
     return np.ascontiguousarray(array.transpose(order)) if order else array
 
 
-def _order(have: TensorSpec, want: TensorSpec) -> tuple[int, ...]:
+def _find_transpose(have: TensorSpec, want: TensorSpec) -> tuple[int, ...]:
     """The transpose from one layout to the other; empty when there is none. An image without a
     layout is NCHW, as in ONNX."""
     if have.layout == want.layout or "NHWC" not in (have.layout, want.layout):

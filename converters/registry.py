@@ -9,36 +9,12 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import entry_points
 
-from converters.onnx import fp16 as onnx_fp16
-from converters.onnx import fp32 as onnx_fp32
-from converters.onnx import int4 as onnx_int4
-from converters.onnx import int4_conv as onnx_int4_conv
-from converters.onnx import int8_dynamic as onnx_int8_dynamic
-from converters.onnx import int8_dynamic_conv as onnx_int8_dynamic_conv
-from converters.onnx import int8_static as onnx_int8_static
-from converters.onnx import int8_weights as onnx_int8_weights
-from converters.onnx import ort as onnx_ort
+from converters.onnx.recipes import ONNX_CONVERTERS
 from converters.spec import Converter
-from converters.tflite import recipes as tflite
+from converters.tflite.recipes import TFLITE_CONVERTERS
 from edge_core.errors import InputError
 
-OURS: tuple[Converter, ...] = (  # the type checker verifies each
-    onnx_fp32,
-    onnx_fp16,
-    onnx_int8_static.U8S8,
-    onnx_int8_static.S8S8,
-    onnx_int8_static.PER_TENSOR,
-    onnx_int8_dynamic,
-    onnx_int8_dynamic_conv,
-    onnx_int8_weights,
-    onnx_int4,
-    onnx_int4_conv,
-    onnx_ort.FP32,
-    onnx_ort.U8S8,
-    onnx_ort.S8S8,
-    onnx_ort.DYNAMIC,
-    *tflite.OURS,
-)
+OURS: tuple[Converter, ...] = (*ONNX_CONVERTERS, *TFLITE_CONVERTERS)
 GROUP = "edge_deploy.converters"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from edge_core.tensors import Array
 
 
-def keep_sums(steps: Array, largest: int) -> Array:
+def round_keeping_sums(steps: Array, largest: int) -> Array:
     """Integers for values given in steps, rounded along the last axis, in ±``largest``."""
     rounded = np.empty_like(steps)
     carried = np.zeros(steps.shape[:-1], steps.dtype)
@@ -29,13 +29,13 @@ def keep_sums(steps: Array, largest: int) -> Array:
     return rounded
 
 
-def refit(kernel: Array, scale: Array, mean: Array, largest: int) -> tuple[Array, Array]:
+def refit_kernels(kernel: Array, scale: Array, mean: Array, largest: int) -> tuple[Array, Array]:
     """Integers in ±``largest`` for kernels, and what each output loses by them on average.
 
     ``kernel`` is groups x outputs of a group x weights of one, ``scale`` a step of its weights,
     ``mean`` what the weights of a group meet on average.
     """
     steps = np.maximum(scale, np.finfo(np.float32).tiny)
-    rounded = keep_sums(kernel / steps, largest)
+    rounded = round_keeping_sums(kernel / steps, largest)
     lost = (kernel - rounded * steps) @ mean[:, :, None]
     return rounded, lost.ravel()

@@ -3,17 +3,16 @@
     free(model) -> (model, notes)
 
 Node by node: what holds the 1 of the batch is rewritten (batch_rewrites.py), and the outcome is
-tried on the real runtime (converters.batch), as is every node that is left as it is.
+tried on the real runtime (converters.batch_tracker), as is every node that is left as it is.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from converters import batch
-from converters.batch import Tensor, Tracker, refused
+from converters.batch_tracker import BATCH_NAME, BatchedTensor, BatchTracker, make_batch_error
 from converters.onnx.batch_rewrites import REWRITES, Draft
-from converters.onnx.file import STANDARD
+from converters.onnx.model_file import STANDARD_DOMAINS
 from edge_core.extras import need
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ SHARED_NOTE = (
 )
 
 
-def free(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+def free_onnx_batch(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     """A copy whose inputs and outputs begin with a dimension named "batch", and notes.
 
     Raises ConvertError naming an op that mixes the rows or fixes their number.
@@ -35,15 +34,15 @@ def free(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     onnx = need("onnx", "onnx")
     freed = onnx.ModelProto()
     freed.CopyFrom(model)
-    graph, tracker = freed.graph, Tracker()
+    graph, tracker = freed.graph, BatchTracker()
     tracker.constants |= {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     ends = [v for v in graph.input if v.name not in tracker.constants]
     for v in ends:
         kind = v.type.tensor_type
         shape = tuple(d.dim_value for d in kind.shape.dim)
         tracker.input(v.name, shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    draft, read = Draft(freed, tracker), _read(graph)
-    nodes = [new for node in graph.node for new in _tried(draft, tracker, node, read)]
+    draft, read = Draft(freed, tracker), _collect_reads(graph)
+    nodes = [new for node in graph.node for new in _try_node(draft, tracker, node, read)]
     shared = any(n.op_type == SHARED and n.input[0] in tracker.rows for n in nodes)
     del graph.node[:], graph.value_info[:]  # shapes were told for one row
     graph.node.extend(nodes)
@@ -55,25 +54,27 @@ def free(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
         for size in tracker.rows[v.name].shape:
             dims.add().dim_value = size
     for v in (*ends, *graph.output):
-        v.type.tensor_type.shape.dim[0].dim_param = batch.NAME  # clears dim_value
+        v.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME  # clears dim_value
     return freed, (SHARED_NOTE,) if shared else ()
 
 
-def _tried(draft: Draft, tracker: Tracker, node: NodeProto, read: set[str]) -> list[NodeProto]:
+def _try_node(
+    draft: Draft, tracker: BatchTracker, node: NodeProto, read: set[str]
+) -> list[NodeProto]:
     """A node, or what takes its place."""
     label = f"{node.op_type} at '{node.output[0]}'"
     rows = [n for n in node.input if n in tracker.rows]
     x = tracker.rows[rows[0]] if rows else None
     unit = [node]
-    if x is not None and node.domain in STANDARD and node.op_type in REWRITES:
+    if x is not None and node.domain in STANDARD_DOMAINS and node.op_type in REWRITES:
         unit = REWRITES[node.op_type](draft, node, x)
     if x is not None and node.op_type == SHARED:
         made = draft.load(unit, {node.input[0]: x}, {})({node.input[0]: tracker.sample(x)})
-        tracker.rows[node.output[0]] = Tensor(x.shape, made[node.output[0]].dtype, x.where)
+        tracker.rows[node.output[0]] = BatchedTensor(x.shape, made[node.output[0]].dtype, x.where)
         tracker.constants |= {n: made[n] for n in node.output[1:]}
         return unit
     if any(a.g.node or a.graphs for a in node.attribute):
-        raise refused(f"{label} is control flow: it takes one way for all rows of a batch")
+        raise make_batch_error(f"{label} is control flow: it takes one way for all rows of a batch")
     made_here = {n for u in unit for n in u.output}
     inputs = [n for u in unit for n in u.input if n and n not in made_here]
     results = [n for n in node.output if n in read]
@@ -81,14 +82,14 @@ def _tried(draft: Draft, tracker: Tracker, node: NodeProto, read: set[str]) -> l
     return unit
 
 
-def _read(graph: GraphProto) -> set[str]:
+def _collect_reads(graph: GraphProto) -> set[str]:
     """Every name that a node or an output of the graph takes."""
     inputs = {n for node in graph.node for n in node.input if n}
     return inputs | {v.name for v in graph.output}
 
 
 def _drop_unread(graph: GraphProto) -> None:
-    read = _read(graph)
+    read = _collect_reads(graph)
     kept = [t for t in graph.initializer if t.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters import batch
-from converters.batch import Run, Shape, Tensor, Tracker, Values
-from converters.foreign_errors import foreign
-from converters.onnx.weights import attribute
+from converters.batch_tracker import (
+    BATCH_NAME,
+    BatchedTensor,
+    BatchTracker,
+    RunUnit,
+    Shape,
+    Values,
+    find_free_dimension,
+)
+from converters.foreign_errors import translate_foreign_errors
+from converters.onnx.weights import read_attribute
 from edge_core.extras import need
 from edge_core.tensors import Array
 
@@ -32,7 +39,7 @@ OPEN = int(np.iinfo(np.int64).max)  # an end beyond every size
 class Draft:
     """The graph that is being changed: what is known of it, and what it gets."""
 
-    def __init__(self, model: ModelProto, tracker: Tracker) -> None:
+    def __init__(self, model: ModelProto, tracker: BatchTracker) -> None:
         self._onnx = need("onnx", "onnx")
         self._model, self._tracker = model, tracker
         self._stored = {t.name: t for t in model.graph.initializer}
@@ -40,7 +47,9 @@ class Draft:
         self._names.update(self._stored)
         self._lists: dict[tuple[int, ...], str] = {}
 
-    def load(self, unit: Sequence[NodeProto], rows: Mapping[str, Tensor], constants: Values) -> Run:
+    def load(
+        self, unit: Sequence[NodeProto], rows: Mapping[str, BatchedTensor], constants: Values
+    ) -> RunUnit:
         """The nodes alone, on the real runtime, without optimisation."""
         onnx, ort = self._onnx, need("onnxruntime", "onnx")
         made = sorted({n for node in unit for n in node.output if n})
@@ -58,22 +67,22 @@ class Draft:
         so.log_severity_level = 4
         so.intra_op_num_threads = so.inter_op_num_threads = 1
         so.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        with foreign("onnxruntime"):
+        with translate_foreign_errors("onnxruntime"):
             session = ort.InferenceSession(
                 alone.SerializeToString(), so, providers=["CPUExecutionProvider"]
             )
 
         def run(feeds: Values) -> Values:
-            with foreign("onnxruntime"):
+            with translate_foreign_errors("onnxruntime"):
                 return dict(zip(made, session.run(made, feeds), strict=True))
 
         return run
 
-    def _input(self, name: str, t: Tensor) -> ValueInfoProto:
+    def _input(self, name: str, t: BatchedTensor) -> ValueInfoProto:
         """As in the graph: free where the rows lie, fixed elsewhere."""
         helper = self._onnx.helper
         shape: list[int | str] = list(t.shape)
-        shape[t.where.axis] = batch.NAME
+        shape[t.where.axis] = BATCH_NAME
         made: ValueInfoProto = helper.make_tensor_value_info(
             name, helper.np_dtype_to_tensor_dtype(t.dtype), shape
         )
@@ -90,7 +99,7 @@ class Draft:
             return None
         return self._tracker.constants.get(node.input[place])
 
-    def shape_alone(self, node: NodeProto, x: Tensor) -> Shape | None:
+    def shape_alone(self, node: NodeProto, x: BatchedTensor) -> Shape | None:
         """The shape of the result for one row of the first input; None where others have rows."""
         others = [n for n in node.input[1:] if n]
         if any(n not in self._tracker.constants for n in others):
@@ -102,7 +111,7 @@ class Draft:
         """A constant list of the graph; equal ones are one."""
         key = tuple(int(v) for v in values)
         if key not in self._lists:
-            name = self._lists[key] = self.name("_".join([batch.NAME, *map(str, key)]))
+            name = self._lists[key] = self.name("_".join([BATCH_NAME, *map(str, key)]))
             self._tracker.constants[name] = np.array(key, np.int64)
             made = self._onnx.numpy_helper.from_array(self._tracker.constants[name], name)
             self._model.graph.initializer.append(made)
@@ -133,7 +142,7 @@ class Draft:
         return self.ints([*shape[:place], -1, *shape[place + 1 :]])
 
     def counted(
-        self, source: str, x: Tensor, sizes: Sequence[int], name: str
+        self, source: str, x: BatchedTensor, sizes: Sequence[int], name: str
     ) -> tuple[str, list[NodeProto]]:
         """A shape for other ops: ``sizes``, and the rows of ``source`` in their dimension."""
         at = x.where.axis
@@ -147,14 +156,14 @@ class Draft:
         ]
 
 
-def reshape(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+def reshape(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     """The free dimension where the rows are. Where they are in the middle of one, they are moved
     to the front."""
     want = draft.shape_alone(node, x)
     if want is None:
         return [node]
     source, result = node.input[0], node.output[0]
-    place = batch.reshape(x.where, x.shape, want)
+    place = find_free_dimension(x.where, x.shape, want)
     if place is not None:
         return [draft.make("Reshape", [source, draft.free_at(want, place)], result)]
     before = math.prod(x.shape[: x.where.axis]) * x.where.outer
@@ -167,7 +176,7 @@ def reshape(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
     ]
 
 
-def squeeze(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+def squeeze(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     """Another rank: a Reshape, if it concerns the dimension of the rows."""
     want = draft.shape_alone(node, x)
     if want is None:
@@ -177,14 +186,14 @@ def squeeze(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
     return [node] if kept and alone else reshape(draft, node, x)
 
 
-def gather(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+def gather(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
-    axis = attribute(node, "axis", 0) % len(x.shape)
+    axis = read_attribute(node, "axis", 0) % len(x.shape)
     want = draft.shape_alone(node, x) if axis == x.where.axis and x.where.outer == 1 else None
     if want is None:
         return [node]
     split = (*x.shape[:axis], 1, *x.shape[axis:])
-    place = batch.reshape(x.where, (*split[: axis + 1], *want[axis:]), want)
+    place = find_free_dimension(x.where, (*split[: axis + 1], *want[axis:]), want)
     if place is None:
         return [node]
     result = node.output[0]
@@ -196,7 +205,7 @@ def gather(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
     ]
 
 
-def slice_(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+def slice_(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     """All of the rows, where it is all of the one row."""
     starts, ends, axes, steps = (draft.constant(node, i) for i in (1, 2, 3, 4))
     if starts is None or ends is None:
@@ -212,7 +221,7 @@ def slice_(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
     return [draft.with_inputs(node, {2: draft.ints(opened)})]
 
 
-def resize(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+def resize(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     """Sizes as they are, with as many rows as come in."""
     sizes = draft.constant(node, 3)
     if sizes is None or len(sizes) != len(x.shape) or sizes[x.where.axis] != 1:
@@ -221,7 +230,7 @@ def resize(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
     return [*before, draft.with_inputs(node, {3: shape})]
 
 
-def concat(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+def concat(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     """Constants beside the rows, once for each: a class token."""
     if x.shape[x.where.axis] != 1:
         return [node]
@@ -237,14 +246,14 @@ def concat(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
     return [*new, draft.with_inputs(node, inputs)]
 
 
-def recurrent(draft: Draft, node: NodeProto, x: Tensor) -> list[NodeProto]:
+def recurrent(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     """Without first states, which start from zeros for every row, where they are zeros."""
     states = {i: draft.constant(node, i) for i in (5, 6)}
     zeros = {i: "" for i, s in states.items() if s is not None and not s.any()}
     return [draft.with_inputs(node, zeros)]
 
 
-Rewrite = Callable[[Draft, Any, Tensor], "list[NodeProto]"]
+Rewrite = Callable[[Draft, Any, BatchedTensor], "list[NodeProto]"]
 REWRITES: dict[str, Rewrite] = {
     "Reshape": reshape,
     "Squeeze": squeeze,

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from converters.onnx.file import save
-from converters.onnx.weights import attribute
-from converters.rounding import refit
+from converters.onnx.model_file import save_model
+from converters.onnx.weights import read_attribute
+from converters.rounding import refit_kernels
 from edge_core.extras import need
 from edge_core.runtimes import onnxruntime
 from edge_core.tensors import Array, Feeds
@@ -50,7 +50,7 @@ class Layer(msgspec.Struct, frozen=True):
     bias_scale: Array
 
 
-def refine(model: ModelProto, quantised: ModelProto, samples: Sequence[Feeds]) -> int:
+def correct_biases(model: ModelProto, quantised: ModelProto, samples: Sequence[Feeds]) -> int:
     """Change the integers of ``quantised``, made from ``model`` with its node names, in place.
 
     Returns the number of layers that were changed.
@@ -66,7 +66,7 @@ def refine(model: ModelProto, quantised: ModelProto, samples: Sequence[Feeds]) -
 
 def _correct(layer: Layer, mean: Array) -> None:
     numpy_helper = need("onnx.numpy_helper", "onnx")
-    rounded, lost = refit(layer.kernel, layer.scale, mean, LARGEST)
+    rounded, lost = refit_kernels(layer.kernel, layer.scale, mean, LARGEST)
     stored = _unfolded(layer.node, rounded, layer.weight.dims).astype(np.int8)
     layer.weight.CopyFrom(numpy_helper.from_array(stored, layer.weight.name))
     if layer.bias is not None:
@@ -117,20 +117,20 @@ def _layers(model: ModelProto, quantised: ModelProto) -> Iterator[Layer]:
 def _is_plain(node: NodeProto) -> bool:
     if node.op_type == "Gemm":
         wanted = (("transA", 0), ("alpha", 1.0), ("beta", 1.0))
-        return all(attribute(node, name, value) == value for name, value in wanted)
+        return all(read_attribute(node, name, value) == value for name, value in wanted)
     return node.op_type == "Conv"
 
 
 def _folded(node: NodeProto, array: Array) -> Array:
     """Weights as stored -> groups x outputs of a group x weights of one."""
     if node.op_type == "Gemm":
-        return (array if attribute(node, "transB", 0) else array.T)[np.newaxis]
-    groups: int = attribute(node, "group", 1)
+        return (array if read_attribute(node, "transB", 0) else array.T)[np.newaxis]
+    groups: int = read_attribute(node, "group", 1)
     return array.reshape(groups, len(array) // groups, -1)
 
 
 def _unfolded(node: NodeProto, kernel: Array, dims: Sequence[int]) -> Array:
-    if node.op_type == "Gemm" and not attribute(node, "transB", 0):
+    if node.op_type == "Gemm" and not read_attribute(node, "transB", 0):
         return np.squeeze(kernel, axis=0).T
     return kernel.reshape(dims)
 
@@ -175,7 +175,7 @@ def _inputs(model: ModelProto, names: list[str], samples: Sequence[Feeds]) -> It
         watched.graph.output.extend(model.graph.output)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "watched.onnx"
-        save(watched, file)
+        save_model(watched, file)
         # One thread: sums in another order would give other bytes.
         session = onnxruntime.open(file, threads=1, options={})
     for feeds in samples:
@@ -188,8 +188,8 @@ def _patches(layer: Layer, x: Array) -> Array:
         return x.T[np.newaxis]
     size = layer.weight.dims[2:]
     rank = len(size)
-    strides = attribute(layer.node, "strides", [1] * rank)
-    dilations = attribute(layer.node, "dilations", [1] * rank)
+    strides = read_attribute(layer.node, "strides", [1] * rank)
+    dilations = read_attribute(layer.node, "dilations", [1] * rank)
     window = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
     padded = np.pad(x, [(0, 0), (0, 0), *_pads(layer.node, x.shape[2:], window, strides)])
     seen = np.lib.stride_tricks.sliding_window_view(padded, window, axis=tuple(range(2, 2 + rank)))
@@ -206,7 +206,7 @@ def _patches(layer: Layer, x: Array) -> Array:
 def _pads(
     node: NodeProto, size: Sequence[int], window: Sequence[int], strides: Sequence[int]
 ) -> list[tuple[int, int]]:
-    how = attribute(node, "auto_pad", b"NOTSET")
+    how = read_attribute(node, "auto_pad", b"NOTSET")
     if how in (b"SAME_UPPER", b"SAME_LOWER"):
         total = [
             max((-(-n // s) - 1) * s + w - n, 0)
@@ -214,5 +214,5 @@ def _pads(
         ]
         pairs = [(t // 2, t - t // 2) for t in total]
         return pairs if how == b"SAME_UPPER" else [(b, a) for a, b in pairs]
-    pads = attribute(node, "pads", [0] * 2 * len(size))
+    pads = read_attribute(node, "pads", [0] * 2 * len(size))
     return list(zip(pads[: len(size)], pads[len(size) :], strict=True))

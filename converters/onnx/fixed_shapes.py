@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.onnx.file import graphs
+from converters.onnx.model_file import iter_graphs
 from edge_core.errors import InputError
 from edge_core.extras import need
 from edge_core.tensors import Array, Feeds
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, int | tuple[int, ...]]
 
 
-def fix(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProto, Feeds]:
+def fix_shapes(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProto, Feeds]:
     """A copy with every input's shape fixed, and the scalar inputs that became constants.
 
     Raises InputError for a name that the model does not have, a value that contradicts it, and
@@ -31,7 +31,7 @@ def fix(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProto, Feed
     given: Feeds = {}
     for key, value in shapes.items():
         inputs = {v.name: v for v in fixed.graph.input}
-        names = [d.dim_param for v in inputs.values() for d in _dims(v) if d.dim_param]
+        names = [d.dim_param for v in inputs.values() for d in _read_dims(v) if d.dim_param]
         if key in names and isinstance(value, int):
             if value < 1:
                 raise InputError(f"{path.name}: {key}={value} is no size", hint="give 1 or more")
@@ -41,24 +41,24 @@ def fix(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProto, Feed
                 f"{path.name}: no dimension or input '{key}'",
                 hint=f"it has: {', '.join(dict.fromkeys([*names, *inputs]))}",
             )
-        elif isinstance(value, int) and not _dims(inputs[key]):
+        elif isinstance(value, int) and not _read_dims(inputs[key]):
             given[key] = _make_constant(fixed, inputs[key], value)
         else:
             _set_shape(fixed, inputs[key], (value,) if isinstance(value, int) else value, path)
     if free := [v for v in fixed.graph.input if _is_free(v)]:
-        raise _still_free(free, path)
-    for graph in graphs(fixed.graph):
+        raise _make_free_error(free, path)
+    for graph in iter_graphs(fixed.graph):
         del graph.value_info[:]  # told for other shapes; inferred anew later
     return fixed, given
 
 
-def one_row(model: ModelProto, shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
+def add_batch_of_one(model: ModelProto, shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
     """``shapes``, and a batch of 1 where the first dimension of an input has a name and no size."""
-    dims = [_dims(v)[0] for v in model.graph.input if _dims(v) and v.name not in shapes]
+    dims = [_read_dims(v)[0] for v in model.graph.input if _read_dims(v) and v.name not in shapes]
     return {**{d.dim_param: 1 for d in dims if d.dim_param}, **shapes}
 
 
-def _dims(value: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
+def _read_dims(value: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
     return list(value.type.tensor_type.shape.dim)
 
 
@@ -67,9 +67,9 @@ def _is_free(value: ValueInfoProto) -> bool:
     return not tensor.HasField("shape") or any(d.dim_value < 1 for d in tensor.shape.dim)
 
 
-def _written(value: ValueInfoProto) -> str:
+def _format_shape(value: ValueInfoProto) -> str:
     return "x".join(
-        str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in _dims(value)
+        str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in _read_dims(value)
     )
 
 
@@ -82,9 +82,9 @@ def _drop_constant_inputs(model: ModelProto) -> None:
 
 
 def _set_named(model: ModelProto, name: str, size: int) -> None:
-    for graph in graphs(model.graph):
+    for graph in iter_graphs(model.graph):
         for value in (*graph.input, *graph.output):
-            for dim in _dims(value):
+            for dim in _read_dims(value):
                 if dim.dim_param == name:
                     dim.dim_value = size  # clears dim_param: they share a oneof
 
@@ -96,9 +96,9 @@ def _set_shape(
     if not value.type.tensor_type.HasField("shape"):
         shape.dim.extend([need("onnx", "onnx").TensorShapeProto.Dimension() for _ in sizes])
     wrong = InputError(
-        f"{path.name}: input '{value.name}' is {_written(value) or 'a scalar'}; "
+        f"{path.name}: input '{value.name}' is {_format_shape(value) or 'a scalar'}; "
         f"it cannot be {'x'.join(map(str, sizes))}",
-        hint=f"--shape {value.name}={_written(value)}, with a number for every name",
+        hint=f"--shape {value.name}={_format_shape(value)}, with a number for every name",
     )
     if len(sizes) != len(shape.dim):
         raise wrong
@@ -120,13 +120,13 @@ def _make_constant(model: ModelProto, value: ValueInfoProto, given: int) -> Arra
     return array
 
 
-def _still_free(free: list[ValueInfoProto], path: Path) -> InputError:
-    named = list(dict.fromkeys(d.dim_param for v in free for d in _dims(v) if d.dim_param))
-    whole = [v for v in free if any(d.dim_value < 1 and not d.dim_param for d in _dims(v))]
+def _make_free_error(free: list[ValueInfoProto], path: Path) -> InputError:
+    named = list(dict.fromkeys(d.dim_param for v in free for d in _read_dims(v) if d.dim_param))
+    whole = [v for v in free if any(d.dim_value < 1 and not d.dim_param for d in _read_dims(v))]
     whole += [v for v in free if not v.type.tensor_type.HasField("shape")]
     options = [f"--shape {name}=..." for name in named]
-    options += [f"--shape {v.name}={_written(v) or '1x...'}" for v in whole]
-    told = ", ".join(f"'{v.name}' ({_written(v) or 'no shape'})" for v in free)
+    options += [f"--shape {v.name}={_format_shape(v) or '1x...'}" for v in whole]
+    told = ", ".join(f"'{v.name}' ({_format_shape(v) or 'no shape'})" for v in free)
     return InputError(
         f"{path.name}: the shape of input {told} is not fixed",
         hint=f"give the sizes the device will use, numbers for names and ?: {' '.join(options)}",

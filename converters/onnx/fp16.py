@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from converters.onnx import graph as onnx_graph
-from converters.onnx.file import load
-from converters.onnx.weights import put_first
+from converters.onnx.candidate_file import clamp_versions, write_smaller
+from converters.onnx.model_file import load_model
+from converters.onnx.weights import insert_first
 from converters.spec import Converted, Job, Spec
 from edge_core.extras import need
 
@@ -33,8 +33,8 @@ SCALED = ("QuantizeLinear", "DequantizeLinear")
 def convert(job: Job) -> Converted:
     """Write the model with fp16 weights; raises ConvertError if it has hardly any float weights."""
     onnx = need("onnx", "onnx")
-    original = load(job.model)
-    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
+    original = load_model(job.model)
+    model = clamp_versions(original, job.ceiling, SPEC.min_opset)
     # Scales must be constants for the runtime to join the ops around them.
     kept = {i for n in model.graph.node if n.op_type in SCALED for i in n.input[1:]}
     kept.update(v.name for v in model.graph.output)
@@ -52,5 +52,5 @@ def convert(job: Job) -> Converted:
         t.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
         to = onnx.TensorProto.FLOAT
         casts.append(onnx.helper.make_node("Cast", [t.name], [name], f"{name}_float", to=to))
-    put_first(model, casts)
-    return onnx_graph.write_smaller(model, job, original, notes=tuple(notes))
+    insert_first(model, casts)
+    return write_smaller(model, job, original, notes=tuple(notes))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from converters.onnx import graph as onnx_graph
-from converters.onnx.file import load
+from converters.onnx.candidate_file import clamp_versions, write_candidate
+from converters.onnx.model_file import load_model
 from converters.spec import Converted, Job, Spec
 
 SPEC = Spec(
@@ -20,5 +20,5 @@ SPEC = Spec(
 
 def convert(job: Job) -> Converted:
     """Write the model in an opset that the device loads."""
-    model = onnx_graph.clamp(load(job.model), job.ceiling, SPEC.min_opset)
-    return onnx_graph.write(model, job)
+    model = clamp_versions(load_model(job.model), job.ceiling, SPEC.min_opset)
+    return write_candidate(model, job)

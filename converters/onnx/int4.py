@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from converters import int4
-from converters.onnx import graph as onnx_graph
-from converters.onnx import lookup as onnx_lookup
-from converters.onnx import weights as onnx_weights
-from converters.onnx.file import load
-from converters.onnx.weights import Weight, attribute
+from converters.onnx.candidate_file import clamp_versions, write_quantised
+from converters.onnx.lookup import store_tables_int4, store_tables_int8
+from converters.onnx.model_file import load_model
+from converters.onnx.weights import Weight, find_weights, read_attribute, replace_node
 from converters.spec import Ceiling, Converted, Job, Spec
 from edge_core.errors import ConvertError
 from edge_core.extras import need
@@ -47,42 +46,42 @@ def convert(job: Job) -> Converted:
             f"op MatMulNBits needs onnxruntime 1.17; the device has {job.runtime_version}",
             hint="try onnx-int8-dynamic",
         )
-    original = load(job.model)
-    model, notes = _tables_first(original, job.ceiling, version)
-    for weight in list(onnx_weights.find(model, ("MatMul", "Gemm"))):
-        _four_bits(model, weight)
+    original = load_model(job.model)
+    model, notes = _store_tables(original, job.ceiling, version)
+    for weight in list(find_weights(model, ("MatMul", "Gemm"))):
+        _store_int4(model, weight)
     if all(o.domain != DOMAIN for o in model.opset_import):
         model.opset_import.add(domain=DOMAIN, version=1)
-    return onnx_graph.write_quantised(model, job, original, notes=notes)
+    return write_quantised(model, job, original, notes=notes)
 
 
-def _tables_first(
+def _store_tables(
     model: ModelProto, ceiling: Ceiling, version: tuple[int, ...]
 ) -> tuple[ModelProto, tuple[str, ...]]:
     """The model in an opset that the device loads, its lookup tables in as few bits as it reads."""
-    if not any(onnx_weights.find(model, ("Gather",))):
-        return onnx_graph.clamp(model, ceiling), ()
+    if not any(find_weights(model, ("Gather",))):
+        return clamp_versions(model, ceiling), ()
     why = "the device's runtime has no GatherBlockQuantized"
     if version >= TABLE_SINCE:
         try:
-            clamped = onnx_graph.clamp(model, ceiling, TABLE_OPSET)
-            onnx_lookup.to_int4(clamped)
+            clamped = clamp_versions(model, ceiling, TABLE_OPSET)
+            store_tables_int4(clamped)
             return clamped, ()
         except ConvertError as e:
             why = e.what
-    clamped = onnx_graph.clamp(model, ceiling)
-    onnx_lookup.to_int8(clamped)
+    clamped = clamp_versions(model, ceiling)
+    store_tables_int8(clamped)
     return clamped, (f"lookup tables take 8 bits, not 4: {why}",)
 
 
-def _four_bits(model: ModelProto, weight: Weight) -> None:
+def _store_int4(model: ModelProto, weight: Weight) -> None:
     onnx = need("onnx", "onnx")
     name, node = weight.tensor.name, weight.node
     usual = (("transA", 0), ("alpha", 1.0), ("beta", 1.0))
-    if weight.values.ndim != 2 or any(attribute(node, k, v) != v for k, v in usual):
+    if weight.values.ndim != 2 or any(read_attribute(node, k, v) != v for k, v in usual):
         return
     rows = weight.values if weight.axis == 0 else weight.values.T  # outputs x inputs
-    made = int4.quantise(rows)
+    made = int4.quantise_blocks(rows)
     bias = node.input[2] if len(node.input) > 2 else ""
     product = f"{node.output[0]}_product" if bias else node.output[0]
     new = [
@@ -104,8 +103,8 @@ def _four_bits(model: ModelProto, weight: Weight) -> None:
             onnx.helper.make_node("Add", [product, bias], [node.output[0]], f"{product}_bias")
         )
     array = onnx.numpy_helper.from_array
-    weight.tensor.CopyFrom(array(int4.packed(made.codes), f"{name}_quantised"))
-    zero = int4.packed(made.zero).ravel()
+    weight.tensor.CopyFrom(array(int4.pack_nibbles(made.codes), f"{name}_quantised"))
+    zero = int4.pack_nibbles(made.zero).ravel()
     model.graph.initializer.append(array(made.scale.ravel(), f"{name}_scale"))
     model.graph.initializer.append(array(zero, f"{name}_zero"))
-    onnx_weights.replace_node(model, node, new)
+    replace_node(model, node, new)

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converters import int4
-from converters.onnx import graph as onnx_graph
-from converters.onnx import weights as onnx_weights
-from converters.onnx.file import load
-from converters.onnx.weights import Weight
-from converters.rounding import keep_sums
+from converters.onnx.candidate_file import clamp_versions, write_quantised
+from converters.onnx.model_file import load_model
+from converters.onnx.weights import (
+    Weight,
+    find_weights,
+    insert_first,
+    replace_by_integers,
+    store_int8,
+)
+from converters.rounding import round_keeping_sums
 from converters.spec import Converted, Job, Spec
 from edge_core.extras import need
 from edge_core.tensors import Array
@@ -43,29 +48,29 @@ SHRINK = np.linspace(1.0, 0.7, 7)  # of a block's largest weight: clipping a lit
 
 def convert(job: Job) -> Converted:
     """Write the model with 4-bit Conv weights; raises ConvertError if it has hardly any."""
-    original = load(job.model)
-    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
-    nodes = [_dequantised(model, w) for w in onnx_weights.find(model, ("Conv",))]
-    onnx_weights.put_first(model, nodes)
-    return onnx_graph.write_quantised(model, job, original, options={"disable_quant_qdq": "1"})
+    original = load_model(job.model)
+    model = clamp_versions(original, job.ceiling, SPEC.min_opset)
+    nodes = [_replace_weight(model, w) for w in find_weights(model, ("Conv",))]
+    insert_first(model, nodes)
+    return write_quantised(model, job, original, options={"disable_quant_qdq": "1"})
 
 
-def _dequantised(model: ModelProto, weight: Weight) -> NodeProto:
+def _replace_weight(model: ModelProto, weight: Weight) -> NodeProto:
     onnx = need("onnx", "onnx")
     values = weight.values
     if values.shape[1] < BLOCK:
-        return onnx_weights.store_int8(model, weight)
-    codes, scale = quantise(np.moveaxis(values, 1, -1))
+        return store_int8(model, weight)
+    codes, scale = quantise_blocks(np.moveaxis(values, 1, -1))
     codes = np.ascontiguousarray(np.moveaxis(codes, -1, 1))
-    nibbles = int4.packed(codes.ravel().view(np.uint8) & 15)
+    nibbles = int4.pack_nibbles(codes.ravel().view(np.uint8) & 15)
     stored = onnx.helper.make_tensor(
         "", onnx.TensorProto.INT4, codes.shape, nibbles.tobytes(), raw=True
     )
     scale = np.moveaxis(scale, -1, 1)
-    return onnx_weights.dequantised(model, weight, stored, scale, axis=1, block_size=BLOCK)
+    return replace_by_integers(model, weight, stored, scale, axis=1, block_size=BLOCK)
 
 
-def quantise(values: Array) -> tuple[Array, Array]:
+def quantise_blocks(values: Array) -> tuple[Array, Array]:
     """Codes -7..7, and a scale for every BLOCK of them along the last axis."""
     width = values.shape[-1]
     blocks = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -width % BLOCK)])
@@ -75,7 +80,7 @@ def quantise(values: Array) -> tuple[Array, Array]:
     codes, scales = np.zeros_like(blocks), np.zeros_like(peak)
     for share in SHRINK:
         scale = (peak * share / LARGEST).astype(np.float32)
-        tried = keep_sums(blocks / scale, LARGEST)
+        tried = round_keeping_sums(blocks / scale, LARGEST)
         error = np.square(tried * scale - blocks).sum(axis=-1, keepdims=True)
         better = error < best_error
         codes, scales = np.where(better, tried, codes), np.where(better, scale, scales)

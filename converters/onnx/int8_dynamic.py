@@ -11,10 +11,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from converters.foreign_errors import foreign
-from converters.onnx import graph as onnx_graph
-from converters.onnx import lookup as onnx_lookup
-from converters.onnx.file import checked, load, save
+from converters.foreign_errors import translate_foreign_errors
+from converters.onnx.candidate_file import clamp_versions, write_quantised
+from converters.onnx.lookup import store_tables_int8
+from converters.onnx.model_file import load_checked, load_model, save_model
 from converters.spec import Converted, Job, Spec
 from edge_core.extras import need
 
@@ -35,16 +35,18 @@ OPS = ("MatMul",)  # Gemm is rewritten to it first
 def convert(job: Job) -> Converted:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
     q = need("onnxruntime.quantization", SPEC.extra)
-    original = load(job.model)
-    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
-    onnx_lookup.to_int8(model)
+    original = load_model(job.model)
+    model = clamp_versions(original, job.ceiling, SPEC.min_opset)
+    store_tables_int8(model)
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        save(model, source)
-        with foreign("onnxruntime could not quantise the model", hint="try onnx-int8-weights"):
+        save_model(model, source)
+        with translate_foreign_errors(
+            "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
+        ):
             q.quantize_dynamic(
                 source, made, op_types_to_quantize=list(OPS), per_channel=True,
                 weight_type=q.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
             )  # fmt: skip
-            model = checked(made)
-    return onnx_graph.write_quantised(model, job, original)
+            model = load_checked(made)
+    return write_quantised(model, job, original)

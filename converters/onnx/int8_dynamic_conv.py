@@ -10,15 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from converters.foreign_errors import foreign
-from converters.onnx import graph as onnx_graph
-from converters.onnx import int8_dynamic as onnx_int8_dynamic
-from converters.onnx.file import checked, load, save
+from converters.foreign_errors import translate_foreign_errors
+from converters.onnx import int8_dynamic
+from converters.onnx.candidate_file import clamp_versions, write_quantised
+from converters.onnx.model_file import load_checked, load_model, save_model
 from converters.spec import Converted, Job
 from edge_core.extras import need
 
 SPEC = msgspec.structs.replace(
-    onnx_int8_dynamic.SPEC,
+    int8_dynamic.SPEC,
     name="onnx-int8-dynamic-conv",
     title="dynamic INT8 MatMul and Conv",
 )
@@ -27,13 +27,15 @@ SPEC = msgspec.structs.replace(
 def convert(job: Job) -> Converted:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
     q = need("onnxruntime.quantization", SPEC.extra)
-    original = load(job.model)
-    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
+    original = load_model(job.model)
+    model = clamp_versions(original, job.ceiling, SPEC.min_opset)
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        save(model, source)
-        with foreign("onnxruntime could not quantise the model", hint="try onnx-int8-weights"):
+        save_model(model, source)
+        with translate_foreign_errors(
+            "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
+        ):
             # The CPU has a ConvInteger kernel for unsigned weights only.
             q.quantize_dynamic(source, made, per_channel=False, weight_type=q.QuantType.QUInt8)
-            model = checked(made)
-    return onnx_graph.write_quantised(model, job, original)
+            model = load_checked(made)
+    return write_quantised(model, job, original)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from converters.foreign_errors import foreign
-from converters.onnx import graph as onnx_graph
-from converters.onnx.bias_correction import refine
-from converters.onnx.file import checked, load, save
+from converters.foreign_errors import translate_foreign_errors
+from converters.onnx.bias_correction import correct_biases
+from converters.onnx.candidate_file import clamp_versions, write_quantised
+from converters.onnx.model_file import load_checked, load_model, save_model
 from converters.spec import Converted, Job, Spec
 from edge_core.errors import ConvertError
 from edge_core.extras import need
@@ -35,7 +35,7 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip")
 FLOAT_OUTPUT = ("Gemm", "MatMul")  # have an int8 kernel that gives floats
 
 
-class Static(msgspec.Struct, frozen=True):
+class StaticInt8(msgspec.Struct, frozen=True):
     """One static recipe; the module's three differ in activation type and weight scales."""
 
     SPEC: Spec
@@ -48,8 +48,8 @@ class Static(msgspec.Struct, frozen=True):
             raise ConvertError(
                 f"{self.SPEC.name} needs calibration samples", hint="give --calibration"
             )
-        original = load(job.model)
-        model = onnx_graph.clamp(original, job.ceiling, self.SPEC.min_opset)
+        original = load_model(job.model)
+        model = clamp_versions(original, job.ceiling, self.SPEC.min_opset)
         if any(n.op_type == "DequantizeLinear" for n in model.graph.node):
             raise ConvertError(
                 f"{job.model.name} is quantised already", hint="start from the float model"
@@ -57,16 +57,18 @@ class Static(msgspec.Struct, frozen=True):
         _name_nodes(model)
         quantised = self._quantise(model, job.samples)
         _keep_outputs_float(quantised)
-        refined = refine(model, quantised, job.samples)
+        refined = correct_biases(model, quantised, job.samples)
         notes = (f"{refined} layers corrected on calibration samples",) if refined else ()
-        return onnx_graph.write_quantised(quantised, job, original, notes=notes)
+        return write_quantised(quantised, job, original, notes=notes)
 
     def _quantise(self, model: ModelProto, samples: Sequence[Feeds]) -> ModelProto:
         q = need("onnxruntime.quantization", self.SPEC.extra)
         with tempfile.TemporaryDirectory() as folder:
             source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-            save(model, source)
-            with foreign("onnxruntime could not quantise the model", hint="try onnx-int8-weights"):
+            save_model(model, source)
+            with translate_foreign_errors(
+                "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
+            ):
                 q.quantize_static(
                     source, made, _Reader(samples),
                     quant_format=q.QuantFormat.QDQ,
@@ -76,7 +78,7 @@ class Static(msgspec.Struct, frozen=True):
                     weight_type=q.QuantType.QInt8,
                     calibrate_method=q.CalibrationMethod.MinMax,
                 )  # fmt: skip
-                return checked(made)
+                return load_checked(made)
 
 
 class _Reader:
@@ -90,7 +92,7 @@ class _Reader:
 
 
 def _name_nodes(model: ModelProto) -> None:
-    """A name of its own for every node: the quantiser and refine() find nodes by name."""
+    """A name of its own for every node: the quantiser and correct_biases() find nodes by name."""
     seen = Counter(n.name for n in model.graph.node)
     for index, node in enumerate(model.graph.node):
         if not node.name or seen[node.name] > 1:
@@ -118,7 +120,7 @@ def _keep_outputs_float(model: ModelProto) -> None:
             model.graph.node.remove(dequantise)
 
 
-def _spec(recipe: str, title: str) -> Spec:
+def _make_spec(recipe: str, title: str) -> Spec:
     return Spec(
         name=f"onnx-int8-static-{recipe}",
         title=title,
@@ -133,12 +135,16 @@ def _spec(recipe: str, title: str) -> Spec:
     )
 
 
-U8S8 = Static(
-    _spec("u8s8", "static INT8, unsigned activations, a scale per channel (x86)"), "QUInt8", True
+U8S8 = StaticInt8(
+    _make_spec("u8s8", "static INT8, unsigned activations, a scale per channel (x86)"),
+    "QUInt8",
+    True,
 )
-S8S8 = Static(
-    _spec("s8s8", "static INT8, signed activations, a scale per channel (ARM)"), "QInt8", True
+S8S8 = StaticInt8(
+    _make_spec("s8s8", "static INT8, signed activations, a scale per channel (ARM)"), "QInt8", True
 )
-PER_TENSOR = Static(
-    _spec("per-tensor", "static INT8, unsigned activations, one scale per weight"), "QUInt8", False
+PER_TENSOR = StaticInt8(
+    _make_spec("per-tensor", "static INT8, unsigned activations, one scale per weight"),
+    "QUInt8",
+    False,
 )

@@ -7,9 +7,9 @@ disable_quant_qdq. Without that option EfficientNet-Lite0 takes 20.9 instead of 
 
 from __future__ import annotations
 
-from converters.onnx import graph as onnx_graph
-from converters.onnx import weights as onnx_weights
-from converters.onnx.file import load
+from converters.onnx.candidate_file import clamp_versions, write_quantised
+from converters.onnx.model_file import load_model
+from converters.onnx.weights import find_weights, insert_first, store_int8
 from converters.spec import Converted, Job, Spec
 
 SPEC = Spec(
@@ -28,8 +28,8 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 def convert(job: Job) -> Converted:
     """Write the model with int8 weights; raises ConvertError if it has hardly any to convert."""
-    original = load(job.model)
-    model = onnx_graph.clamp(original, job.ceiling, SPEC.min_opset)
-    nodes = [onnx_weights.store_int8(model, w) for w in onnx_weights.find(model, OPS)]
-    onnx_weights.put_first(model, nodes)
-    return onnx_graph.write_quantised(model, job, original, options={"disable_quant_qdq": "1"})
+    original = load_model(job.model)
+    model = clamp_versions(original, job.ceiling, SPEC.min_opset)
+    nodes = [store_int8(model, w) for w in find_weights(model, OPS)]
+    insert_first(model, nodes)
+    return write_quantised(model, job, original, options={"disable_quant_qdq": "1"})

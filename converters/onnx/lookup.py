@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converters import int4
-from converters.onnx import weights as onnx_weights
+from converters.onnx.weights import compute_channel_scales, find_weights, replace_node
 from edge_core.extras import need
 from edge_core.tensors import Array
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 LARGEST = 127
 
 
-def to_int8(model: ModelProto) -> None:
+def store_tables_int8(model: ModelProto) -> None:
     """Store every table as int8, a scale per row; rows are made float when they are looked up."""
     onnx = need("onnx", "onnx")
     make, array = onnx.helper.make_node, onnx.numpy_helper.from_array
-    for table in list(onnx_weights.find(model, ("Gather",))):
+    for table in list(find_weights(model, ("Gather",))):
         name, node = table.tensor.name, table.node
-        scale = onnx_weights.channel_scales(table.values, 0, LARGEST)[:, None]
+        scale = compute_channel_scales(table.values, 0, LARGEST)[:, None]
         integers = np.round(table.values / scale).astype(np.int8)
         table.tensor.CopyFrom(array(integers, f"{name}_quantised"))
         model.graph.initializer.append(array(scale.astype(np.float32), f"{name}_scale"))
@@ -37,20 +37,20 @@ def to_int8(model: ModelProto) -> None:
             make("Gather", [f"{name}_scale", node.input[1]], [scales], scales),
             make("Mul", [floats, scales], [node.output[0]], node.name),
         ]
-        onnx_weights.replace_node(model, node, new)
+        replace_node(model, node, new)
 
 
-def to_int4(model: ModelProto) -> None:
+def store_tables_int4(model: ModelProto) -> None:
     """Store every table in 4 bits for ONNX Runtime's GatherBlockQuantized, which has no standard
     form. The types need opset 21, the kernel ONNX Runtime 1.20."""
     onnx = need("onnx", "onnx")
-    for table in list(onnx_weights.find(model, ("Gather",))):
+    for table in list(find_weights(model, ("Gather",))):
         name, node = table.tensor.name, table.node
-        made = int4.quantise(table.values)
+        made = int4.quantise_blocks(table.values)
         codes = made.codes.reshape(len(table.values), -1)[:, : table.values.shape[1]]
-        table.tensor.CopyFrom(_uint4(f"{name}_quantised", codes))
+        table.tensor.CopyFrom(_make_uint4(f"{name}_quantised", codes))
         model.graph.initializer.append(onnx.numpy_helper.from_array(made.scale, f"{name}_scale"))
-        model.graph.initializer.append(_uint4(f"{name}_zero", made.zero))
+        model.graph.initializer.append(_make_uint4(f"{name}_zero", made.zero))
         new = onnx.helper.make_node(
             "GatherBlockQuantized",
             [f"{name}_quantised", node.input[1], f"{name}_scale", f"{name}_zero"],
@@ -61,12 +61,12 @@ def to_int4(model: ModelProto) -> None:
             quantize_axis=1,
             block_size=int4.BLOCK,
         )
-        onnx_weights.replace_node(model, node, [new])
+        replace_node(model, node, [new])
 
 
-def _uint4(name: str, codes: Array) -> TensorProto:
+def _make_uint4(name: str, codes: Array) -> TensorProto:
     onnx = need("onnx", "onnx")
-    raw = int4.packed(codes.ravel()).tobytes()
+    raw = int4.pack_nibbles(codes.ravel()).tobytes()
     tensor: TensorProto = onnx.helper.make_tensor(
         name, onnx.TensorProto.UINT4, codes.shape, raw, raw=True
     )

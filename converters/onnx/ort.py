@@ -12,16 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-from converters.onnx import fp32 as onnx_fp32
-from converters.onnx import int8_dynamic as onnx_int8_dynamic
-from converters.onnx import int8_static as onnx_int8_static
-from converters.onnx import ort_file
+from converters.onnx import fp32, int8_dynamic, int8_static
+from converters.onnx.ort_file import write_ort
 from converters.spec import Converted, Converter, Job
 
 ARM = ("aarch64", "armv7l")
 
 
-class Ort:
+class OrtConverter:
     """Another converter's result in ORT format."""
 
     def __init__(self, inner: Converter) -> None:
@@ -40,14 +38,14 @@ class Ort:
         out = job.out_dir / "model.ort"
         with tempfile.TemporaryDirectory() as folder:
             inner = self._inner.convert(msgspec.structs.replace(job, out_dir=Path(folder)))
-            ort_file.write(inner.path, out, arm=job.arch in ARM)
+            write_ort(inner.path, out, arm=job.arch in ARM)
             fixed = job.out_dir / "fixed.ort" if inner.fixed else None
             if inner.fixed and fixed:
-                ort_file.write(inner.fixed, fixed, arm=job.arch in ARM)
+                write_ort(inner.fixed, fixed, arm=job.arch in ARM)
         return msgspec.structs.replace(inner, path=out, fixed=fixed)
 
 
-FP32 = Ort(onnx_fp32)
-U8S8 = Ort(onnx_int8_static.U8S8)
-S8S8 = Ort(onnx_int8_static.S8S8)
-DYNAMIC = Ort(onnx_int8_dynamic)
+FP32 = OrtConverter(fp32)
+U8S8 = OrtConverter(int8_static.U8S8)
+S8S8 = OrtConverter(int8_static.S8S8)
+DYNAMIC = OrtConverter(int8_dynamic)

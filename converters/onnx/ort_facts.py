@@ -38,60 +38,60 @@ class _Facts(msgspec.Struct, frozen=True):
     cpu: dict[str, dict[str, dict[int, str]]]
 
 
-def ceiling(version: str) -> Ceiling:
+def find_ceiling(version: str) -> Ceiling:
     """The highest opset and IR version that ONNX Runtime ``version`` loads.
 
     Taken from its own line (1.23) or else from the nearest older line that is known. Raises
     InputError for text that is no version and for versions before the oldest known.
     """
-    return _ceilings()[_known_line(version)]
+    return _load_ceilings()[_find_line(version)]
 
 
-def missing_ops(version: str, ops: Iterable[str], opset: int) -> tuple[str, ...]:
+def find_missing_ops(version: str, ops: Iterable[str], opset: int) -> tuple[str, ...]:
     """The ``ops`` ("Conv", "com.microsoft:MatMulNBits") that ``version`` cannot run on the CPU.
 
     An operator that is inlined from its function body runs. Lines older than the oldest one that
     could be asked (1.16) are held to its list: what it lacks, they lack. Type constraints are not
     looked at: an operator may be listed and still refuse, say, fp16.
     """
-    oldest = _line(_facts().kernels[0])
-    line = max(_line(version), oldest)
-    return tuple(sorted(op for op in ops if not _runs(op, opset, line)))
+    oldest = _parse_line(_load_facts().kernels[0])
+    line = max(_parse_line(version), oldest)
+    return tuple(sorted(op for op in ops if not _can_run(op, opset, line)))
 
 
-def provenance(version: str) -> str:
+def describe_provenance(version: str) -> str:
     """Who says what ceiling() answers for ``version``."""
-    line = _known_line(version)
-    asked = next((v for v in _facts().measured if _line(v) == line), "")
+    line = _find_line(version)
+    asked = next((v for v in _load_facts().measured if _parse_line(v) == line), "")
     if asked:
         return f"measured on onnxruntime {asked} (benchmarks/ort_facts.py)"
     return f"the vendor's compatibility table for {line[0]}.{line[1]}"
 
 
 @cache
-def _facts() -> _Facts:
+def _load_facts() -> _Facts:
     raw = files("converters.onnx").joinpath("ort_facts.json").read_bytes()
     return msgspec.json.decode(raw, type=_Facts)
 
 
 @cache
-def _ceilings() -> dict[Line, Ceiling]:
-    rows = {**_facts().published, **_facts().measured}  # what was measured wins
-    return {_line(version): row for version, row in rows.items()}
+def _load_ceilings() -> dict[Line, Ceiling]:
+    rows = {**_load_facts().published, **_load_facts().measured}  # what was measured wins
+    return {_parse_line(version): row for version, row in rows.items()}
 
 
-def _known_line(version: str) -> Line:
-    wanted = _line(version)
-    older = [line for line in _ceilings() if line <= wanted]
+def _find_line(version: str) -> Line:
+    wanted = _parse_line(version)
+    older = [line for line in _load_ceilings() if line <= wanted]
     if not older:
-        first = ".".join(map(str, min(_ceilings())))
+        first = ".".join(map(str, min(_load_ceilings())))
         raise InputError(
             f"nothing is known of onnxruntime {version}", hint=f"the oldest known line is {first}"
         )
     return max(older)
 
 
-def _line(version: str) -> Line:
+def _parse_line(version: str) -> Line:
     """'1.22.1', '1.22' or '1.22.0+cu126' -> (1, 22)."""
     found = re.match(r"(\d{1,4})\.(\d{1,4})(?![0-9])", version)
     if not found:
@@ -99,20 +99,20 @@ def _line(version: str) -> Line:
     return int(found[1]), int(found[2])
 
 
-def _runs(name: str, opset: int, line: Line) -> bool:
+def _can_run(name: str, opset: int, line: Line) -> bool:
     domain, _, op = name.rpartition(":")
-    versions = _facts().cpu.get("" if domain in STANDARD else domain, {}).get(op, {})
+    versions = _load_facts().cpu.get("" if domain in STANDARD else domain, {}).get(op, {})
     if domain not in STANDARD:  # their opset is not given: any version of the operator will do
-        return any(_within(lines, line) for lines in versions.values())
+        return any(_is_within(lines, line) for lines in versions.values())
     since = max((v for v in versions if v <= opset), default=None)
-    return since is not None and _within(versions[since], line)
+    return since is not None and _is_within(versions[since], line)
 
 
-def _within(lines: str, line: Line) -> bool:
+def _is_within(lines: str, line: Line) -> bool:
     if lines in ("", "*"):
         return lines == "*"
     for span in lines.split(","):
         first, _, last = span.partition("-")
-        if (not first or _line(first) <= line) and (not last or line <= _line(last)):
+        if (not first or _parse_line(first) <= line) and (not last or line <= _parse_line(last)):
             return True
     return False

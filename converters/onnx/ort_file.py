@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from converters.foreign_errors import foreign
-from converters.onnx.file import STANDARD
+from converters.foreign_errors import translate_foreign_errors
+from converters.onnx.model_file import STANDARD_DOMAINS
 from edge_core.extras import need
 from edge_core.files import write_whole
 
@@ -22,7 +22,7 @@ VERSION, MODEL, RESOLVER = 0, 1, 3  # fields of the root
 IR, IMPORTS = 0, 1  # of a model
 
 
-def write(source: Path, out: Path, *, arm: bool) -> None:
+def write_ort(source: Path, out: Path, *, arm: bool) -> None:
     """Write the ONNX file ``source`` as ``out``, optimised for ARM or for x86-64.
 
     Raises ConvertError if ONNX Runtime cannot.
@@ -36,41 +36,45 @@ def write(source: Path, out: Path, *, arm: bool) -> None:
         so.add_session_config_entry("session.save_model_format", "ORT")
         # As onnxruntime.tools.convert_onnx_models_to_ort does for its target platforms.
         so.add_session_config_entry("session.qdqisint8allowed", "1" if arm else "0")
-        with foreign("onnxruntime could not write ORT format", hint="take the .onnx candidate"):
+        with translate_foreign_errors(
+            "onnxruntime could not write ORT format", hint="take the .onnx candidate"
+        ):
             # NCHWc blocks are as wide as the vectors of the machine that writes the file (16
             # floats with AVX-512, 8 with AVX2), so a file that holds them may be wrong elsewhere.
             ort.InferenceSession(
                 str(source), so, providers=["CPUExecutionProvider"],
                 disabled_optimizers=["NchwcTransformer"],
             )  # fmt: skip
-        write_whole(out, _with_sorted_types(made.read_bytes()))
+        write_whole(out, _sort_types(made.read_bytes()))
 
 
-def versions(path: Path) -> tuple[int, int]:
+def read_ort_versions(path: Path) -> tuple[int, int]:
     """Opset and IR version of an ORT-format file."""
-    model = _child(_root(path.read_bytes()), MODEL)
-    imports = {_text(t, 0): _number(t, 1, "Int64Flags") for t in _children(model, IMPORTS)}
-    opset = next(version for domain, version in imports.items() if domain in STANDARD)
-    return opset, _number(model, IR, "Int64Flags")
+    model = _read_child(_read_root(path.read_bytes()), MODEL)
+    imports = {
+        _read_text(t, 0): _read_number(t, 1, "Int64Flags") for t in _read_children(model, IMPORTS)
+    }
+    opset = next(version for domain, version in imports.items() if domain in STANDARD_DOMAINS)
+    return opset, _read_number(model, IR, "Int64Flags")
 
 
-def _with_sorted_types(raw: bytes) -> bytes:
+def _sort_types(raw: bytes) -> bytes:
     """The same file with its table of kernel types written anew, in order.
 
     FlatBuffers are written from the end: the model comes last in the file, and all before it is
     the table of types and the root.
     """
     flatbuffers = need("flatbuffers", "onnx")
-    root = _root(raw)
-    model = _child(root, MODEL)
+    root = _read_root(raw)
+    model = _read_child(root, MODEL)
     vtable = model.Pos - model.Get(flatbuffers.number_types.SOffsetTFlags, model.Pos)
     kept = raw[min(model.Pos, vtable) :]
     builder = flatbuffers.Builder(len(raw))
     builder.Bytes[len(builder.Bytes) - len(kept) :] = kept
     builder.head = len(builder.Bytes) - len(kept)
     builder.minalign = ALIGNMENT
-    resolver = _resolver(builder, _child(root, RESOLVER))
-    version = builder.CreateString(_text(root, VERSION))
+    resolver = _write_resolver(builder, _read_child(root, RESOLVER))
+    version = builder.CreateString(_read_text(root, VERSION))
     builder.StartObject(4)
     builder.PrependUOffsetTRelativeSlot(VERSION, version, 0)
     builder.PrependUOffsetTRelativeSlot(MODEL, len(raw) - model.Pos, 0)
@@ -79,60 +83,60 @@ def _with_sorted_types(raw: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-def _resolver(builder: Any, resolver: Any) -> int:
+def _write_resolver(builder: Any, resolver: Any) -> int:
     """Op -> names of its types -> which arguments have them; readers search both by name."""
     ops = []
-    for op in sorted(_children(resolver, 0), key=_name):
+    for op in sorted(_read_children(resolver, 0), key=_read_name):
         types = []
-        for kind in sorted(_children(op, 1), key=_name):
-            arguments = [_argument(builder, a) for a in _children(kind, 1)]
-            types.append(_named(builder, _name(kind), arguments))
-        ops.append(_named(builder, _name(op), types))
-    vector = _vector(builder, ops)
+        for kind in sorted(_read_children(op, 1), key=_read_name):
+            arguments = [_write_argument(builder, a) for a in _read_children(kind, 1)]
+            types.append(_write_named(builder, _read_name(kind), arguments))
+        ops.append(_write_named(builder, _read_name(op), types))
+    vector = _write_vector(builder, ops)
     builder.StartObject(1)
     builder.PrependUOffsetTRelativeSlot(0, vector, 0)
     return int(builder.EndObject())
 
 
-def _named(builder: Any, name: str, children: list[int]) -> int:
-    text, vector = builder.CreateString(name), _vector(builder, children)
+def _write_named(builder: Any, name: str, children: list[int]) -> int:
+    text, vector = builder.CreateString(name), _write_vector(builder, children)
     builder.StartObject(2)
     builder.PrependUOffsetTRelativeSlot(0, text, 0)
     builder.PrependUOffsetTRelativeSlot(1, vector, 0)
     return int(builder.EndObject())
 
 
-def _argument(builder: Any, table: Any) -> int:
+def _write_argument(builder: Any, table: Any) -> int:
     builder.StartObject(2)
-    builder.PrependInt8Slot(0, _number(table, 0, "Int8Flags"), 0)
-    builder.PrependUint32Slot(1, _number(table, 1, "Uint32Flags"), 0)
+    builder.PrependInt8Slot(0, _read_number(table, 0, "Int8Flags"), 0)
+    builder.PrependUint32Slot(1, _read_number(table, 1, "Uint32Flags"), 0)
     return int(builder.EndObject())
 
 
-def _vector(builder: Any, children: list[int]) -> int:
+def _write_vector(builder: Any, children: list[int]) -> int:
     builder.StartVector(4, len(children), 4)
     for child in reversed(children):
         builder.PrependUOffsetTRelative(child)
     return int(builder.EndVector())
 
 
-def _root(raw: bytes) -> Any:
+def _read_root(raw: bytes) -> Any:
     flatbuffers = need("flatbuffers", "onnx")
     return flatbuffers.table.Table(raw, int.from_bytes(raw[:4], "little"))
 
 
-def _field(table: Any, slot: int) -> int:
+def _find_field(table: Any, slot: int) -> int:
     """Where a field's value is; 0 when the file leaves it out."""
     offset = table.Offset(4 + 2 * slot)
     return int(table.Pos + offset) if offset else 0
 
 
-def _child(table: Any, slot: int) -> Any:
-    return type(table)(table.Bytes, table.Indirect(_field(table, slot)))
+def _read_child(table: Any, slot: int) -> Any:
+    return type(table)(table.Bytes, table.Indirect(_find_field(table, slot)))
 
 
-def _children(table: Any, slot: int) -> list[Any]:
-    if not _field(table, slot):
+def _read_children(table: Any, slot: int) -> list[Any]:
+    if not _find_field(table, slot):
         return []
     offset = table.Offset(4 + 2 * slot)
     first = table.Vector(offset)
@@ -142,16 +146,16 @@ def _children(table: Any, slot: int) -> list[Any]:
     ]
 
 
-def _text(table: Any, slot: int) -> str:
-    at = _field(table, slot)
+def _read_text(table: Any, slot: int) -> str:
+    at = _find_field(table, slot)
     return table.String(at).decode() if at else ""
 
 
-def _name(table: Any) -> str:
-    return _text(table, 0)
+def _read_name(table: Any) -> str:
+    return _read_text(table, 0)
 
 
-def _number(table: Any, slot: int, kind: str) -> int:
+def _read_number(table: Any, slot: int, kind: str) -> int:
     types = need("flatbuffers.number_types", "onnx")
-    at = _field(table, slot)
+    at = _find_field(table, slot)
     return int(table.Get(getattr(types, kind), at)) if at else 0

@@ -5,32 +5,32 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from converters.foreign_errors import foreign, reason
-from converters.onnx.file import load, save
+from converters.foreign_errors import describe_error, translate_foreign_errors
+from converters.onnx.model_file import load_model, save_model
 from edge_core.errors import InputError
 from edge_core.extras import need
 
 OPSET = 18  # the lowest that the exporter writes itself; lower ones it gets by conversion
 
 
-def export(source: Path, out: Path) -> None:
+def export_program(source: Path, out: Path) -> None:
     """Write ``source`` as ONNX. Raises InputError for a file that is no exported program,
     ConvertError for one that has no ONNX form, MissingExtra without torch."""
     torch = need("torch", "torch")
     need("onnxscript", "torch")
     if not source.is_file():
         raise InputError(f"no model at {source}")
-    with foreign(f"{source.name} cannot be read"):
+    with translate_foreign_errors(f"{source.name} cannot be read"):
         try:
             program = torch.export.load(source)
         except Exception as e:  # zip, pickle and torch errors of many types
             raise InputError(
-                f"{source} is not a program that torch.export.save wrote: {reason(e)}",
+                f"{source} is not a program that torch.export.save wrote: {describe_error(e)}",
                 hint="torch.export.save(torch.export.export(model.eval(), example), path)",
             ) from e
     hint = "export it to ONNX yourself, or change the op that the message names"
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.onnx"
-        with foreign(f"torch could not export {source.name} to ONNX", hint=hint):
+        with translate_foreign_errors(f"torch could not export {source.name} to ONNX", hint=hint):
             torch.onnx.export(program, (), written, dynamo=True, opset_version=OPSET)
-        save(load(written), out)
+        save_model(load_model(written), out)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.onnx.file import no_such_op, save, weights
+from converters.onnx.model_file import iter_weights, make_unknown_op_error, save_model
 from edge_core.errors import ConvertError, MeasureError
 from edge_core.extras import need
 from edge_core.runtimes import onnxruntime
@@ -27,7 +27,7 @@ _NO_KERNEL = re.compile(r"implementation for (\S+)\(\d+\) node with name '([^']*
 _NO_SCHEMA = re.compile(r"(\S+:\w+)\(-?\d+\) is not a registered function/op")
 
 
-def compare(path: Path, given: Feeds, rewritten: ModelProto) -> str:
+def verify_rewrite(path: Path, given: Feeds, rewritten: ModelProto) -> str:
     """Run the file at ``path`` and ``rewritten`` on the same random input. Returns "" when they
     agree, or why they could not be compared.
 
@@ -38,10 +38,10 @@ def compare(path: Path, given: Feeds, rewritten: ModelProto) -> str:
     original = _open(path, path, "off")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "rewritten.onnx"
-        save(rewritten, copy)
+        save_model(rewritten, copy)
         session = _open(copy, path, "off")
         _open(copy, path, "all")  # as devices load it; some branches only fail there
-    feeds = random_feeds(session.inputs)
+    feeds = make_random_feeds(session.inputs)
     try:
         want = original.run({**feeds, **given})
     except MeasureError as e:  # some models refuse what no user would feed them
@@ -51,19 +51,19 @@ def compare(path: Path, given: Feeds, rewritten: ModelProto) -> str:
     except MeasureError as e:
         raise ConvertError(f"{path.name} does not run once rewritten: {e.what}") from e
     kinds = need("onnx", "onnx").TensorProto
-    half = any(t.data_type in (kinds.FLOAT16, kinds.BFLOAT16) for t in weights(rewritten))
-    same(want, got, TOLERANCE_FP16 if half else TOLERANCE)
+    half = any(t.data_type in (kinds.FLOAT16, kinds.BFLOAT16) for t in iter_weights(rewritten))
+    require_same_outputs(want, got, TOLERANCE_FP16 if half else TOLERANCE)
     return ""
 
 
-def random_feeds(inputs: tuple[TensorSpec, ...]) -> Feeds:
+def make_random_feeds(inputs: tuple[TensorSpec, ...]) -> Feeds:
     """Seeded values for static inputs: normal floats, any bytes, and 0 or 1 for other integers,
     which are valid as token ids, masks and indices."""
     rng = np.random.default_rng(SEED)
-    return {spec.name: _random(rng, spec) for spec in inputs}
+    return {spec.name: _make_random(rng, spec) for spec in inputs}
 
 
-def _random(rng: np.random.Generator, spec: TensorSpec) -> Array:
+def _make_random(rng: np.random.Generator, spec: TensorSpec) -> Array:
     shape = [int(d) for d in spec.shape]
     if spec.dtype == "string":
         return np.full(shape, "a", dtype=object)
@@ -78,9 +78,9 @@ def _open(file: Path, path: Path, level: str) -> Session:
         return onnxruntime.open(file, threads=1, options={"graph_optimization": level})
     except MeasureError as e:
         if found := _NO_KERNEL.search(e.what):
-            raise no_such_op(path, found[1], found[2]) from e
+            raise make_unknown_op_error(path, found[1], found[2]) from e
         if found := _NO_SCHEMA.search(e.what):
-            raise no_such_op(path, found[1], "") from e
+            raise make_unknown_op_error(path, found[1], "") from e
         if file == path:
             raise ConvertError(e.what, hint="'edge inspect' lists the model's ops") from e
         raise ConvertError(
@@ -89,7 +89,7 @@ def _open(file: Path, path: Path, level: str) -> Session:
         ) from e
 
 
-def same(want: Feeds, got: Feeds, tolerance: float = TOLERANCE) -> None:
+def require_same_outputs(want: Feeds, got: Feeds, tolerance: float = TOLERANCE) -> None:
     """Raise ConvertError naming an output that differs by more than the tolerance."""
     for name, a in want.items():
         b = got[name]
@@ -98,12 +98,12 @@ def same(want: Feeds, got: Feeds, tolerance: float = TOLERANCE) -> None:
                 f"output '{name}' changed from {a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}"
             )
         limit = tolerance if a.dtype.kind == "f" else INT_TOLERANCE
-        off = _distance(a, b)
+        off = _measure_distance(a, b)
         if not off <= limit:  # NaN is off, too
             raise ConvertError(f"output '{name}' changed by {off:.2g} (limit {limit:g})")
 
 
-def _distance(a: Array, b: Array) -> float:
+def _measure_distance(a: Array, b: Array) -> float:
     """Largest difference over the largest value; of other than floats the share that differs."""
     if a.dtype.kind != "f":
         return float(np.mean(a != b)) if a.size else 0.0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from converters.onnx.file import graphs, nodes
-from converters.rounding import keep_sums
+from converters.onnx.model_file import iter_graphs, iter_nodes
+from converters.rounding import round_keeping_sums
 from edge_core.extras import need
 from edge_core.tensors import Array
 
@@ -29,12 +29,12 @@ class Weight(msgspec.Struct, frozen=True):
     axis: int  # of the output channels; of the rows of a lookup table
 
 
-def find(model: ModelProto, ops: Collection[str]) -> Iterator[Weight]:
+def find_weights(model: ModelProto, ops: Collection[str]) -> Iterator[Weight]:
     """Weights of those ops, in the order of the graph."""
     onnx = need("onnx", "onnx")
     known = {t.name: t for t in model.graph.initializer}
-    uses = Counter(i for n in nodes(model) for i in n.input)
-    uses.update(v.name for graph in graphs(model.graph) for v in graph.output)
+    uses = Counter(i for n in iter_nodes(model) for i in n.input)
+    uses.update(v.name for graph in iter_graphs(model.graph) for v in graph.output)
     for node in list(model.graph.node):
         index = 0 if node.op_type == "Gather" else 1
         if node.op_type not in ops or node.domain or len(node.input) <= index:
@@ -43,18 +43,18 @@ def find(model: ModelProto, ops: Collection[str]) -> Iterator[Weight]:
         if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or uses[tensor.name] > 1:
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        axis = _channels(node, values.ndim)
+        axis = _find_channel_axis(node, values.ndim)
         if values.size >= MIN_VALUES and axis is not None:
             yield Weight(node, tensor, values, axis)
 
 
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
+def read_attribute(node: NodeProto, name: str, default: Any) -> Any:
     """The value of a node's attribute, or ``default``."""
     helper = need("onnx.helper", "onnx")
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def dequantised(
+def replace_by_integers(
     model: ModelProto, weight: Weight, integers: TensorProto, scale: Array, **attributes: int
 ) -> NodeProto:
     """Store ``integers`` and ``scale`` in place of a weight; return the node that gives floats."""
@@ -77,15 +77,15 @@ def dequantised(
 
 def store_int8(model: ModelProto, weight: Weight) -> NodeProto:
     """Store a weight as int8, a scale per channel; return the node that gives floats."""
-    scale = channel_scales(weight.values, weight.axis, 127)
+    scale = compute_channel_scales(weight.values, weight.axis, 127)
     kernels = np.moveaxis(weight.values, weight.axis, 0)
     steps = kernels.reshape(len(kernels), -1) / scale[:, None]
-    integers = keep_sums(steps, 127).astype(np.int8).reshape(kernels.shape)
+    integers = round_keeping_sums(steps, 127).astype(np.int8).reshape(kernels.shape)
     stored = need("onnx.numpy_helper", "onnx").from_array(np.moveaxis(integers, 0, weight.axis))
-    return dequantised(model, weight, stored, scale, axis=weight.axis)
+    return replace_by_integers(model, weight, stored, scale, axis=weight.axis)
 
 
-def put_first(model: ModelProto, new: list[NodeProto]) -> None:
+def insert_first(model: ModelProto, new: list[NodeProto]) -> None:
     """Insert nodes that depend on constants only."""
     after = list(model.graph.node)
     del model.graph.node[:]
@@ -100,7 +100,7 @@ def replace_node(model: ModelProto, old: NodeProto, new: list[NodeProto]) -> Non
     model.graph.node.extend([*before[:index], *new, *before[index + 1 :]])
 
 
-def channel_scales(values: Array, axis: int, largest: int) -> Array:
+def compute_channel_scales(values: Array, axis: int, largest: int) -> Array:
     """One symmetric scale per channel, so that its largest weight becomes ``largest``."""
     others = tuple(i for i in range(values.ndim) if i != axis)
     peak = np.abs(values).max(axis=others)
@@ -108,16 +108,16 @@ def channel_scales(values: Array, axis: int, largest: int) -> Array:
     return scales
 
 
-def _channels(node: NodeProto, rank: int) -> int | None:
+def _find_channel_axis(node: NodeProto, rank: int) -> int | None:
     match node.op_type:
         case "Conv":
             return 0
         case "ConvTranspose":
             return 1
         case "Gemm":
-            return 0 if attribute(node, "transB", 0) else 1
+            return 0 if read_attribute(node, "transB", 0) else 1
         case "MatMul":
             return rank - 1 if rank > 1 else None
         case "Gather":
-            return 0 if attribute(node, "axis", 0) == 0 and rank == 2 else None
+            return 0 if read_attribute(node, "axis", 0) == 0 and rank == 2 else None
     return None

@@ -15,8 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from converters import batch
-from converters.batch import Shape, Tensor, Where
+from converters.batch_tracker import (
+    BATCH_NAME,
+    BatchAxis,
+    BatchedTensor,
+    Shape,
+    find_free_dimension,
+)
 from converters.tflite import flatbuffer
 from edge_core.tensors import Array
 
@@ -51,7 +56,7 @@ class Draft:
 
     def stored(self, values: Array, kind: int) -> int:
         """A new constant."""
-        index = self._added(values.shape, f"{batch.NAME}/{len(self.graph.tensors)}", kind)
+        index = self._added(values.shape, f"{BATCH_NAME}/{len(self.graph.tensors)}", kind)
         flatbuffer.set_constant(self.model, self.graph.tensors[index], values)
         return index
 
@@ -97,11 +102,11 @@ class Draft:
         return made
 
 
-def reshape(draft: Draft, op: Op, x: Tensor) -> Ops:
+def reshape(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
     """The free dimension where the rows are; where they cannot stay, they go to the front."""
     source, result = op.inputs[0], op.outputs[0]
     want = draft.shape(result)
-    place = batch.reshape(x.where, x.shape, want)
+    place = find_free_dimension(x.where, x.shape, want)
     if place is not None:
         return [draft.reshaped(source, want, place, result)]
     before = math.prod(x.shape[: x.where.axis]) * x.where.outer
@@ -115,7 +120,7 @@ def reshape(draft: Draft, op: Op, x: Tensor) -> Ops:
     ]
 
 
-def slice_(draft: Draft, op: Op, x: Tensor) -> Ops:
+def slice_(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row; or a part of each row."""
     found, want, at = draft.constant(op, 1), draft.shape(op.outputs[0]), x.where.axis
     if found is None:
@@ -128,7 +133,7 @@ def slice_(draft: Draft, op: Op, x: Tensor) -> Ops:
     ))  # fmt: skip
 
 
-def strided_slice(draft: Draft, op: Op, x: Tensor) -> Ops:
+def strided_slice(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row."""
     o, at = op.builtinOptions, x.where.axis
     begin, end, strides = (draft.constant(op, i) for i in (1, 2, 3))
@@ -146,7 +151,7 @@ def strided_slice(draft: Draft, op: Op, x: Tensor) -> Ops:
     return [opened]
 
 
-def gather(draft: Draft, op: Op, x: Tensor) -> Ops:
+def gather(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
     o, want = op.builtinOptions, draft.shape(op.outputs[0])
     axis = o.axis % len(x.shape)
@@ -165,11 +170,13 @@ def gather(draft: Draft, op: Op, x: Tensor) -> Ops:
     return _each(draft, op, x, want, taken)
 
 
-def _each(draft: Draft, op: Op, x: Tensor, want: Shape, part: Callable[[int, int], Op]) -> Ops:
+def _each(
+    draft: Draft, op: Op, x: BatchedTensor, want: Shape, part: Callable[[int, int], Op]
+) -> Ops:
     """A part of each row, from the rows in an axis of their own, before that of ``x``."""
     at = x.where.axis
     chosen_shape = (*x.shape[:at], 1, *want[at:])
-    place = batch.reshape(Where(at), chosen_shape, want)
+    place = find_free_dimension(BatchAxis(at), chosen_shape, want)
     if x.where.outer != 1 or place is None:
         return [op]
     source, new = int(op.inputs[0]), []
@@ -182,7 +189,7 @@ def _each(draft: Draft, op: Op, x: Tensor, want: Shape, part: Callable[[int, int
     return [*new, part(draft.split[source], chosen), whole]
 
 
-def broadcast_to(draft: Draft, op: Op, x: Tensor) -> Ops:
+def broadcast_to(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
     """A product with ones where it repeats, because its shape has no free form.
 
     It is exact, also for -0.0, infinity and NaN.
@@ -198,7 +205,7 @@ def broadcast_to(draft: Draft, op: Op, x: Tensor) -> Ops:
     return [draft.op("MUL", inputs, op.outputs[0], "MulOptions")]
 
 
-REWRITES: dict[str, Callable[[Draft, Op, Tensor], Ops]] = {
+REWRITES: dict[str, Callable[[Draft, Op, BatchedTensor], Ops]] = {
     "RESHAPE": reshape,
     "SQUEEZE": reshape,
     "EXPAND_DIMS": reshape,

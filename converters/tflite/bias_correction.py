@@ -23,10 +23,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.rounding import refit
+from converters.rounding import refit_kernels
 from converters.tflite import flatbuffer, ranges
-from converters.tflite.gptq import by_moments
-from converters.tflite.patches import mean_patch
+from converters.tflite.gptq import round_by_moments
+from converters.tflite.patches import compute_mean_patch
 from edge_core.tensors import Array, Feeds
 
 MAX_SAMPLES = 64
@@ -90,9 +90,9 @@ class Refiner:
 def _refined(layer: Layer, seen: Array) -> Refined:
     least, largest = LIMITS[flatbuffer.type_name(layer.weight)]
     if not layer.many_rows:
-        return Refined(*refit(layer.kernel, layer.scale, seen, largest))
+        return Refined(*refit_kernels(layer.kernel, layer.scale, seen, largest))
     scale = np.broadcast_to(layer.scale, layer.kernel.shape)[0]
-    rounded = by_moments(layer.kernel[0], scale, seen, least, largest)
+    rounded = round_by_moments(layer.kernel[0], scale, seen, least, largest)
     return Refined(rounded[np.newaxis], np.zeros(len(rounded)))
 
 
@@ -200,7 +200,7 @@ def _statistics(
     means = [np.zeros((len(x.kernel), x.kernel.shape[2])) for x in layers]
     picked = np.linspace(0, len(samples) - 1, min(len(samples), MAX_SAMPLES)).round()
     chosen = [samples[int(i)] for i in picked]
-    for values in ranges.activations(model, [x.source for x in layers], chosen):
+    for values in ranges.iter_activations(model, [x.source for x in layers], chosen):
         for source, total in moments.items():
             rows = values[source].reshape(-1, len(total)).astype(np.float64)
             total += rows.T @ rows
@@ -216,7 +216,7 @@ def _mean(layer: Layer, x: Array) -> Array:
     if layer.kind == "FULLY_CONNECTED":
         mean: Array = x.reshape(-1, layer.dims[1]).mean(axis=0, dtype=np.float64)
         return mean[np.newaxis]
-    taps = mean_patch(x, layer.dims[1:3], layer.options)
+    taps = compute_mean_patch(x, layer.dims[1:3], layer.options)
     if layer.kind == "DEPTHWISE_CONV_2D":
         return np.repeat(taps.reshape(-1, x.shape[3]).T, layer.dims[3] // x.shape[3], axis=0)
     grouped = taps.reshape(*taps.shape[:2], len(layer.kernel), -1)

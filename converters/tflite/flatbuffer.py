@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.foreign_errors import foreign
+from converters.foreign_errors import translate_foreign_errors
 from edge_core.errors import ConvertError, InputError
 from edge_core.extras import need
 from edge_core.files import read_limited, write_whole
@@ -56,13 +56,13 @@ def from_bytes(data: bytes, name: str = "the model") -> Model:
     """The model in ``data``; raises InputError naming ``name`` if it is none."""
     if bytes(data[4:8]) != IDENTIFIER:
         raise InputError(f"{name} is not a TFLite file", hint="it starts without 'TFL3'")
-    with foreign(f"{name} is damaged"):
+    with translate_foreign_errors(f"{name} is damaged"):
         model = _tools().read_model_from_bytearray(data)
-        _follow(model)
+        _check_references(model)
         return model
 
 
-def _follow(model: Model) -> None:
+def _check_references(model: Model) -> None:
     """Look at what every index and name refers to: in a damaged file one of them is wrong."""
     for graph in model.subgraphs:
         operators = graph.operators or ()
@@ -123,7 +123,7 @@ class _Aligned:
 def op_name(model: Model, op: Op) -> str:
     """The builtin's name, as "CONV_2D", or the custom op's own."""
     code = model.operatorCodes[op.opcodeIndex]
-    builtin = _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    builtin = _list_names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
     return code.customCode.decode() if builtin == "CUSTOM" else builtin
 
 
@@ -149,7 +149,7 @@ def tensor_name(tensor: Tensor) -> str:
 
 def type_name(tensor: Tensor) -> str:
     """The tensor's type in the schema's words: "FLOAT32", "INT4"."""
-    return _names("TensorType")[tensor.type]
+    return _list_names("TensorType")[tensor.type]
 
 
 def shape(tensor: Tensor) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ def constant(model: Model, tensor: Tensor) -> Array | None:
         return None
     kind, dims = type_name(tensor), shape(tensor)
     if kind == "INT4":
-        return _unpacked(np.frombuffer(data, np.uint8), int(np.prod(dims))).reshape(dims)
+        return _unpack_int4(np.frombuffer(data, np.uint8), int(np.prod(dims))).reshape(dims)
     if kind not in _DTYPES:
         raise ConvertError(f"constant '{tensor_name(tensor)}' is of type {kind}")
     return np.frombuffer(data, _DTYPES[kind]).reshape(dims)
@@ -176,7 +176,7 @@ def constant(model: Model, tensor: Tensor) -> Array | None:
 def set_constant(model: Model, tensor: Tensor, array: Array) -> None:
     """Store ``array`` for the tensor, whose type stays, in a buffer of its own."""
     kind = type_name(tensor)
-    data = _packed(array) if kind == "INT4" else array.astype(_DTYPES[kind])
+    data = _pack_int4(array) if kind == "INT4" else array.astype(_DTYPES[kind])
     buffer = schema().BufferT()
     buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
     shared = sum(t.buffer == tensor.buffer for g in model.subgraphs for t in g.tensors)
@@ -187,20 +187,20 @@ def set_constant(model: Model, tensor: Tensor, array: Array) -> None:
     tensor.buffer = len(model.buffers) - 1
 
 
-def operators(model: Model) -> Iterator[tuple[Any, Op]]:
+def iter_operators(model: Model) -> Iterator[tuple[Any, Op]]:
     """Every operator with its subgraph, in order."""
     for graph in model.subgraphs:
         for op in graph.operators:
             yield graph, op
 
 
-def weights(model: Model) -> Iterator[Tensor]:
+def iter_weights(model: Model) -> Iterator[Tensor]:
     """Constants that ops take: floats, integers of at most 8 bits, integer biases; each once.
 
     Shapes, axes and indices are integers without a scale. Scales of blocks are no op's input.
     """
     seen: set[int] = set()
-    for graph, op in operators(model):
+    for graph, op in iter_operators(model):
         for index in op.inputs if op.inputs is not None else ():
             if index < 0:
                 continue
@@ -219,10 +219,10 @@ def has_scale(tensor: Tensor) -> bool:
     return q is not None and (q.details is not None or (q.scale is not None and len(q.scale) > 0))
 
 
-def weight_bytes(model: Model) -> tuple[int, int]:
+def count_weight_bytes(model: Model) -> tuple[int, int]:
     """Stored bytes of weights in at most 8 bits (two int4 in one byte), and in more."""
     small = large = 0
-    for tensor in weights(model):
+    for tensor in iter_weights(model):
         size = len(model.buffers[tensor.buffer].data)
         if type_name(tensor) in SMALL:
             small += size
@@ -231,19 +231,19 @@ def weight_bytes(model: Model) -> tuple[int, int]:
     return small, large
 
 
-def quantised_share(model: Model) -> float:
+def compute_quantised_share(model: Model) -> float:
     """Share of the weight bytes, as stored, that is in integers of 8 bits or fewer, 0 to 1."""
-    small, large = weight_bytes(model)
+    small, large = count_weight_bytes(model)
     return small / (small + large) if small else 0.0
 
 
-def _unpacked(data: Array, count: int) -> Array:
+def _unpack_int4(data: Array, count: int) -> Array:
     """Four-bit integers, the low half of each byte first."""
     both = np.stack([data << 4, data], axis=-1).view(np.int8) >> 4
     return both.reshape(-1)[:count]
 
 
-def _packed(values: Array) -> Array:
+def _pack_int4(values: Array) -> Array:
     flat = values.astype(np.int8).reshape(-1)
     flat = np.append(flat, np.zeros(len(flat) % 2, np.int8)).view(np.uint8)
     return (flat[0::2] & 15) | (flat[1::2] << 4)
@@ -254,6 +254,6 @@ def _tools() -> Any:
 
 
 @cache
-def _names(enum: str) -> dict[int, str]:
+def _list_names(enum: str) -> dict[int, str]:
     found = vars(getattr(schema(), enum)).items()
     return {value: name for name, value in found if isinstance(value, int)}

@@ -44,24 +44,24 @@ def _halve(model: flatbuffer.Model) -> int:
     model.operatorCodes[code].version = max(model.operatorCodes[code].version, 3)
     first = []
     changed = 0
-    for tensors in _weights(model).values():
+    for tensors in _find_weights(model).values():
         values = flatbuffer.constant(model, graph.tensors[tensors[0]])
         assert values is not None
-        half = _as_half(values, flatbuffer.tensor_name(graph.tensors[tensors[0]]))
-        graph.tensors.append(_stored(model, graph.tensors[tensors[0]], half))
+        half = _to_half(values, flatbuffer.tensor_name(graph.tensors[tensors[0]]))
+        graph.tensors.append(_make_half_tensor(model, graph.tensors[tensors[0]], half))
         for index in tensors:
             graph.tensors[index].buffer = 0
-            first.append(_dequantise(code, len(graph.tensors) - 1, index))
+            first.append(_make_dequantise(code, len(graph.tensors) - 1, index))
         changed += len(tensors)
     graph.operators[:0] = first
     return changed
 
 
-def _weights(model: flatbuffer.Model) -> dict[int, list[int]]:
+def _find_weights(model: flatbuffer.Model) -> dict[int, list[int]]:
     """Float32 tensors of the first subgraph that are worth it, by the buffer they share."""
     graph = model.subgraphs[0]
     used = {i for op in graph.operators for i in op.inputs}
-    biases = _biases(model)
+    biases = _find_biases(model)
     found: dict[int, list[int]] = defaultdict(list)
     shared: set[int] = {t.buffer for g in model.subgraphs[1:] for t in g.tensors}
     for index, tensor in enumerate(graph.tensors):
@@ -81,7 +81,7 @@ def _weights(model: flatbuffer.Model) -> dict[int, list[int]]:
     return {buffer: tensors for buffer, tensors in found.items() if tensors}
 
 
-def _biases(model: flatbuffer.Model) -> set[int]:
+def _find_biases(model: flatbuffer.Model) -> set[int]:
     """Biases of the operators whose weights become float16.
 
     XNNPACK in tflite-runtime-nightly 2.20 and ai-edge-litert 1.1 and 1.2 takes a float32 bias
@@ -97,7 +97,7 @@ def _biases(model: flatbuffer.Model) -> set[int]:
     return found
 
 
-def _as_half(values: Array, name: str) -> Array:
+def _to_half(values: Array, name: str) -> Array:
     finite = values[np.isfinite(values)]
     largest = float(np.abs(finite).max(initial=0.0))
     if largest > LARGEST:
@@ -108,7 +108,9 @@ def _as_half(values: Array, name: str) -> Array:
     return values.astype(np.float16)
 
 
-def _stored(model: flatbuffer.Model, like: flatbuffer.Tensor, values: Array) -> flatbuffer.Tensor:
+def _make_half_tensor(
+    model: flatbuffer.Model, like: flatbuffer.Tensor, values: Array
+) -> flatbuffer.Tensor:
     fb = flatbuffer.schema()
     tensor = fb.TensorT()
     tensor.name = (flatbuffer.tensor_name(like) + "_float16").encode()
@@ -120,7 +122,7 @@ def _stored(model: flatbuffer.Model, like: flatbuffer.Tensor, values: Array) -> 
     return tensor
 
 
-def _dequantise(code: int, source: int, target: int) -> Any:
+def _make_dequantise(code: int, source: int, target: int) -> Any:
     op = flatbuffer.schema().OperatorT()
     op.opcodeIndex = code
     op.inputs, op.outputs = [source], [target]

@@ -3,7 +3,7 @@
 Each weight's rounding error is handed on to the weights still to be rounded, by as much as their
 inputs go together. Worth it where a layer sees many rows and has few bits: MiniLM, 200 sentences
 not calibrated on, cosine 0.965 -> 0.981 with four bits, 0.9990 -> 0.9991 with eight. Convolutions
-of EfficientNet-Lite0 gain nothing over keep_sums() (converters/rounding.py).
+of EfficientNet-Lite0 gain nothing over round_keeping_sums() (converters/rounding.py).
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ DAMPING = 0.1  # of the mean square; MiniLM, four bits: 0.980 with 0.01, 0.981 w
 COLUMNS = 128  # whose errors reach the rest at once
 
 
-def by_moments(weights: Array, scale: Array, moments: Array, least: int, largest: int) -> Array:
+def round_by_moments(
+    weights: Array, scale: Array, moments: Array, least: int, largest: int
+) -> Array:
     """Integers for ``weights``, outputs x inputs, in steps of ``scale`` of the same shape.
 
     ``moments`` is the sum of x xT over the rows that the layer sees, inputs x inputs.
     """
     left = weights.astype(np.float64)
     rounded = np.empty_like(left)
-    spread = _spread(moments)
+    spread = _factor_inverse(moments)
     count = left.shape[1]
     for start in range(0, count, COLUMNS):
         stop = min(start + COLUMNS, count)
@@ -36,7 +38,7 @@ def by_moments(weights: Array, scale: Array, moments: Array, least: int, largest
     return rounded
 
 
-def _spread(moments: Array) -> Array:
+def _factor_inverse(moments: Array) -> Array:
     """The upper Cholesky factor of the inverse: row k is how an error in k is handed on."""
     square = np.diag(moments).mean() or 1.0  # all inputs zero: nothing to hand on
     damped = moments + DAMPING * square * np.eye(len(moments))

@@ -24,7 +24,7 @@ PASSIVE = (
 ONLY_8 = ("HARD_SWISH", "SPACE_TO_DEPTH")  # no kernel for 16-bit activations
 
 
-def integer_ops(
+def find_integer_ops(
     model: flatbuffer.Model, bits: int, *, integer_io: bool = False, kept: Collection[str] = ()
 ) -> list[int]:
     """Positions of the first subgraph's ops that compute in integers with ``bits`` activations.
@@ -41,7 +41,7 @@ def integer_ops(
         if flatbuffer.tensor_name(graph.tensors[op.outputs[0]]) in kept or not _is_float(graph, op):
             continue
         if (kind in COMPUTE and _has_weights(model, graph, op)) or (
-            kind in joining and _reached(model, graph, op, integer)
+            kind in joining and _can_join(model, graph, op, integer)
         ):
             taken.append(position)
             integer.update(op.outputs)
@@ -55,7 +55,7 @@ def integer_ops(
     return left[::-1]
 
 
-def float_tail(model: flatbuffer.Model, positions: Collection[int]) -> list[int]:
+def find_float_tail(model: flatbuffer.Model, positions: Collection[int]) -> list[int]:
     """Those FULLY_CONNECTED ops of ``positions`` whose results no integer op takes."""
     graph = model.subgraphs[0]
     read = {i for p in positions for i in graph.operators[p].inputs}
@@ -75,7 +75,7 @@ def _has_weights(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> bool
     return flatbuffer.constant(model, graph.tensors[op.inputs[1]]) is not None
 
 
-def _reached(
+def _can_join(
     model: flatbuffer.Model, graph: Any, op: flatbuffer.Op, integer: Collection[int]
 ) -> bool:
     """Whether all it computes with is integer or constant, and something is not constant."""

@@ -11,7 +11,7 @@ from edge_core.tensors import TensorSpec
 Specs = tuple[TensorSpec, ...]
 
 
-def border(model: flatbuffer.Model) -> tuple[Specs, Specs]:
+def read_io_specs(model: flatbuffer.Model) -> tuple[Specs, Specs]:
     """Inputs and outputs, by the names of the signature that the runtime adapter uses, else by
     their tensors'.
 
@@ -23,12 +23,12 @@ def border(model: flatbuffer.Model) -> tuple[Specs, Specs]:
     names = {m.tensorIndex: m.name.decode() for m in maps}
 
     def specs(indices: Iterable[int]) -> Specs:
-        return tuple(_spec(graph.tensors[i], names.get(i, "")) for i in indices)
+        return tuple(_make_spec(graph.tensors[i], names.get(i, "")) for i in indices)
 
     return specs(graph.inputs), specs(graph.outputs)
 
 
-def _spec(t: flatbuffer.Tensor, name: str) -> TensorSpec:
+def _make_spec(t: flatbuffer.Tensor, name: str) -> TensorSpec:
     scale, zero = 0.0, 0
     if flatbuffer.has_scale(t) and len(t.quantization.scale) == 1:
         scale, zero = float(t.quantization.scale[0]), int(t.quantization.zeroPoint[0])

@@ -25,7 +25,7 @@ def use_lookups(model: flatbuffer.Model) -> int:
     replaced = 0
     operators = []
     for op in graph.operators:
-        if flatbuffer.op_name(model, op) != "GATHER" or not _rows_of_a_table(model, graph, op):
+        if flatbuffer.op_name(model, op) != "GATHER" or not _is_table_lookup(model, graph, op):
             operators.append(op)
             continue
         table, ids = op.inputs
@@ -33,19 +33,19 @@ def use_lookups(model: flatbuffer.Model) -> int:
         rows, width = math.prod(dims), flatbuffer.shape(graph.tensors[table])[1]
         found = op.outputs[0]
         if len(dims) != 1:
-            flat_ids = _tensor(graph, graph.tensors[ids], f"ids_{replaced}", (rows,))
-            operators.append(_reshape(model, graph, ids, flat_ids, (rows,)))
+            flat_ids = _add_tensor(graph, graph.tensors[ids], f"ids_{replaced}", (rows,))
+            operators.append(_make_reshape(model, graph, ids, flat_ids, (rows,)))
             ids = flat_ids
-            found = _tensor(graph, graph.tensors[found], f"rows_{replaced}", (rows, width))
-        operators.append(_op(model, "EMBEDDING_LOOKUP", [ids, table], found))
+            found = _add_tensor(graph, graph.tensors[found], f"rows_{replaced}", (rows, width))
+        operators.append(_make_op(model, "EMBEDDING_LOOKUP", [ids, table], found))
         if found != op.outputs[0]:
-            operators.append(_reshape(model, graph, found, op.outputs[0], (*dims, width)))
+            operators.append(_make_reshape(model, graph, found, op.outputs[0], (*dims, width)))
         replaced += 1
     graph.operators = operators
     return replaced
 
 
-def own_tables(model: flatbuffer.Model, forms: Iterable[tuple[flatbuffer.Op, str]]) -> None:
+def separate_tables(model: flatbuffer.Model, forms: Iterable[tuple[flatbuffer.Op, str]]) -> None:
     """Change the first subgraph in place: ops that share weights, as a language model's first and
     last layer do, and take them in different forms get copies. The quantiser stores one form."""
     graph = model.subgraphs[0]
@@ -56,12 +56,12 @@ def own_tables(model: flatbuffer.Model, forms: Iterable[tuple[flatbuffer.Op, str
         if form not in place:
             values = flatbuffer.constant(model, graph.tensors[shared])
             assert values is not None  # weights are constant
-            place[form] = _tensor(graph, graph.tensors[shared], form, values.shape)
+            place[form] = _add_tensor(graph, graph.tensors[shared], form, values.shape)
             flatbuffer.set_constant(model, graph.tensors[place[form]], values)
         op.inputs = [place[form] if i == shared else i for i in op.inputs]
 
 
-def _rows_of_a_table(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> bool:
+def _is_table_lookup(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> bool:
     table, ids = (graph.tensors[i] for i in op.inputs[:2])
     values = flatbuffer.constant(model, table)
     return (
@@ -75,7 +75,7 @@ def _rows_of_a_table(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> 
     )
 
 
-def _tensor(graph: Any, like: flatbuffer.Tensor, suffix: str, dims: Sequence[int]) -> int:
+def _add_tensor(graph: Any, like: flatbuffer.Tensor, suffix: str, dims: Sequence[int]) -> int:
     tensor = flatbuffer.schema().TensorT()
     tensor.name = f"{flatbuffer.tensor_name(like)}/{suffix}".encode()
     tensor.type, tensor.shape, tensor.hasRank, tensor.buffer = like.type, list(dims), True, 0
@@ -83,7 +83,7 @@ def _tensor(graph: Any, like: flatbuffer.Tensor, suffix: str, dims: Sequence[int
     return len(graph.tensors) - 1
 
 
-def _reshape(
+def _make_reshape(
     model: flatbuffer.Model, graph: Any, source: int, target: int, dims: Sequence[int]
 ) -> Any:
     fb = flatbuffer.schema()
@@ -92,14 +92,14 @@ def _reshape(
     shape.type, shape.shape, shape.hasRank = fb.TensorType.INT32, [len(dims)], True
     flatbuffer.set_constant(model, shape, np.array(dims, np.int32))
     graph.tensors.append(shape)
-    op = _op(model, "RESHAPE", [source, len(graph.tensors) - 1], target)
+    op = _make_op(model, "RESHAPE", [source, len(graph.tensors) - 1], target)
     op.builtinOptionsType = fb.BuiltinOptions.ReshapeOptions
     op.builtinOptions = fb.ReshapeOptionsT()
     op.builtinOptions.newShape = list(dims)
     return op
 
 
-def _op(model: flatbuffer.Model, name: str, inputs: Sequence[int], output: int) -> Any:
+def _make_op(model: flatbuffer.Model, name: str, inputs: Sequence[int], output: int) -> Any:
     op = flatbuffer.schema().OperatorT()
     op.opcodeIndex = flatbuffer.op_code(model, name)
     op.inputs, op.outputs = list(inputs), [output]

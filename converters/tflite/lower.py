@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from converters.onnx import file as onnx_file
+from converters.onnx.model_file import load_model
 from converters.tflite import flatbuffer, versions
 from converters.tflite.folding import fold
 from converters.tflite.graph import Graph
@@ -126,7 +126,7 @@ def to_tflite(
     With ``layout`` "NHWC" images at the ends have their channels last, with "NCHW" they have the
     order of the ONNX model. ``lowerings`` is the table of op -> function.
     """
-    return write(onnx_file.load(model), out, layout=layout, lowerings=lowerings)
+    return write(load_model(model), out, layout=layout, lowerings=lowerings)
 
 
 def write(

@@ -19,20 +19,20 @@ WEIGHTS = (*range(1, 12), 16)
 LARGEST = 127
 
 
-def count(model: flatbuffer.Model) -> int:
+def count_lstms(model: flatbuffer.Model) -> int:
     """How many LSTM operators have float weights."""
-    return len(list(_float_weights(model)))
+    return len(list(_iter_float_weights(model)))
 
 
-def quantise(model: flatbuffer.Model) -> None:
+def quantise_lstms(model: flatbuffer.Model) -> None:
     """Store the float weights of every LSTM as int8, in place."""
-    for weights in list(_float_weights(model)):
+    for weights in list(_iter_float_weights(model)):
         for tensor in weights:
-            _store(model, tensor)
+            _store_int8(model, tensor)
 
 
-def _float_weights(model: flatbuffer.Model) -> Iterator[list[flatbuffer.Tensor]]:
-    for graph, op in flatbuffer.operators(model):
+def _iter_float_weights(model: flatbuffer.Model) -> Iterator[list[flatbuffer.Tensor]]:
+    for graph, op in flatbuffer.iter_operators(model):
         if flatbuffer.op_name(model, op) == LSTM:
             tensors = [graph.tensors[i] for p in WEIGHTS if (i := op.inputs[p]) >= 0]
             kinds = {flatbuffer.type_name(t) for t in tensors}
@@ -42,7 +42,7 @@ def _float_weights(model: flatbuffer.Model) -> Iterator[list[flatbuffer.Tensor]]
                 yield tensors
 
 
-def _store(model: flatbuffer.Model, tensor: flatbuffer.Tensor) -> None:
+def _store_int8(model: flatbuffer.Model, tensor: flatbuffer.Tensor) -> None:
     values: Array | None = flatbuffer.constant(model, tensor)
     assert values is not None
     scale = max(float(np.abs(values).max()) / LARGEST, float(np.finfo(np.float32).tiny))

@@ -23,7 +23,7 @@ Run = tuple[int, ...]  # neighbouring layers
 Measure = Callable[[frozenset[int]], float | None]  # dB with these float; None: stop searching
 
 
-class Choice(msgspec.Struct, frozen=True):
+class LayerChoice(msgspec.Struct, frozen=True):
     """The layers left float, and the signal to noise in dB with none of them and with all."""
 
     layers: tuple[int, ...]
@@ -32,7 +32,7 @@ class Choice(msgspec.Struct, frozen=True):
     tried: int
 
 
-def choose(costs: Sequence[float], gain: float, measure: Measure) -> Choice:
+def choose_float_layers(costs: Sequence[float], gain: float, measure: Measure) -> LayerChoice:
     """Leave layers float until ``measure`` gives ``gain`` dB more than with none.
 
     ``costs`` is what each layer takes of the allowance, which is 1.
@@ -48,8 +48,8 @@ def choose(costs: Sequence[float], gain: float, measure: Measure) -> Choice:
     before = decibels(taken)
     assert before is not None  # a search measures what it starts from
     reached = before
-    for run in _ranked(_runs(len(costs)), costs, before, decibels):
-        added = _narrowed(run, taken, reached, decibels)
+    for run in _rank_runs(_make_runs(len(costs)), costs, before, decibels):
+        added = _narrow_run(run, taken, reached, decibels)
         now = decibels(taken | added)
         if now is None:
             break
@@ -59,15 +59,15 @@ def choose(costs: Sequence[float], gain: float, measure: Measure) -> Choice:
         taken, reached = taken | added, now
         if reached >= before + gain:
             break
-    return Choice(tuple(sorted(taken)), before, reached, len(tried))
+    return LayerChoice(tuple(sorted(taken)), before, reached, len(tried))
 
 
-def _runs(count: int) -> list[Run]:
+def _make_runs(count: int) -> list[Run]:
     size = max(1, -(-count // RUNS))
     return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def _ranked(
+def _rank_runs(
     runs: Sequence[Run], costs: Sequence[float], before: float, decibels: Measure
 ) -> list[Run]:
     """Runs that help, the most decibels for its cost first."""
@@ -82,7 +82,9 @@ def _ranked(
     return [run for _, run in sorted(helping, key=lambda pair: (-pair[0], pair[1]))]
 
 
-def _narrowed(run: Run, taken: frozenset[int], reached: float, decibels: Measure) -> frozenset[int]:
+def _narrow_run(
+    run: Run, taken: frozenset[int], reached: float, decibels: Measure
+) -> frozenset[int]:
     """The run, or the smallest half of a half of it that keeps MOST_OF its gain at each step."""
 
     def gain(layers: Run) -> float:

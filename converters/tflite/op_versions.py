@@ -106,15 +106,15 @@ RANKS: dict[str, dict[int, int]] = {
 }
 
 
-class Op:
+class OpView:
     """One operator with its tensors, as the rules look at it."""
 
     def __init__(self, model: flatbuffer.Model, subgraph: Any, operator: flatbuffer.Op) -> None:
         self.code = model.operatorCodes[operator.opcodeIndex]
         self.name = flatbuffer.op_name(model, operator)
         self.options = operator.builtinOptions
-        self.inputs = [_tensor(subgraph, i) for i in _indices(operator.inputs)]
-        self.outputs = [_tensor(subgraph, i) for i in _indices(operator.outputs)]
+        self.inputs = [_find_tensor(subgraph, i) for i in _list_indices(operator.inputs)]
+        self.outputs = [_find_tensor(subgraph, i) for i in _list_indices(operator.outputs)]
 
     def type(self, index: int) -> str:
         """ "INT8"; "" where there is no such input."""
@@ -134,34 +134,34 @@ class Op:
         return max((len(flatbuffer.shape(t)) for t in self.inputs if t is not None), default=0)
 
 
-def _indices(indices: Any) -> Any:
+def _list_indices(indices: Any) -> Any:
     return () if indices is None else indices
 
 
-def _tensor(subgraph: Any, index: int) -> Any:
+def _find_tensor(subgraph: Any, index: int) -> Any:
     return subgraph.tensors[index] if index >= 0 else None
 
 
-def operators(model: flatbuffer.Model) -> Iterator[Op]:
+def iter_operators(model: flatbuffer.Model) -> Iterator[OpView]:
     """All operators of all subgraphs."""
-    for subgraph, operator in flatbuffer.operators(model):
-        yield Op(model, subgraph, operator)
+    for subgraph, operator in flatbuffer.iter_operators(model):
+        yield OpView(model, subgraph, operator)
 
 
-def needed(op: Op) -> int:
+def find_version(op: OpView) -> int:
     """The highest version that one of the rules asks for; 1 where none does."""
     index, by_type = TYPED.get(op.name, (0, {}))
-    quantised = "q" if _quantised(op, index) else ""
+    quantised = "q" if _has_scale(op, index) else ""
     kind = op.type(index)
     asked = [by_type.get(kind + quantised, by_type.get(kind, 1))]
     asked += [v for rank, v in RANKS.get(op.name, {}).items() if op.rank >= rank]
-    special = _SPECIAL.get(op.name)
+    special = _SPECIAL_RULES.get(op.name)
     if special:
         asked.append(special(op))
     return max(asked)
 
 
-def _conv(op: Op) -> int:
+def _version_conv(op: OpView) -> int:
     data, weights, _ = op.types
     if (data, weights) == ("INT16", "INT8") and op.option("quantizedBiasType"):
         return 8
@@ -169,14 +169,14 @@ def _conv(op: Op) -> int:
         return 7 if data == "INT8" else 8  # TensorFlow has no rule for the others; 2.14 knows 7
     if flatbuffer.shape(op.inputs[0])[-1:] != flatbuffer.shape(op.inputs[1])[-1:]:
         return 6  # grouped
-    if hybrid(op, "INT8"):
-        return 5 if scales(op) > 1 else 2
+    if is_hybrid(op, "INT8"):
+        return 5 if count_scales(op) > 1 else 2
     return 3 if op.types == ("INT8", "INT8", "INT8") else 1
 
 
-def _depthwise(op: Op) -> int:
-    if hybrid(op, "INT8"):
-        return 6 if scales(op) > 1 else 4
+def _version_depthwise(op: OpView) -> int:
+    if is_hybrid(op, "INT8"):
+        return 6 if count_scales(op) > 1 else 4
     if op.types == ("INT8", "INT8", "INT8"):
         return 3
     if op.type(1) == "INT4":
@@ -185,19 +185,19 @@ def _depthwise(op: Op) -> int:
     return 2 if dilated else 1
 
 
-def _fully_connected(op: Op) -> int:
+def _version_fully_connected(op: OpView) -> int:
     data, weights, _ = op.types
-    if weights == "INT2" or blockwise(op):
+    if weights == "INT2" or is_blockwise(op):
         return 14  # below, block scales are read as row scales, or beyond their end
     if (data, weights) == ("INT16", "INT4"):
         return 13
-    if hybrid(op, "INT8") and scales(op) > 1:
+    if is_hybrid(op, "INT8") and count_scales(op) > 1:
         return 12
     if (data, weights) == ("INT16", "INT8") and op.option("quantizedBiasType"):
         return 11
     if (data, weights) == ("INT8", "INT4"):
         return 10
-    if hybrid(op, "INT8") and op.option("asymmetricQuantizeInputs"):
+    if is_hybrid(op, "INT8") and op.option("asymmetricQuantizeInputs"):
         return 9
     if op.inputs[1].sparsity is not None:
         return 8
@@ -209,53 +209,53 @@ def _fully_connected(op: Op) -> int:
         return 5
     if op.types == ("INT8", "INT8", "INT8"):
         return 4
-    if hybrid(op, "INT8"):
+    if is_hybrid(op, "INT8"):
         return 3
     return 2 if op.option("weightsFormat") else 1
 
 
-def _embedding(op: Op) -> int:
+def _version_embedding(op: OpView) -> int:
     if op.type(1) == "INT2":
         return 5
-    return 4 if op.type(1) == "INT4" or scales(op) > 1 else 1
+    return 4 if op.type(1) == "INT4" or count_scales(op) > 1 else 1
 
 
-def _dequantize(op: Op) -> int:
-    return 5 if op.type(0) == "INT8" and _count(op.inputs[0]) > 1 else 1
+def _version_dequantize(op: OpView) -> int:
+    return 5 if op.type(0) == "INT8" and _count_scales(op.inputs[0]) > 1 else 1
 
 
-def _quantize(op: Op) -> int:
+def _version_quantize(op: OpView) -> int:
     by_type = {"UINT4": 5, "INT4": 4, "INT16": 2}
-    per_channel = 3 if _count(op.outputs[0]) > 1 else 1
+    per_channel = 3 if _count_scales(op.outputs[0]) > 1 else 1
     return max(by_type.get(op.type(0), 1), by_type.get(op.types[2], 1), per_channel)
 
 
-def _mul(op: Op) -> int:
+def _version_mul(op: OpView) -> int:
     tensors = (*op.inputs[:2], op.outputs[0])
-    if any(t is None or not _count(t) for t in tensors):
+    if any(t is None or not _count_scales(t) for t in tensors):
         return 1
     a, b, result = (float(t.quantization.scale[0]) for t in tensors)
     return 3 if result and a * b / result >= 1 else 1
 
 
-def _strided_slice(op: Op) -> int:
+def _version_strided_slice(op: OpView) -> int:
     if op.option("offset"):
         return 8
     return 6 if op.option("ellipsisMask") or op.option("newAxisMask") else 1
 
 
-def _resize(op: Op) -> int:
+def _version_resize(op: OpView) -> int:
     nearest = op.name == "RESIZE_NEAREST_NEIGHBOR" and op.option("alignCorners")
     return 3 if op.option("halfPixelCenters") or nearest else 1
 
 
-def _broadcasting(op: Op) -> int:
+def _version_broadcasting(op: OpView) -> int:
     """TensorFlow asks for it when the shapes differ and one of them has more than four axes."""
     differ = len({flatbuffer.shape(t) for t in op.inputs[:2] if t is not None}) > 1
     return (2 if op.name == "DIV" else 3) if differ and op.rank > 4 else 1
 
 
-def _cast(op: Op) -> int:
+def _version_cast(op: OpView) -> int:
     # fmt: off
     by_type = {"UINT32": 2, "INT8": 3, "UINT16": 4, "FLOAT64": 5, "FLOAT16": 5, "INT4": 6,
                "BFLOAT16": 7, "INT2": 8, "UINT4": 8}
@@ -263,25 +263,25 @@ def _cast(op: Op) -> int:
     return max(by_type.get(op.type(0), 1), by_type.get(op.types[2], 1))
 
 
-def _gather(op: Op) -> int:
+def _version_gather(op: OpView) -> int:
     if op.type(1) == "INT16":
         return 6
     return 5 if op.option("batchDims") else 1
 
 
-def _gather_nd(op: Op) -> int:
+def _version_gather_nd(op: OpView) -> int:
     return 4 if op.type(1) == "INT16" else 1
 
 
-def _topk(op: Op) -> int:
+def _version_topk(op: OpView) -> int:
     return 3 if op.type(1) == "INT16" else 1
 
 
-def _batch_matmul(op: Op) -> int:
-    return 4 if hybrid(op, "INT8") and op.option("asymmetricQuantizeInputs") else 1
+def _version_batch_matmul(op: OpView) -> int:
+    return 4 if is_hybrid(op, "INT8") and op.option("asymmetricQuantizeInputs") else 1
 
 
-def _transpose_conv(op: Op) -> int:
+def _version_transpose_conv(op: OpView) -> int:
     if op.type(2) == "INT16" and op.option("quantizedBiasType"):
         return 5
     if op.option("fusedActivationFunction"):
@@ -289,7 +289,7 @@ def _transpose_conv(op: Op) -> int:
     return 3 if len(op.inputs) == 4 and op.inputs[3] is not None else 1
 
 
-def _sequence_lstm(op: Op) -> int:
+def _version_sequence_lstm(op: OpView) -> int:
     if op.option("diagonalRecurrentTensors"):
         return 4
     if op.type(0) == "FLOAT32" and op.type(2) == "INT8":
@@ -297,52 +297,52 @@ def _sequence_lstm(op: Op) -> int:
     return 5 if op.type(0) == "INT16" and op.type(2) == "INT8" else 1
 
 
-_SPECIAL = {
-    "BATCH_MATMUL": _batch_matmul,
-    "CAST": _cast,
-    "CONV_2D": _conv,
-    "DEPTHWISE_CONV_2D": _depthwise,
-    "DEQUANTIZE": _dequantize,
-    "DIV": _broadcasting,
-    "EMBEDDING_LOOKUP": _embedding,
-    "FULLY_CONNECTED": _fully_connected,
-    "GATHER": _gather,
-    "GATHER_ND": _gather_nd,
-    "MAXIMUM": _broadcasting,
-    "MINIMUM": _broadcasting,
-    "MUL": _mul,
-    "QUANTIZE": _quantize,
-    "RESIZE_BILINEAR": _resize,
-    "RESIZE_NEAREST_NEIGHBOR": _resize,
-    "STRIDED_SLICE": _strided_slice,
-    "SUB": _broadcasting,
-    "TOPK_V2": _topk,
-    "TRANSPOSE_CONV": _transpose_conv,
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": _sequence_lstm,
+_SPECIAL_RULES = {
+    "BATCH_MATMUL": _version_batch_matmul,
+    "CAST": _version_cast,
+    "CONV_2D": _version_conv,
+    "DEPTHWISE_CONV_2D": _version_depthwise,
+    "DEQUANTIZE": _version_dequantize,
+    "DIV": _version_broadcasting,
+    "EMBEDDING_LOOKUP": _version_embedding,
+    "FULLY_CONNECTED": _version_fully_connected,
+    "GATHER": _version_gather,
+    "GATHER_ND": _version_gather_nd,
+    "MAXIMUM": _version_broadcasting,
+    "MINIMUM": _version_broadcasting,
+    "MUL": _version_mul,
+    "QUANTIZE": _version_quantize,
+    "RESIZE_BILINEAR": _version_resize,
+    "RESIZE_NEAREST_NEIGHBOR": _version_resize,
+    "STRIDED_SLICE": _version_strided_slice,
+    "SUB": _version_broadcasting,
+    "TOPK_V2": _version_topk,
+    "TRANSPOSE_CONV": _version_transpose_conv,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": _version_sequence_lstm,
 }
 
 
-def hybrid(op: Op, weights: str) -> bool:
+def is_hybrid(op: OpView, weights: str) -> bool:
     """Float data with integer weights."""
     return op.types == ("FLOAT32", weights, "FLOAT32")
 
 
-def scales(op: Op) -> int:
+def count_scales(op: OpView) -> int:
     """How many scales the weights have; 0 for float weights and for blocks."""
-    return _count(op.inputs[1])
+    return _count_scales(op.inputs[1])
 
 
-def _count(tensor: Any) -> int:
+def _count_scales(tensor: Any) -> int:
     quantization = tensor.quantization
     return 0 if quantization is None or quantization.scale is None else len(quantization.scale)
 
 
-def blockwise(op: Op) -> bool:
+def is_blockwise(op: OpView) -> bool:
     """Do the weights have a scale per block of a row?"""
     quantization = op.inputs[1].quantization
     return quantization is not None and quantization.detailsType == BLOCKWISE
 
 
-def _quantised(op: Op, index: int) -> bool:
+def _has_scale(op: OpView, index: int) -> bool:
     tensor = op.inputs[index] if index < len(op.inputs) else None
-    return tensor is not None and _count(tensor) > 0
+    return tensor is not None and _count_scales(tensor) > 0

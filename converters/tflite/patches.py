@@ -14,7 +14,7 @@ from edge_core.tensors import Array
 MAX_POSITIONS = 256  # of one feature map: an even grid tells its mean
 
 
-def mean_patch(x: Array, size: Sequence[int], options: Any) -> Array:
+def compute_mean_patch(x: Array, size: Sequence[int], options: Any) -> Array:
     """The mean over positions of what each tap meets: kernel height x width x channels.
 
     ``x`` is NHWC, ``options`` the schema's Conv2DOptions or DepthwiseConv2DOptions.
@@ -23,7 +23,7 @@ def mean_patch(x: Array, size: Sequence[int], options: Any) -> Array:
     dilations = (options.dilationHFactor, options.dilationWFactor)
     window = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
     if options.padding == flatbuffer.schema().Padding.SAME:
-        x = np.pad(x, [(0, 0), *_same(x.shape[1:3], window, strides), (0, 0)])
+        x = np.pad(x, [(0, 0), *_compute_same_padding(x.shape[1:3], window, strides), (0, 0)])
     counts = [(n - w) // s + 1 for n, w, s in zip(x.shape[1:3], window, strides, strict=True)]
     skip = math.ceil((len(x) * math.prod(counts) / MAX_POSITIONS) ** 0.5)
 
@@ -39,7 +39,7 @@ def mean_patch(x: Array, size: Sequence[int], options: Any) -> Array:
     return np.array(means).reshape(*size, x.shape[3])
 
 
-def _same(
+def _compute_same_padding(
     lengths: Sequence[int], window: Sequence[int], strides: Sequence[int]
 ) -> list[tuple[int, int]]:
     """Zeros before and after each axis: as many outputs as strides in the input."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.onnx.file import graphs
+from converters.onnx.model_file import iter_graphs
 from edge_core.extras import need
 from edge_core.tensors import Array
 
@@ -166,8 +166,8 @@ def _drop_dead(model: ModelProto) -> None:
     """Remove nodes whose results nobody reads any more."""
     while True:
         read = {v.name for v in model.graph.output}
-        read |= {i for g in graphs(model.graph) for n in g.node for i in n.input}
-        read |= {v.name for g in graphs(model.graph) for v in g.output}
+        read |= {i for g in iter_graphs(model.graph) for n in g.node for i in n.input}
+        read |= {v.name for g in iter_graphs(model.graph) for v in g.output}
         dead = [n for n in model.graph.node if not any(o in read for o in n.output)]
         if not dead:
             return

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from converters.foreign_errors import foreign
+from converters.foreign_errors import translate_foreign_errors
 from converters.tflite import flatbuffer, integer_ops, lookup, lstm, ranges
 from converters.tflite.bias_correction import Refiner
 from converters.tflite.result import Result, write_smaller
-from converters.tflite.scales import FORMS, eight_bit_ranges, four_bit_ranges
+from converters.tflite.scales import FORMS, compute_eight_bit_ranges, compute_four_bit_ranges
 from edge_core.errors import ConvertError
 from edge_core.extras import need
 from edge_core.tensors import Array, Feeds
@@ -41,7 +41,7 @@ SLOW_16 = (
 OP_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}  # where the quantiser's differ from the schema's
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+class QuantRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of a float model. ``weights`` says which ops' weights are taken, and how."""
 
     scheme: Literal["dynamic", "weight-only", "static"]
@@ -56,37 +56,41 @@ _CONV: dict[str, Form] = {"CONV_2D": "int8"}
 _ALL: dict[str, Form] = {**_CONV, "DEPTHWISE_CONV_2D": "int8", "TRANSPOSE_CONV": "int8"}
 _DENSE: dict[str, Form] = {"FULLY_CONNECTED": "int8", "EMBEDDING_LOOKUP": "int8"}
 
-DYNAMIC = Recipe(scheme="dynamic", weights={**_CONV, **_DENSE})
+DYNAMIC = QuantRecipe(scheme="dynamic", weights={**_CONV, **_DENSE})
 # tflite-runtime 2.14 computes garbage from a hybrid FULLY_CONNECTED with a scale per channel, and
 # knows tables with one scale only.
-DYNAMIC_PER_TENSOR = Recipe(
+DYNAMIC_PER_TENSOR = QuantRecipe(
     scheme="dynamic",
     weights={**_CONV, "FULLY_CONNECTED": "int8-tensor", "EMBEDDING_LOOKUP": "int8-tensor"},
 )
-WEIGHT_ONLY = Recipe(scheme="weight-only", weights={**_ALL, **_DENSE})
+WEIGHT_ONLY = QuantRecipe(scheme="weight-only", weights={**_ALL, **_DENSE})
 # A hybrid last layer needs a runtime that knows scales per channel; STATIC_PLAIN runs everywhere.
-STATIC = Recipe(scheme="static", weights={**_ALL, **_DENSE}, float_tail=True)
+STATIC = QuantRecipe(scheme="static", weights={**_ALL, **_DENSE}, float_tail=True)
 STATIC_PLAIN = msgspec.structs.replace(STATIC, float_tail=False)
 STATIC_INTEGER_IO = msgspec.structs.replace(STATIC_PLAIN, integer_io=True)
 INT16X8 = msgspec.structs.replace(STATIC_PLAIN, activations=16)
-INT4 = Recipe(scheme="dynamic", weights={"FULLY_CONNECTED": "int4", "EMBEDDING_LOOKUP": "int4"})
-INT4_BLOCKS = Recipe(
+INT4 = QuantRecipe(
+    scheme="dynamic", weights={"FULLY_CONNECTED": "int4", "EMBEDDING_LOOKUP": "int4"}
+)
+INT4_BLOCKS = QuantRecipe(
     scheme="dynamic",
     weights={"FULLY_CONNECTED": "int4-block32", "EMBEDDING_LOOKUP": "int4-block64"},
 )
-INT8_INT4_EMBEDDING = Recipe(
+INT8_INT4_EMBEDDING = QuantRecipe(
     scheme="dynamic", weights={**DYNAMIC.weights, "EMBEDDING_LOOKUP": "int4-block64"}
 )
 
 
-def write(float_path: Path, out: Path, recipe: Recipe, samples: Sequence[Feeds] = ()) -> Result:
+def write_quantised(
+    float_path: Path, out: Path, recipe: QuantRecipe, samples: Sequence[Feeds] = ()
+) -> Result:
     """Write what the recipe makes of a float file; the same inputs give the same bytes.
 
     Samples are in the file's own layout and dtypes. Without them biases are not corrected.
     Raises ConvertError for a model that is quantised already, a static recipe without samples, or
     a recipe that takes hardly any of the weights.
     """
-    source = Source(flatbuffer.read(float_path), float_path.name, samples)
+    source = FloatModel(flatbuffer.read(float_path), float_path.name, samples)
     quantised, refined = source.quantised(recipe)
     notes = [f"{refined} layers corrected on calibration samples"] if refined and samples else []
     if recipe.scheme == "static" and recipe.activations == 16:
@@ -94,7 +98,7 @@ def write(float_path: Path, out: Path, recipe: Recipe, samples: Sequence[Feeds] 
     return write_smaller(quantised, flatbuffer.read(float_path), float_path, out, tuple(notes))
 
 
-class Source:
+class FloatModel:
     """A float model ready to be quantised, once or many times, and what was measured on it.
 
     ``model`` is changed: rows of tables are looked up, and every tensor has a name of its own.
@@ -104,43 +108,43 @@ class Source:
         if any(flatbuffer.has_scale(t) for g in model.subgraphs for t in g.tensors):
             raise ConvertError(f"{name} is quantised already", hint="start from the float model")
         lookup.use_lookups(model)
-        unique_names(model)
+        make_names_unique(model)
         self.model, self.name, self.samples = model, name, samples
         self._refiner = Refiner(model, samples)
 
     @cached_property
     def _extremes(self) -> dict[str, tuple[float, float]]:
-        return ranges.extremes(self.model, self.samples)
+        return ranges.find_extremes(self.model, self.samples)
 
-    def quantised(self, recipe: Recipe) -> tuple[flatbuffer.Model, int]:
+    def quantised(self, recipe: QuantRecipe) -> tuple[flatbuffer.Model, int]:
         """The quantised model, and how many layers were refined."""
-        _check(self.model, recipe, self.samples)
-        plan = _plan(self.model, recipe)
-        if not plan and not lstm.count(self.model):
+        _check_recipe(self.model, recipe, self.samples)
+        plan = _plan_steps(self.model, recipe)
+        if not plan and not lstm.count_lstms(self.model):
             kinds = ", ".join(recipe.weights)
             raise ConvertError(f"no-op: {self.name} has no weights in ops of the recipe: {kinds}")
         ops = [(self.model.subgraphs[0].operators[s.position], s) for s in plan if s.form]
-        lookup.own_tables(self.model, [(op, step.form) for op, step in ops])
-        qsv = four_bit_ranges(self.model, [(op, step.form) for op, step in ops])
+        lookup.separate_tables(self.model, [(op, step.form) for op, step in ops])
+        qsv = compute_four_bit_ranges(self.model, [(op, step.form) for op, step in ops])
         if recipe.scheme == "static":
-            qsv |= _as_statistics(self._extremes, HEADROOM[recipe.activations])
+            qsv |= _to_statistics(self._extremes, HEADROOM[recipe.activations])
             if recipe.activations == 8:
                 static = [op for op, step in ops if step.static]
-                qsv |= eight_bit_ranges(self.model, static, self._extremes)
+                qsv |= compute_eight_bit_ranges(self.model, static, self._extremes)
         quantised = flatbuffer.from_bytes(_quantise(self.model, recipe, plan, qsv))
-        _name_ends(self.model, quantised)
+        _restore_names(self.model, quantised)
         _type_unread(quantised)
         if recipe.scheme == "dynamic":
-            lstm.quantise(quantised)
+            lstm.quantise_lstms(quantised)
         return quantised, self._refiner.refine(quantised)
 
-    def layers(self, recipe: Recipe) -> list[flatbuffer.Op]:
+    def layers(self, recipe: QuantRecipe) -> list[flatbuffer.Op]:
         """The ops with weights that the recipe quantises, in order."""
-        steps = [s for s in _plan(self.model, recipe) if s.form]
+        steps = [s for s in _plan_steps(self.model, recipe) if s.form]
         return [self.model.subgraphs[0].operators[s.position] for s in steps]
 
 
-def _check(model: flatbuffer.Model, recipe: Recipe, samples: Sequence[Feeds]) -> None:
+def _check_recipe(model: flatbuffer.Model, recipe: QuantRecipe, samples: Sequence[Feeds]) -> None:
     if recipe.scheme == "static" and not samples:
         raise ConvertError("a static recipe needs calibration samples", hint="give --calibration")
     graph = model.subgraphs[0]
@@ -162,16 +166,16 @@ class _Step(msgspec.Struct, frozen=True):
     static: bool
 
 
-def _plan(model: flatbuffer.Model, recipe: Recipe) -> list[_Step]:
+def _plan_steps(model: flatbuffer.Model, recipe: QuantRecipe) -> list[_Step]:
     """The ops that are quantised, in order."""
     graph = model.subgraphs[0]
     kinds = [flatbuffer.op_name(model, op) for op in graph.operators]
     integer, tail = [], []
     if recipe.scheme == "static":
-        integer = integer_ops.integer_ops(
+        integer = integer_ops.find_integer_ops(
             model, recipe.activations, integer_io=recipe.integer_io, kept=recipe.keep_float
         )
-        tail = integer_ops.float_tail(model, integer) if recipe.float_tail else []
+        tail = integer_ops.find_float_tail(model, integer) if recipe.float_tail else []
     steps = []
     for position, (kind, op) in enumerate(zip(kinds, graph.operators, strict=True)):
         form = recipe.weights.get(kind, "")
@@ -182,28 +186,28 @@ def _plan(model: flatbuffer.Model, recipe: Recipe) -> list[_Step]:
             continue
         elif (
             form
-            and _table(model, op) is not None
+            and _find_table(model, op) is not None
             and flatbuffer.tensor_name(graph.tensors[op.outputs[0]]) not in recipe.keep_float
         ):
-            steps.append(_Step(position, kind, _fitting(model, op, form), False))
+            steps.append(_Step(position, kind, _choose_form(model, op, form), False))
     return steps
 
 
-def _table(model: flatbuffer.Model, op: flatbuffer.Op) -> flatbuffer.Tensor | None:
+def _find_table(model: flatbuffer.Model, op: flatbuffer.Op) -> flatbuffer.Tensor | None:
     """The op's float weights."""
     tensor = model.subgraphs[0].tensors[op.inputs[1]]
     is_float = flatbuffer.type_name(tensor) == "FLOAT32"
     return tensor if is_float and flatbuffer.constant(model, tensor) is not None else None
 
 
-def _fitting(model: flatbuffer.Model, op: flatbuffer.Op, form: str) -> str:
+def _choose_form(model: flatbuffer.Model, op: flatbuffer.Op, form: str) -> str:
     """The form, or int8 where rows do not divide into blocks."""
-    tensor, block = _table(model, op), FORMS[form][2]
+    tensor, block = _find_table(model, op), FORMS[form][2]
     divides = tensor is None or not block or flatbuffer.shape(tensor)[-1] % block == 0
     return form if divides else "int8"
 
 
-def _as_statistics(
+def _to_statistics(
     found: dict[str, tuple[float, float]], headroom: float
 ) -> dict[str, dict[str, Array]]:
     """Ranges in the quantiser's words."""
@@ -217,7 +221,10 @@ def _as_statistics(
 
 
 def _quantise(
-    model: flatbuffer.Model, recipe: Recipe, plan: Sequence[_Step], qsv: dict[str, dict[str, Array]]
+    model: flatbuffer.Model,
+    recipe: QuantRecipe,
+    plan: Sequence[_Step],
+    qsv: dict[str, dict[str, Array]],
 ) -> bytes:
     package = "ai_edge_quantizer"
     api = need(f"{package}.quantizer", "tflite")
@@ -227,13 +234,15 @@ def _quantise(
     scopes = defaultdict(list)
     for step in plan:
         scopes[step.kind, step.form, step.static].append(graph.operators[step.position].outputs)
-    with foreign("ai-edge-quantizer could not quantise the model", hint="try another recipe"):
+    with translate_foreign_errors(
+        "ai-edge-quantizer could not quantise the model", hint="try another recipe"
+    ):
         tool = api.Quantizer(flatbuffer.to_bytes(model))
         for (kind, form, static), outputs in scopes.items():
             op = words.TFLOperationName[OP_NAMES.get(kind, kind)]
             bits, each, _ = FORMS[form or "int8"]
             each = words.QuantGranularity[each]
-            scope = _scope(graph, outputs)
+            scope = _make_scope(graph, outputs)
             if static:
                 tool.add_static_config(scope, op, recipe.activations, bits, each)
             elif recipe.scheme == "weight-only":
@@ -241,7 +250,7 @@ def _quantise(
             else:
                 tool.add_dynamic_config(scope, op, bits, each)
         for kind, ends in (("INPUT", graph.inputs), ("OUTPUT", graph.outputs)):
-            op, scope = words.TFLOperationName[kind], _scope(graph, [ends])
+            op, scope = words.TFLOperationName[kind], _make_scope(graph, [ends])
             if recipe.integer_io:
                 tool.add_static_config(scope, op, recipe.activations, 8)
             else:
@@ -250,13 +259,13 @@ def _quantise(
         return bytes(made.quantized_model)
 
 
-def _scope(graph: Any, outputs: Iterable[Sequence[int]]) -> str:
+def _make_scope(graph: Any, outputs: Iterable[Sequence[int]]) -> str:
     """A pattern that matches exactly the ops with these outputs."""
     names = ("".join(flatbuffer.tensor_name(graph.tensors[i]) + ";" for i in o) for o in outputs)
     return f"^(?:{'|'.join(re.escape(n) for n in names)})$"
 
 
-def unique_names(model: flatbuffer.Model) -> None:
+def make_names_unique(model: flatbuffer.Model) -> None:
     """Give every tensor a name of its own, which the quantiser needs; inputs and outputs keep
     theirs."""
     first = model.subgraphs[0]
@@ -273,7 +282,7 @@ def unique_names(model: flatbuffer.Model) -> None:
             seen.add(name)
 
 
-def _name_ends(model: flatbuffer.Model, quantised: flatbuffer.Model) -> None:
+def _restore_names(model: flatbuffer.Model, quantised: flatbuffer.Model) -> None:
     """Give inputs and outputs their names back: the quantiser names what it puts before them."""
     old, new = model.subgraphs[0], quantised.subgraphs[0]
     names = {flatbuffer.tensor_name(t): t for t in new.tensors}

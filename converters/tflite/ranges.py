@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from converters.foreign_errors import foreign
+from converters.foreign_errors import translate_foreign_errors
 from converters.tflite import flatbuffer
 from edge_core.extras import need
 from edge_core.tensors import Array, Feeds
 
 
-class Runner:
+class ModelRunner:
     """A .tflite file in memory that takes and gives reals by name, on one thread.
 
     More threads would add in another order and give other bytes.
@@ -21,7 +21,7 @@ class Runner:
 
     def __init__(self, file: bytes, *, keep_all: bool = False) -> None:
         litert = need("ai_edge_litert.interpreter", "tflite")
-        with foreign("LiteRT cannot run the model"):
+        with translate_foreign_errors("LiteRT cannot run the model"):
             self._interpreter: Any = litert.Interpreter(
                 model_content=file, num_threads=1, experimental_preserve_all_tensors=keep_all
             )
@@ -31,12 +31,12 @@ class Runner:
 
     def run(self, feeds: Feeds) -> Feeds:
         """The outputs as reals; quantised inputs and outputs are converted."""
-        with foreign("LiteRT cannot run the model"):
+        with translate_foreign_errors("LiteRT cannot run the model"):
             for name, value in feeds.items():
                 detail = self._inputs[name]
-                self._interpreter.set_tensor(detail["index"], _stored(value, detail))
+                self._interpreter.set_tensor(detail["index"], _to_stored(value, detail))
             self._interpreter.invoke()
-            return {d["name"]: _real(self.value(d["index"]), d) for d in self._outputs}
+            return {d["name"]: _to_real(self.value(d["index"]), d) for d in self._outputs}
 
     def value(self, index: int) -> Array:
         """A tensor's values after run()."""
@@ -44,19 +44,21 @@ class Runner:
         return found
 
 
-def activations(
+def iter_activations(
     model: flatbuffer.Model, wanted: Sequence[int], samples: Sequence[Feeds]
 ) -> Iterator[dict[int, Array]]:
     """For each sample, the values of the wanted tensors of the first subgraph, by index."""
     if not samples or not wanted:
         return
-    runner = Runner(flatbuffer.to_bytes(model), keep_all=True)
+    runner = ModelRunner(flatbuffer.to_bytes(model), keep_all=True)
     for feeds in samples:
         runner.run(feeds)
         yield {index: runner.value(index) for index in dict.fromkeys(wanted)}
 
 
-def extremes(model: flatbuffer.Model, samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:
+def find_extremes(
+    model: flatbuffer.Model, samples: Sequence[Feeds]
+) -> dict[str, tuple[float, float]]:
     """The smallest and largest value of every float tensor of the first subgraph, by its name.
 
     Not of results that nothing reads: XNNPACK does not keep them.
@@ -71,7 +73,7 @@ def extremes(model: flatbuffer.Model, samples: Sequence[Feeds]) -> dict[str, tup
         and flatbuffer.constant(model, tensor) is None
     }
     found: dict[str, tuple[float, float]] = {}
-    for values in activations(model, list(names), samples):
+    for values in iter_activations(model, list(names), samples):
         for index, name in names.items():
             if values[index].size:
                 low, high = float(values[index].min()), float(values[index].max())
@@ -80,7 +82,7 @@ def extremes(model: flatbuffer.Model, samples: Sequence[Feeds]) -> dict[str, tup
     return found
 
 
-def _stored(value: Array, detail: Any) -> Array:
+def _to_stored(value: Array, detail: Any) -> Array:
     scale, zero = detail["quantization"]
     if value.dtype == detail["dtype"] or not scale:
         return value
@@ -90,6 +92,6 @@ def _stored(value: Array, detail: Any) -> Array:
     return stored
 
 
-def _real(value: Array, detail: Any) -> Array:
+def _to_real(value: Array, detail: Any) -> Array:
     scale, zero = detail["quantization"]
     return (value.astype(np.float32) - zero) * np.float32(scale) if scale else value

@@ -12,10 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from converters.layouts import Specs, inward
+from converters.layouts import Specs, to_artifact
 from converters.spec import Converted, Job, Spec
 from converters.tflite import batch, flatbuffer, fp16, quantise, sensitivity, verify, versions
-from converters.tflite.io_specs import border
+from converters.tflite.io_specs import read_io_specs
 from converters.tflite.result import Result
 from edge_core.tensors import Feeds, TensorSpec
 
@@ -25,7 +25,7 @@ SEARCH_S = 90.0  # of a search for the layers that stay float
 TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "onnx", "onnxruntime", "numpy")
 
 
-class Tflite(msgspec.Struct, frozen=True):
+class TfliteConverter(msgspec.Struct, frozen=True):
     """One recipe. ``write`` takes the float file, the file to make and samples that fit it."""
 
     SPEC: Spec
@@ -35,19 +35,19 @@ class Tflite(msgspec.Struct, frozen=True):
         """Write the file; raises ConvertError for an op that TFLite has not, or a no-op."""
         out = job.out_dir / "model.tflite"
         with tempfile.TemporaryDirectory() as folder:
-            source, inputs, outputs = _float_file(job, Path(folder))
-            names = _tensor_names(source, inputs)
+            source, inputs, outputs = _make_float_file(job, Path(folder))
+            names = _map_tensor_names(source, inputs)
             samples = [
-                {names[n]: a for n, a in inward(s, _without_layout(inputs), inputs).items()}
+                {names[n]: a for n, a in to_artifact(s, _drop_layouts(inputs), inputs).items()}
                 for s in job.samples
             ]
             done = self.write(source, out, samples)
-        own_in, own_out = border(flatbuffer.read(out))
+        own_in, own_out = read_io_specs(flatbuffer.read(out))
         return Converted(
             path=out,
-            fixed=_freed(out) if job.batch == "dynamic" else None,
-            inputs=_with_layouts(own_in, inputs),
-            outputs=_with_layouts(own_out, outputs),
+            fixed=_free_file(out) if job.batch == "dynamic" else None,
+            inputs=_set_layouts(own_in, inputs),
+            outputs=_set_layouts(own_out, outputs),
             notes=done.notes,
             times=done.times,
             precision="int8" if self.SPEC.scheme == "float" and done.share > HALF else "",
@@ -55,58 +55,60 @@ class Tflite(msgspec.Struct, frozen=True):
         )
 
 
-def _float_file(job: Job, folder: Path) -> tuple[Path, Specs, Specs]:
+def _make_float_file(job: Job, folder: Path) -> tuple[Path, Specs, Specs]:
     if job.model.suffix == ".tflite":
-        return job.model, *border(flatbuffer.read(job.model))
+        return job.model, *read_io_specs(flatbuffer.read(job.model))
     path = folder / "float.tflite"
-    lowered = verify.checked(job.model, path, layout=job.layout, samples=job.samples)
+    lowered = verify.convert_verified(job.model, path, layout=job.layout, samples=job.samples)
     return path, lowered.inputs, lowered.outputs
 
 
-def _freed(path: Path) -> Path:
+def _free_file(path: Path) -> Path:
     """Make the batch of a file dynamic; returns where the file is kept as it was."""
     model = flatbuffer.read(path)
     fixed = path.rename(path.with_name(f"fixed{path.suffix}"))
-    batch.free(model)
+    batch.free_tflite_batch(model)
     versions.stamp(model)
     flatbuffer.write(model, path)
     return fixed
 
 
-def _tensor_names(source: Path, inputs: Specs) -> dict[str, str]:
+def _map_tensor_names(source: Path, inputs: Specs) -> dict[str, str]:
     """By the names of the signature, which samples have: those that the graph itself uses."""
     graph = flatbuffer.read(source).subgraphs[0]
     own = [flatbuffer.tensor_name(graph.tensors[i]) for i in graph.inputs]
     return dict(zip((s.name for s in inputs), own, strict=True))
 
 
-def _without_layout(inputs: Specs) -> Specs:
+def _drop_layouts(inputs: Specs) -> Specs:
     """The same inputs as samples have them: as the user's model."""
     return [msgspec.structs.replace(s, layout="") for s in inputs]
 
 
-def _with_layouts(specs: Specs, known: Specs) -> tuple[TensorSpec, ...]:
+def _set_layouts(specs: Specs, known: Specs) -> tuple[TensorSpec, ...]:
     layouts = {s.name: s.layout for s in known}
     return tuple(msgspec.structs.replace(s, layout=layouts[s.name]) for s in specs)
 
 
-def _as_it_is(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:
+def _write_unchanged(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:
     """Only the operator versions are set, so that runtimes which are too old refuse the file."""
     model = flatbuffer.read(source)
     versions.stamp(model)
     flatbuffer.write(model, out)
-    return Result(share=flatbuffer.quantised_share(model))
+    return Result(share=flatbuffer.compute_quantised_share(model))
 
 
-def _by(recipe: quantise.Recipe) -> Write:
-    return lambda source, out, samples: quantise.write(source, out, recipe, samples)
+def _write_by(recipe: quantise.QuantRecipe) -> Write:
+    return lambda source, out, samples: quantise.write_quantised(source, out, recipe, samples)
 
 
-def _searched(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:
-    return sensitivity.search(source, out, quantise.STATIC_PLAIN, samples, budget_s=SEARCH_S).result
+def _write_searched(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:
+    return sensitivity.search_float_layers(
+        source, out, quantise.STATIC_PLAIN, samples, budget_s=SEARCH_S
+    ).result
 
 
-def _spec(
+def _make_spec(
     name: str,
     title: str,
     precision: Literal["fp32", "fp16", "int8", "int4"],
@@ -123,62 +125,72 @@ def _spec(
     )  # fmt: skip
 
 
-def _static(name: str, title: str, recipe: quantise.Recipe) -> Tflite:
-    return Tflite(_spec(name, title, "int8", "static", needs_samples=True), _by(recipe))
+def _make_static(name: str, title: str, recipe: quantise.QuantRecipe) -> TfliteConverter:
+    return TfliteConverter(
+        _make_spec(name, title, "int8", "static", needs_samples=True), _write_by(recipe)
+    )
 
 
-def _weights(
+def _make_weights(
     name: str,
     title: str,
     precision: Literal["int8", "int4"],
     scheme: Literal["dynamic", "weight-only"],
-    recipe: quantise.Recipe,
-) -> Tflite:
-    return Tflite(_spec(name, title, precision, scheme, takes_samples=True), _by(recipe))
+    recipe: quantise.QuantRecipe,
+) -> TfliteConverter:
+    return TfliteConverter(
+        _make_spec(name, title, precision, scheme, takes_samples=True), _write_by(recipe)
+    )
 
 
-GIVEN = Tflite(_spec("given", "the .tflite file as it is", "fp32", "float"), _as_it_is)
-FP32 = Tflite(_spec("fp32", "float", "fp32", "float"), _as_it_is)
-FP16 = Tflite(
-    _spec("fp16", "float, weights stored in fp16", "fp16", "storage"),
+GIVEN = TfliteConverter(
+    _make_spec("given", "the .tflite file as it is", "fp32", "float"), _write_unchanged
+)
+FP32 = TfliteConverter(_make_spec("fp32", "float", "fp32", "float"), _write_unchanged)
+FP16 = TfliteConverter(
+    _make_spec("fp16", "float, weights stored in fp16", "fp16", "storage"),
     lambda source, out, samples: fp16.write(source, out),
 )
-OURS: tuple[Tflite, ...] = (
+TFLITE_CONVERTERS: tuple[TfliteConverter, ...] = (
     GIVEN,
     FP32,
     FP16,
-    _static("int8-static", "full-integer INT8, calibrated, float in and out", quantise.STATIC),
-    _static(
+    _make_static("int8-static", "full-integer INT8, calibrated, float in and out", quantise.STATIC),
+    _make_static(
         "int8-static-plain", "the same for runtimes without hybrid scales per channel",
         quantise.STATIC_PLAIN,
     ),
-    Tflite(
-        _spec(
+    TfliteConverter(
+        _make_spec(
             "int8-static-mixed", "full-integer INT8 with the few worst layers left float", "int8",
             "static", needs_samples=True,
             rescues=("tflite-int8-static", "tflite-int8-static-plain"),
         ),
-        _searched,
+        _write_searched,
     ),
-    _static("int8-static-io", "full-integer INT8, int8 in and out", quantise.STATIC_INTEGER_IO),
-    _static("int16x8", "INT16 activations, INT8 weights", quantise.INT16X8),
-    _weights(
+    _make_static(
+        "int8-static-io", "full-integer INT8, int8 in and out", quantise.STATIC_INTEGER_IO
+    ),
+    _make_static("int16x8", "INT16 activations, INT8 weights", quantise.INT16X8),
+    _make_weights(
         "int8-dynamic", "dynamic INT8, depthwise stays float", "int8", "dynamic", quantise.DYNAMIC
     ),
-    _weights(
+    _make_weights(
         "int8-dynamic-per-tensor", "dynamic INT8 for old runtimes: one scale a layer", "int8",
         "dynamic", quantise.DYNAMIC_PER_TENSOR,
     ),
-    _weights(
+    _make_weights(
         "int8-weights", "INT8 weights, computed in float", "int8", "weight-only",
         quantise.WEIGHT_ONLY,
     ),
-    _weights("int4", "INT4 layers and tables, a scale a row", "int4", "dynamic", quantise.INT4),
-    _weights(
+    _make_weights(
+        "int4", "INT4 layers and tables, a scale a row", "int4", "dynamic", quantise.INT4
+    ),
+    _make_weights(
         "int4-block32", "INT4 layers and tables, a scale for 32 weights", "int4", "dynamic",
         quantise.INT4_BLOCKS,
     ),
-    _weights(
+    _make_weights(
         "int8-int4-table", "INT8 layers, INT4 tables", "int4", "dynamic",
         quantise.INT8_INT4_EMBEDDING,
     ),

@@ -29,7 +29,9 @@ def write_smaller(
 
     Raises ConvertError if it took hardly any of them.
     """
-    reduction.refuse(flatbuffer.weight_bytes(original), flatbuffer.weight_bytes(model), source.name)
+    reduction.require_reduction(
+        flatbuffer.count_weight_bytes(original), flatbuffer.count_weight_bytes(model), source.name
+    )
     versions.stamp(model)
     flatbuffer.write(model, out)
-    return Result(share=flatbuffer.quantised_share(model), notes=notes)
+    return Result(share=flatbuffer.compute_quantised_share(model), notes=notes)

@@ -32,7 +32,9 @@ MAX_BIAS = 2.0**30  # steps; corrections of biases come on top
 Ranges = dict[str, dict[str, Array]]  # the quantiser's statistics: name -> "min", "max"
 
 
-def four_bit_ranges(model: flatbuffer.Model, ops: Iterable[tuple[flatbuffer.Op, str]]) -> Ranges:
+def compute_four_bit_ranges(
+    model: flatbuffer.Model, ops: Iterable[tuple[flatbuffer.Op, str]]
+) -> Ranges:
     """Ranges of the four-bit weights among ops given with their forms."""
     found = {}
     for op, form in ops:
@@ -41,13 +43,13 @@ def four_bit_ranges(model: flatbuffer.Model, ops: Iterable[tuple[flatbuffer.Op, 
         if weights is None or not form.startswith("int4"):
             continue
         block = FORMS[form][2]
-        limits = bounds(weights, block or weights.shape[1])
+        limits = find_bounds(weights, block or weights.shape[1])
         limits = limits[:, :, 0] if block else limits[:, 0]
         found[flatbuffer.tensor_name(tensor)] = {"min": -limits, "max": limits}
     return found
 
 
-def bounds(weights: Array, size: int) -> Array:
+def find_bounds(weights: Array, size: int) -> Array:
     """The range, as its positive end, that leaves the least squared error: rows x blocks x 1.
 
     A block is ``size`` weights of a row.
@@ -66,7 +68,7 @@ def bounds(weights: Array, size: int) -> Array:
     return best
 
 
-def eight_bit_ranges(
+def compute_eight_bit_ranges(
     model: flatbuffer.Model,
     ops: Iterable[flatbuffer.Op],
     extremes: Mapping[str, tuple[float, float]],
@@ -75,7 +77,7 @@ def eight_bit_ranges(
     tensors = model.subgraphs[0].tensors
     found: Ranges = {}
     for op in ops:
-        weight, bias = tensors[op.inputs[1]], _bias(model, op)
+        weight, bias = tensors[op.inputs[1]], _find_bias(model, op)
         values, taken = (
             flatbuffer.constant(model, weight),
             flatbuffer.tensor_name(tensors[op.inputs[0]]),
@@ -95,7 +97,7 @@ def eight_bit_ranges(
     return found
 
 
-def _bias(model: flatbuffer.Model, op: flatbuffer.Op) -> Array | None:
+def _find_bias(model: flatbuffer.Model, op: flatbuffer.Op) -> Array | None:
     has = (
         flatbuffer.op_name(model, op) != "TRANSPOSE_CONV"
         and len(op.inputs) > 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.foreign_errors import reason
+from converters.foreign_errors import describe_error
 from converters.tflite.graph import Graph, Shape
 from converters.tflite.node import WAY_OUT, Lowering, Node
 from converters.tflite.patterns import OWN
@@ -136,7 +136,7 @@ class Scope:
                 schema, proto, types, data, opset_imports=imports
             )
         except Exception as e:
-            raise ConvertError(f"op {proto.op_type}: no shapes: {reason(e)}") from e
+            raise ConvertError(f"op {proto.op_type}: no shapes: {describe_error(e)}") from e
         shapes: list[Shape] = []
         dtypes: list[Any] = []
         for name in proto.output:

@@ -4,7 +4,7 @@ search(float_path, out, recipe, samples, budget_s=60) -> Search
 
 A layer's worth is measured: the outputs' signal to noise against the float model on calibration
 samples, of the worst output. What it costs is told in bytes, and in milliseconds of both files in
-turn. choice.py decides.
+turn. mixed_precision.py decides.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 
 from converters.tflite import flatbuffer, ranges
-from converters.tflite.mixed_precision import Choice, choose
-from converters.tflite.quantise import Recipe, Source
+from converters.tflite.mixed_precision import LayerChoice, choose_float_layers
+from converters.tflite.quantise import FloatModel, QuantRecipe
 from converters.tflite.result import Result, write_smaller
 from edge_core.errors import ConvertError
 from edge_core.tensors import Array, Feeds
@@ -28,7 +28,7 @@ MAX_SAMPLES = 32  # for one trial
 GAIN_DB = 3.0  # half the noise. EfficientNet-Lite0, 800 crops: agreement 0.973 -> 0.979
 MAX_WORK = 0.5  # share of the multiplications that may stay float
 MAX_WEIGHTS = 0.1  # share of the weights; each takes four times its bytes
-ROUNDS = 40  # of timing
+TIMING_ROUNDS = 40  # of timing
 MAX_DB = 200.0  # of outputs that are equal
 
 
@@ -42,10 +42,10 @@ class Search(msgspec.Struct, frozen=True):
     ms: tuple[float, float]  # least of ROUNDS, one thread, in turn
 
 
-def search(
+def search_float_layers(
     float_path: Path,
     out: Path,
-    recipe: Recipe,
+    recipe: QuantRecipe,
     samples: Sequence[Feeds],
     *,
     budget_s: float = 60.0,
@@ -55,43 +55,45 @@ def search(
 
     Trying stops at ``gain_db`` more signal to noise, and after ``budget_s`` with what was found
     until then: a slower host may write another file. Raises ConvertError without samples, if no
-    layer helps, or as quantise.write() does.
+    layer helps, or as quantise.write_quantised() does.
     """
     if not samples:
         raise ConvertError("a search needs calibration samples", hint="give --calibration")
     deadline = time.monotonic() + budget_s
-    source = Source(flatbuffer.read(float_path), float_path.name, samples)
+    source = FloatModel(flatbuffer.read(float_path), float_path.name, samples)
     layers = source.layers(recipe)
-    chosen = [samples[int(i)] for i in _grid(len(samples))]
-    wanted = _outputs(flatbuffer.to_bytes(source.model), chosen)
+    chosen = [samples[int(i)] for i in _pick_indices(len(samples))]
+    wanted = _run_samples(flatbuffer.to_bytes(source.model), chosen)
 
     def measure(kept: frozenset[int]) -> float | None:
         if kept and time.monotonic() > deadline:
             return None
-        made, _ = source.quantised(_keeping(recipe, source, [layers[i] for i in kept]))
-        return _decibels(wanted, _outputs(flatbuffer.to_bytes(made), chosen))
+        made, _ = source.quantised(_keep_layers(recipe, source, [layers[i] for i in kept]))
+        return _compute_decibels(wanted, _run_samples(flatbuffer.to_bytes(made), chosen))
 
-    choice = choose(_costs(source.model, layers), gain_db, measure)
+    choice = choose_float_layers(_compute_costs(source.model, layers), gain_db, measure)
     if not choice.layers:
         raise ConvertError(
             f"no layer of {float_path.name} was found better left float in {budget_s:g} s: "
             f"{choice.before:.1f} dB as it is",
             hint="take the recipe without a search",
         )
-    return _write(float_path, out, source, recipe, [layers[i] for i in choice.layers], choice)
+    return _write_search(
+        float_path, out, source, recipe, [layers[i] for i in choice.layers], choice
+    )
 
 
-def _write(
+def _write_search(
     float_path: Path,
     out: Path,
-    source: Source,
-    recipe: Recipe,
+    source: FloatModel,
+    recipe: QuantRecipe,
     kept: Sequence[flatbuffer.Op],
-    choice: Choice,
+    choice: LayerChoice,
 ) -> Search:
-    best = _keeping(recipe, source, kept)
+    best = _keep_layers(recipe, source, kept)
     whole, made = (flatbuffer.to_bytes(source.quantised(r)[0]) for r in (recipe, best))
-    ms = _interleaved(whole, made, source.samples[0])
+    ms = _time_in_turn(whole, made, source.samples[0])
     names = best.keep_float[len(recipe.keep_float) :]
     notes = (
         f"{len(names)} layers left float: {', '.join(names)}",
@@ -113,17 +115,19 @@ def _write(
     )
 
 
-def _keeping(recipe: Recipe, source: Source, kept: Sequence[flatbuffer.Op]) -> Recipe:
+def _keep_layers(
+    recipe: QuantRecipe, source: FloatModel, kept: Sequence[flatbuffer.Op]
+) -> QuantRecipe:
     tensors = source.model.subgraphs[0].tensors
     names = (flatbuffer.tensor_name(tensors[op.outputs[0]]) for op in kept)
     return msgspec.structs.replace(recipe, keep_float=(*recipe.keep_float, *names))
 
 
-def _grid(count: int) -> Array:
+def _pick_indices(count: int) -> Array:
     return np.linspace(0, count - 1, min(count, MAX_SAMPLES)).round()
 
 
-def _costs(model: flatbuffer.Model, layers: Sequence[flatbuffer.Op]) -> list[float]:
+def _compute_costs(model: flatbuffer.Model, layers: Sequence[flatbuffer.Op]) -> list[float]:
     """What each layer takes of the allowed work or of the allowed weights, whichever is more."""
     tensors = model.subgraphs[0].tensors
     weights, work = [], []
@@ -139,14 +143,14 @@ def _costs(model: flatbuffer.Model, layers: Sequence[flatbuffer.Op]) -> list[flo
     ]
 
 
-def _outputs(file: bytes, samples: Sequence[Feeds]) -> dict[str, Array]:
+def _run_samples(file: bytes, samples: Sequence[Feeds]) -> dict[str, Array]:
     """What the file gives for all samples, as reals, by output name."""
-    runner = ranges.Runner(file)
+    runner = ranges.ModelRunner(file)
     found = [runner.run(feeds) for feeds in samples]
     return {name: np.concatenate([f[name].ravel() for f in found]) for name in found[0]}
 
 
-def _decibels(wanted: dict[str, Array], found: dict[str, Array]) -> float:
+def _compute_decibels(wanted: dict[str, Array], found: dict[str, Array]) -> float:
     """Signal to noise of the worst output, in dB."""
     worst = MAX_DB
     for name, reference in wanted.items():
@@ -159,11 +163,11 @@ def _decibels(wanted: dict[str, Array], found: dict[str, Array]) -> float:
     return worst
 
 
-def _interleaved(one: bytes, other: bytes, feeds: Feeds) -> tuple[float, float]:
+def _time_in_turn(one: bytes, other: bytes, feeds: Feeds) -> tuple[float, float]:
     """Milliseconds of both files, in turn, the least of ROUNDS."""
-    runners: list[Any] = [ranges.Runner(one), ranges.Runner(other)]
+    runners: list[Any] = [ranges.ModelRunner(one), ranges.ModelRunner(other)]
     least = [float("inf"), float("inf")]
-    for _ in range(ROUNDS):
+    for _ in range(TIMING_ROUNDS):
         for k, runner in enumerate(runners):
             start = time.perf_counter_ns()
             runner.run(feeds)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.layouts import inward, outward
-from converters.onnx import verify as onnx_verify
-from converters.onnx.file import load, save
+from converters.layouts import to_artifact, to_model
+from converters.onnx.model_file import load_model, save_model
+from converters.onnx.verify import make_random_feeds, require_same_outputs
 from converters.tflite import flatbuffer
 from converters.tflite.lower import Lowered, to_tflite, write
 from converters.tflite.node import Lowering
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 RUNTIME = "litert"
 MAX_SAMPLES = 4
-WAY_OUT = "an ONNX package (onnx-*) computes it; please report the op"
+ONNX_HINT = "an ONNX package (onnx-*) computes it; please report the op"
 
 
-def checked(
+def convert_verified(
     model: Path,
     out: Path,
     *,
@@ -42,32 +42,32 @@ def checked(
     """Convert, then run both on random input and on a few samples.
 
     Raises ConvertError for an op that is not lowered, a file that does not run, or outputs that
-    differ by more than onnx_verify allows; it names the first op that differs.
+    differ by more than converters.onnx.verify allows; it names the first op that differs.
     """
     lowered = to_tflite(model, out, layout=layout, lowerings=lowerings)
     session = onnxruntime.open(model, threads=1, options={"graph_optimization": "off"})
     some = [samples[i] for i in range(min(len(samples), MAX_SAMPLES))]
-    feeds = [onnx_verify.random_feeds(session.inputs), *some]
+    feeds = [make_random_feeds(session.inputs), *some]
     try:
         want = [session.run(f) for f in feeds]
     except MeasureError:  # some models refuse what no user would feed them
         feeds = feeds[1:]
         want = [session.run(f) for f in feeds]
-    got = _answers(out, lowered, feeds, session.inputs, session.outputs)
+    got = _run_converted(out, lowered, feeds, session.inputs, session.outputs)
     for a, b in zip(want, got, strict=True):
         try:
-            onnx_verify.same(a, b)
+            require_same_outputs(a, b)
         except ConvertError as e:
-            raise _named(load(model), feeds[0], e, lowerings) from e
+            raise _name_first_difference(load_model(model), feeds[0], e, lowerings) from e
     return lowered
 
 
-def _answers(
+def _run_converted(
     file: Path, lowered: Lowered, feeds: Sequence[Feeds], inputs: Any, outputs: Any
 ) -> list[Feeds]:
     with tempfile.TemporaryDirectory() as folder, Child() as child:
         given, answers = Path(folder) / "in", Path(folder) / "out"
-        sample_store.write(given, [inward(f, inputs, lowered.inputs) for f in feeds])
+        sample_store.write(given, [to_artifact(f, inputs, lowered.inputs) for f in feeds])
         try:
             child.ask("open", path=str(file), runtime=RUNTIME, threads=1, options={})
             child.ask("run", feeds=str(given), out=str(answers))
@@ -76,17 +76,17 @@ def _answers(
                 {
                     flatbuffer.op_name(m, op)
                     for m in [flatbuffer.read(file)]
-                    for _, op in flatbuffer.operators(m)
+                    for _, op in flatbuffer.iter_operators(m)
                 }
             )
             raise ConvertError(
                 f"the converted file does not run: {e.what}", hint=f"its ops: {', '.join(kinds)}"
             ) from e
         found = sample_store.read(answers)
-        return [outward(found[i], outputs, lowered.outputs) for i in range(len(found))]
+        return [to_model(found[i], outputs, lowered.outputs) for i in range(len(found))]
 
 
-def _named(
+def _name_first_difference(
     model: ModelProto, feeds: Feeds, error: ConvertError, lowerings: Mapping[str, Lowering]
 ) -> ConvertError:
     """The same error, naming the first op whose result differs, if that can be told."""
@@ -99,19 +99,19 @@ def _named(
             watched.graph.output.append(helper.make_empty_tensor_value_info(name))
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "watched.onnx", Path(folder) / "watched.tflite"
-        save(watched, source)
+        save_model(watched, source)
         session = onnxruntime.open(source, threads=1, options={"graph_optimization": "off"})
         want = session.run(feeds)
         try:
             lowered = write(watched, out, layout="NCHW", lowerings=lowerings)
-            got = _answers(out, lowered, [feeds], session.inputs, session.outputs)[0]
+            got = _run_converted(out, lowered, [feeds], session.inputs, session.outputs)[0]
         except ConvertError:  # a constant as an output, for one
             return error
     for node in watched.graph.node:
         for name in filter(None, node.output):
             try:
-                onnx_verify.same({name: want[name]}, got)
+                require_same_outputs({name: want[name]}, got)
             except ConvertError as e:
                 what = f"op {node.op_type} ('{node.name or name}'): {e.what}"
-                return ConvertError(f"{what} once converted to TFLite", hint=WAY_OUT)
+                return ConvertError(f"{what} once converted to TFLite", hint=ONNX_HINT)
     return error

@@ -18,7 +18,13 @@ from __future__ import annotations
 from typing import Any
 
 from converters.tflite import flatbuffer
-from converters.tflite.op_versions import blockwise, hybrid, needed, operators, scales
+from converters.tflite.op_versions import (
+    count_scales,
+    find_version,
+    is_blockwise,
+    is_hybrid,
+    iter_operators,
+)
 
 METADATA = "min_runtime_version"
 METADATA_BYTES = 16  # as TensorFlow writes it: zero padded
@@ -40,18 +46,18 @@ def stamp(model: flatbuffer.Model) -> None:
     with symmetric ones tflite-runtime-nightly 2.20.0.dev20250409 computes garbage although it
     knows version 12; newer runtimes compute them in XNNPACK, which is asymmetric in any case.
     """
-    for op in operators(model):
-        op.code.version = max(op.code.version, needed(op))
-        if op.name == "FULLY_CONNECTED" and hybrid(op, "INT8") and scales(op) > 1:
+    for op in iter_operators(model):
+        op.code.version = max(op.code.version, find_version(op))
+        if op.name == "FULLY_CONNECTED" and is_hybrid(op, "INT8") and count_scales(op) > 1:
             op.options.asymmetricQuantizeInputs = True
         if op.name == "CONV_2D" and op.type(1) == "INT4":
-            _guard(model, *INT4_CONV_GUARD)
-        if op.name == "EMBEDDING_LOOKUP" and blockwise(op):
-            _guard(model, *BLOCKWISE_EMBEDDING_GUARD)
-    _write_metadata(model, min_runtime(model))
+            _add_guard(model, *INT4_CONV_GUARD)
+        if op.name == "EMBEDDING_LOOKUP" and is_blockwise(op):
+            _add_guard(model, *BLOCKWISE_EMBEDDING_GUARD)
+    _write_metadata(model, find_min_runtime(model))
 
 
-def min_runtime(model: flatbuffer.Model) -> str:
+def find_min_runtime(model: flatbuffer.Model) -> str:
     """The oldest TensorFlow Lite release that knows every operator version of ``model``.
 
     In TensorFlow's numbers: ai-edge-litert counts anew from 1.0, which is about 2.16. Releases
@@ -59,18 +65,18 @@ def min_runtime(model: flatbuffer.Model) -> str:
     """
     numbers = flatbuffer.schema().BuiltinOperator
     newer = {(getattr(numbers, name), v): release for (name, v), release in RELEASES.items()}
-    releases = [newer.get((_builtin(c), c.version), FLOOR) for c in model.operatorCodes]
+    releases = [newer.get((_read_builtin(c), c.version), FLOOR) for c in model.operatorCodes]
     return max((FLOOR, *releases), key=lambda r: [int(part) for part in r.split(".")])
 
 
-def _builtin(code: Any) -> int:
+def _read_builtin(code: Any) -> int:
     """Builtins above 127 have a field of their own; files of old writers have the other only."""
     return int(max(code.builtinCode, code.deprecatedBuiltinCode))
 
 
-def _guard(model: flatbuffer.Model, name: str, version: int) -> None:
+def _add_guard(model: flatbuffer.Model, name: str, version: int) -> None:
     number = getattr(flatbuffer.schema().BuiltinOperator, name)
-    if any(_builtin(c) == number and c.version >= version for c in model.operatorCodes):
+    if any(_read_builtin(c) == number and c.version >= version for c in model.operatorCodes):
         return
     code = flatbuffer.schema().OperatorCodeT()
     code.builtinCode, code.version = number, version

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from converters.batch import ROWS, WAY_OUT
+from converters.batch_tracker import FIXED_BATCH_HINT, ROWS
 from edge_core.errors import InputError, MeasureError
 from edge_core.files import sha256_file, write_whole
 from edge_core.package import golden
@@ -50,7 +50,7 @@ def pick(given: samples.Samples) -> Rows:
     if len(seen) < ROWS:
         raise InputError(
             f"{given.source}: {len(seen)} different samples; a dynamic batch is tried on {ROWS}",
-            hint=f"give more samples, or {WAY_OUT}",
+            hint=f"give more samples, or {FIXED_BATCH_HINT}",
         )
     count = min(BATCHES, len(seen) // ROWS) * ROWS
     places = np.linspace(0, len(seen) - 1, count).round().astype(int)
@@ -157,4 +157,4 @@ def _check(expected: golden.Golden, answers: Sequence[Feeds], wrong: str) -> Non
 
 def _held(right: bool, wrong: str) -> None:
     if not right:
-        raise MeasureError(wrong, hint=WAY_OUT)
+        raise MeasureError(wrong, hint=FIXED_BATCH_HINT)

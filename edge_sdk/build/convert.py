@@ -15,24 +15,20 @@ from typing import NoReturn
 
 import msgspec
 
-from converters import batch as rows
 from converters import registry as converters
-from converters.onnx import (
-    batch as onnx_batch,
-)
-from converters.onnx import (
-    file as onnx_file,
-)
+from converters.batch_tracker import free_leading_dimension
 from converters.onnx import (
     fixed_shapes,
+    preparation,
     torch_export,
 )
-from converters.onnx import (
-    graph as onnx_graph,
-)
+from converters.onnx.batch import free_onnx_batch
+from converters.onnx.candidate_file import read_versions
+from converters.onnx.model_file import iter_weights, load_model
+from converters.onnx.preparation import prepare_model
 from converters.spec import Batch, Ceiling, Job, Layout
 from converters.tflite import flatbuffer
-from converters.tflite.versions import min_runtime
+from converters.tflite.versions import find_min_runtime
 from edge_core.errors import ConvertError, InputError
 from edge_core.extras import need
 from edge_core.files import sha256_file, whole_dir
@@ -87,7 +83,7 @@ def digest(model: Path) -> str:
     proto = need("onnx", "onnx").load(model, load_external_data=False)
     outside = {
         entry.value
-        for tensor in onnx_file.weights(proto)
+        for tensor in iter_weights(proto)
         for entry in tensor.external_data
         if entry.key == "location"
     }
@@ -114,7 +110,7 @@ def prepare(
         return Prepared(path=model, original=model, notes=())
     tools = versions(("onnx", "onnxruntime", "onnxscript", "onnxslim", "torch"))
     asked = (shapes, batch)
-    folder = workspace.entry("prepared", model_sha256, asked, tools, code(onnx_graph), GENERATION)
+    folder = workspace.entry("prepared", model_sha256, asked, tools, code(preparation), GENERATION)
     if not folder.is_dir():
         with whole_dir(folder) as d:
             job = PrepareJob(model.resolve(), d, dict(shapes), batch)
@@ -122,7 +118,7 @@ def prepare(
     told = from_json((folder / "prepared.json").read_bytes(), PreparedJson)
     exported = folder / "exported.onnx"
     original = exported if exported.is_file() else model
-    if told.inputs_fixed:  # callers no longer feed them; prepare() compared the two
+    if told.inputs_fixed:  # callers no longer feed them; prepare_model() compared the two
         original = folder / "model.onnx"
     return Prepared(path=folder / "model.onnx", original=original, notes=told.notes)
 
@@ -172,15 +168,15 @@ def _prepare(job: PrepareJob) -> None:
     source = job.model
     if source.suffix == ".pt2":
         source = job.out / "exported.onnx"
-        torch_export.export(job.model, source)
+        torch_export.export_program(job.model, source)
     out = job.out / "model.onnx"
     shapes = dict(job.shapes)
     if job.batch == "dynamic":
-        shapes = fixed_shapes.one_row(onnx_file.load(source), shapes)
-    notes = onnx_graph.prepare(source, out, shapes)
+        shapes = fixed_shapes.add_batch_of_one(load_model(source), shapes)
+    notes = prepare_model(source, out, shapes)
     if job.batch == "dynamic":
-        onnx_batch.free(onnx_file.load(out))  # raises for a model that no candidate can batch
-    before, after = (len(onnx_file.load(p).graph.input) for p in (source, out))
+        free_onnx_batch(load_model(out))  # raises for a model that no candidate can batch
+    before, after = (len(load_model(p).graph.input) for p in (source, out))
     (job.out / "prepared.json").write_bytes(to_json(PreparedJson(notes, before != after)))
 
 
@@ -226,13 +222,13 @@ def _convert(job: ConvertJob) -> None:
 
 
 def _batched(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    return tuple(msgspec.structs.replace(s, shape=rows.named(s.shape)) for s in specs)
+    return tuple(msgspec.structs.replace(s, shape=free_leading_dimension(s.shape)) for s in specs)
 
 
 def _written_for(path: Path) -> dict[str, str]:
     if path.suffix == ".tflite":
-        return {"min_runtime": min_runtime(flatbuffer.read(path))}
-    opset, ir = onnx_graph.written_for(path)
+        return {"min_runtime": find_min_runtime(flatbuffer.read(path))}
+    opset, ir = read_versions(path)
     return {"opset": str(opset), "ir": str(ir)}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.layouts import inward
+from converters.layouts import to_artifact
 from edge_core.package import golden
 from edge_core.package.golden import Samples
 from edge_core.runtimes import sample_store
@@ -30,7 +30,7 @@ def read(
     inputs, want = (
         tuple(source[i] for i in which) for source in map(sample_store.read, (given, original))
     )
-    return inputs, tuple(inward(w, model, outputs) for w in want)
+    return inputs, tuple(to_artifact(w, model, outputs) for w in want)
 
 
 def make(inputs: Samples, want: Samples, got: Samples, outputs: Specs) -> golden.Golden:

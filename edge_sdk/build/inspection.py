@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from converters.onnx import graph as onnx_graph
 from converters.onnx import ort_facts, torch_export
+from converters.onnx.preparation import prepare_model
 from edge_core.errors import EdgeError, InputError
 from edge_core.files import sha256_file
 from edge_core.profile import Profile
@@ -46,14 +46,14 @@ def inspect(path: Path, shapes: Shapes, profiles: Sequence[Profile]) -> Inspecti
         source = path
         if path.suffix == ".pt2":
             source = Path(folder) / "exported.onnx"
-            torch_export.export(path, source)
+            torch_export.export_program(path, source)
         raw = reader.read(source, shapes)
         model = msgspec.structs.replace(
             raw, path=path, sha256=sha256_file(path), bytes=path.stat().st_size,
             format=reader.SUFFIXES[path.suffix],
         )  # fmt: skip
         try:
-            notes = onnx_graph.prepare(source, Path(folder) / "static.onnx", shapes)
+            notes = prepare_model(source, Path(folder) / "static.onnx", shapes)
             static = reader.read(Path(folder) / "static.onnx")
             model = msgspec.structs.replace(
                 model, macs=static.macs, facets=static.facets, parameters=static.parameters,
@@ -73,10 +73,10 @@ def _support(model: Model, profile: Profile) -> Support:
     if runtime is None:
         listed = ", ".join(f"{r.name} {r.version}" for r in profile.runtimes)
         return Support(profile=profile.name, runtime=listed or "none", missing=(), opset="")
-    top = ort_facts.ceiling(runtime.version)
+    top = ort_facts.find_ceiling(runtime.version)
     return Support(
         profile=profile.name,
         runtime=f"{runtime.name} {runtime.version}",
-        missing=ort_facts.missing_ops(runtime.version, model.ops, min(model.opset, top.opset)),
+        missing=ort_facts.find_missing_ops(runtime.version, model.ops, min(model.opset, top.opset)),
         opset=f"{model.opset} of at most {top.opset}",
     )

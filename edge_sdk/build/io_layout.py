@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from converters.layouts import Specs, inward, outward, same
+from converters.layouts import Specs, has_same_interface, to_artifact, to_model
 from edge_core.package.preprocess import ImageRecipe
 from edge_core.runtimes import sample_store
 from edge_core.tensors import Array
@@ -18,12 +18,12 @@ GENERATION = 1
 
 def fitted(workspace: Workspace, feeds: Path, model: Specs, file: Specs) -> Path:
     """The samples in ``feeds`` as the file takes them: the same folder, or another one."""
-    if same(model, file):
+    if has_same_interface(model, file):
         return feeds
     folder = workspace.entry("feeds", feeds.name, tuple(model), tuple(file), GENERATION)
     if not folder.is_dir():
         source = sample_store.read(feeds)
-        samples = [inward(source[i], model, file) for i in range(len(source))]
+        samples = [to_artifact(source[i], model, file) for i in range(len(source))]
         sample_store.write(folder, samples)
     return folder
 
@@ -31,9 +31,9 @@ def fitted(workspace: Workspace, feeds: Path, model: Specs, file: Specs) -> Path
 def answered(outputs: Path, model: Specs, file: Specs) -> dict[str, Array]:
     """What the file answered, stacked over the samples, as the model would have, in reals."""
     source = sample_store.read(outputs)
-    if same(model, file):
+    if has_same_interface(model, file):
         return source.stacked
-    answers = [outward(source[i], model, file) for i in range(len(source))]
+    answers = [to_model(source[i], model, file) for i in range(len(source))]
     return {s.name: np.stack([a[s.name] for a in answers]) for s in model}
 
 

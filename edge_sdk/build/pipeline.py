@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.onnx import file as onnx_file
+from converters.onnx.model_file import load_model
 from edge_core.errors import GateFailed, InputError
 from edge_core.machine import detect
 from edge_core.runtimes import registry as runtimes
@@ -110,7 +110,7 @@ def gather(request: BuildRequest, workspace: Workspace, clock: Clock) -> Materia
             raise InputError(f"no model at {request.model}")
         reader.check_suffix(request.model)
         if request.model.suffix == ".onnx":
-            onnx_file.load(request.model)  # a damaged file fails before anything is started
+            load_model(request.model)  # a damaged file fails before anything is started
         sha256 = convert.digest(request.model)
     with clock.stage("convert"):
         prepared = convert.prepare(workspace, request.model, sha256, request.shapes, request.batch)

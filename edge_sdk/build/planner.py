@@ -94,7 +94,7 @@ def ceiling(runtime: Runtime) -> Ceiling:
     """The newest ONNX file that a device's runtime loads."""
     if runtime.name != onnxruntime.SPEC.name:
         return Ceiling(opset=0, ir=0)
-    top = ort_facts.ceiling(runtime.version)
+    top = ort_facts.find_ceiling(runtime.version)
     return Ceiling(opset=top.opset, ir=top.ir)
 
 

@@ -16,7 +16,13 @@ from typing import Any
 
 import msgspec
 
-from converters.onnx import file as onnx_file
+from converters.onnx.model_file import (
+    count_tensor_bytes,
+    iter_graphs,
+    iter_nodes,
+    load_model,
+    read_opset,
+)
 from converters.tflite import flatbuffer, io_specs
 from edge_core.errors import InputError
 from edge_core.extras import need
@@ -39,12 +45,12 @@ def read(path: Path, shapes: Shapes | None = None) -> Model:
     if path.suffix == ".tflite":
         return tflite_reader.read(path)
     onnx = need("onnx", "onnx")
-    model = onnx_file.load(path)
+    model = load_model(path)
     graph = model.graph
     _fix_dimensions(graph, shapes or {})
     known = _shapes(onnx, model)
     weights = constants(model)
-    nodes = list(onnx_file.nodes(model))
+    nodes = list(iter_nodes(model))
     costs = Costs()
     for node in nodes:
         costs.add(node, known, weights)
@@ -55,13 +61,13 @@ def read(path: Path, shapes: Shapes | None = None) -> Model:
         format="onnx",
         sha256=sha256_file(path),
         bytes=path.stat().st_size,
-        opset=onnx_file.opset(model),
+        opset=read_opset(model),
         ir=model.ir_version,
         inputs=inputs,
         outputs=outputs,
         ops=dict(sorted(Counter(map(op_name, nodes)).items())),
         parameters=sum(math.prod(t.dims) for t in weights.values() if _learnt(onnx, t)),
-        weight_bytes=sum(map(onnx_file.tensor_bytes, weights.values())),
+        weight_bytes=sum(map(count_tensor_bytes, weights.values())),
         macs=costs.total,
         dynamic=tuple(dict.fromkeys(d for i in inputs for d in i.dynamic)),
         facets=costs.facets(nodes, weights),
@@ -71,8 +77,8 @@ def read(path: Path, shapes: Shapes | None = None) -> Model:
 def border(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs of an .onnx or a .tflite file."""
     if path.suffix == ".tflite":
-        return io_specs.border(flatbuffer.read(path))
-    onnx, model = need("onnx", "onnx"), onnx_file.load(path)
+        return io_specs.read_io_specs(flatbuffer.read(path))
+    onnx, model = need("onnx", "onnx"), load_model(path)
     weights = constants(model)
     inputs = tuple(_spec(onnx, v) for v in model.graph.input if v.name not in weights)
     return inputs, tuple(_spec(onnx, v) for v in model.graph.output)
@@ -101,7 +107,7 @@ def check_suffix(path: Path) -> None:
 def constants(model: Any) -> dict[str, Any]:
     """Every weight by name: initializers and Constant nodes, those of subgraphs included."""
     found = {}
-    for graph in onnx_file.graphs(model.graph):
+    for graph in iter_graphs(model.graph):
         found.update({t.name: t for t in graph.initializer})
         for node in graph.node:
             if node.op_type == "Constant":
@@ -148,7 +154,7 @@ class Costs:
     def facets(self, nodes: Sequence[Any], weights: Mapping[str, Any]) -> dict[str, float]:
         """Shares (0..1) and counts that policy rules look at."""
         total = sum(self.by_kind.values()) or 1
-        sizes = {n: onnx_file.tensor_bytes(t) for n, t in weights.items()}
+        sizes = {n: count_tensor_bytes(t) for n, t in weights.items()}
         all_bytes = sum(sizes.values()) or 1
         tables = {i for n in nodes if n.op_type == "Gather" for i in n.input[:1] if i in sizes}
         return {

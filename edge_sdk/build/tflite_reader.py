@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from converters.foreign_errors import foreign
+from converters.foreign_errors import translate_foreign_errors
 from converters.tflite import flatbuffer
-from converters.tflite.io_specs import Specs, border
+from converters.tflite.io_specs import Specs, read_io_specs
 from edge_core.errors import InputError
 from edge_core.files import sha256_file
 from edge_sdk.build.stages import Model
@@ -26,13 +26,13 @@ def read(path: Path) -> Model:
     """Describe the first subgraph; raises InputError for a file that is no TFLite model, or one
     with free dimensions."""
     model = flatbuffer.read(path)
-    inputs, outputs = border(model)
+    inputs, outputs = read_io_specs(model)
     if free := [s for s in inputs if s.dynamic]:
         raise InputError(
             f"{path.name}: the shape of input '{free[0].name}' is not fixed",
             hint="convert it with fixed shapes; an ONNX file can be given --shape",
         )
-    with foreign(f"{path.name} is damaged"):  # such as weights without dimensions
+    with translate_foreign_errors(f"{path.name} is damaged"):  # such as weights without dimensions
         return _described(path, model, inputs, outputs)
 
 
@@ -52,8 +52,8 @@ def _described(path: Path, model: flatbuffer.Model, inputs: Specs, outputs: Spec
         inputs=inputs,
         outputs=outputs,
         ops=dict(sorted(kinds.items())),
-        parameters=sum(math.prod(flatbuffer.shape(t)) for t in flatbuffer.weights(model)),
-        weight_bytes=sum(flatbuffer.weight_bytes(model)),
+        parameters=sum(math.prod(flatbuffer.shape(t)) for t in flatbuffer.iter_weights(model)),
+        weight_bytes=sum(flatbuffer.count_weight_bytes(model)),
         macs=None if any(kinds[r] for r in RECURRENT) else macs.total(),
         dynamic=(),
         facets=_facets(model, kinds, macs),
@@ -81,7 +81,7 @@ def _macs(model: flatbuffer.Model) -> Iterator[tuple[str, int]]:
 
 def _facets(model: flatbuffer.Model, kinds: Counter[str], macs: Counter[str]) -> dict[str, float]:
     graph = model.subgraphs[0]
-    total, weights = macs.total() or 1, sum(flatbuffer.weight_bytes(model)) or 1
+    total, weights = macs.total() or 1, sum(flatbuffer.count_weight_bytes(model)) or 1
     tables = {
         i: math.prod(flatbuffer.shape(graph.tensors[i])) * 4
         for op in graph.operators

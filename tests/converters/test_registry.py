@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 
 from converters import int4
 from converters import registry as converters
-from converters.layouts import inward, outward
-from converters.onnx import file as onnx_file
-from converters.onnx import graph as onnx_graph
-from converters.onnx import int8_static as onnx_int8_static
+from converters.layouts import to_artifact, to_model
 from converters.onnx import ort_facts
-from converters.rounding import keep_sums
+from converters.onnx.candidate_file import read_versions
+from converters.onnx.int8_static import U8S8
+from converters.onnx.model_file import load_model, save_model
+from converters.onnx.preparation import prepare_model
+from converters.rounding import round_keeping_sums
 from converters.spec import Ceiling, Converted, Job
 from edge_core.errors import ConvertError, InputError
 from edge_core.runtimes import onnxruntime, sample_store
@@ -128,7 +129,7 @@ def subject(example_model, tmp_path_factory) -> Callable[[str], Subject]:
             if name != "lstm":
                 original = example_model(name)
                 prepared = tmp_path_factory.mktemp("a folder") / f"{name} prepared.onnx"
-                onnx_graph.prepare(original, prepared, {})
+                prepare_model(original, prepared, {})
             made[name] = Subject(
                 original, prepared,
                 every(calibration(), tensor, some), every(evaluation(), tensor, few),
@@ -205,8 +206,8 @@ def answers(name: str, done: Converted, original: Path, samples: Sequence[Feeds]
     session = runtimes.get(spec.runtimes[0]).open(done.path, threads=1, options=done.options)
     takes, gives = done.inputs or model.inputs, done.outputs or model.outputs
     first = model.outputs[0].name
-    said = (session.run(inward(s, model.inputs, takes)) for s in samples)
-    rows = [outward(a, model.outputs, gives)[first].ravel() for a in said]
+    said = (session.run(to_artifact(s, model.inputs, takes)) for s in samples)
+    rows = [to_model(a, model.outputs, gives)[first].ravel() for a in said]
     return np.stack(rows).astype(np.float64)
 
 
@@ -319,7 +320,7 @@ def test_what_was_converted_before_is_not_converted_again(twice, subject, tmp_pa
 @pytest.mark.parametrize("version", ["1.19.2", "1.16.3", "1.10.0"])
 @pytest.mark.parametrize("name", ONNX)
 def test_a_file_is_never_newer_than_the_devices_runtime(tmp_path, subject, name, version):
-    s, known = subject("digits"), ort_facts.ceiling(version)
+    s, known = subject("digits"), ort_facts.find_ceiling(version)
     ceiling = Ceiling(known.opset, known.ir)
     done = attempt(
         name, s.prepared, tmp_path / "out", s.calibration, ceiling=ceiling, version=version
@@ -328,13 +329,13 @@ def test_a_file_is_never_newer_than_the_devices_runtime(tmp_path, subject, name,
         assert name.startswith("onnx-int4")  # the only ones that need more
         assert re.search(r"opset|MatMulNBits|no-op", done.what)
         return
-    opset, ir = onnx_graph.written_for(done.path)
+    opset, ir = read_versions(done.path)
     assert opset <= ceiling.opset
     assert ir <= ceiling.ir
     if done.path.suffix == ".onnx":
-        model = onnx_file.load(done.path)
+        model = load_model(done.path)
         ops = {f"{n.domain}:{n.op_type}" if n.domain else n.op_type for n in model.graph.node}
-        assert ort_facts.missing_ops(version, ops, opset) == ()
+        assert ort_facts.find_missing_ops(version, ops, opset) == ()
     got = outputs(done.path, s.evaluation, **done.options)
     assert cosine(outputs(s.original, s.evaluation), got) >= LEAST_OTHERS
 
@@ -358,7 +359,7 @@ FORMS = ("tflite-fp32", "tflite-int8-static", "tflite-int8-dynamic", "tflite-int
 def test_a_peculiar_model_is_converted_or_refused(tmp_path, name, graph):
     source = graphs.saved(PECULIAR[graph], tmp_path / "model.onnx")
     prepared = tmp_path / "prepared.onnx"
-    onnx_graph.prepare(source, prepared, {})
+    prepare_model(source, prepared, {})
     samples = random_samples(prepared, 8)
     done = attempt(name, prepared, tmp_path / "out", samples)
     if isinstance(done, ConvertError):
@@ -394,7 +395,7 @@ FLOAT_STATES = ("onnx-int8-static-u8s8", "onnx-int8-dynamic", "onnx-int8-weights
 def test_recurrent_weights_stay_float(tmp_path, name, op):
     source = graphs.saved(graphs.recurrent(op), tmp_path / "model.onnx")
     done = convert(name, source, tmp_path / "out", random_samples(source, 4))
-    made = onnx_file.load(done.path)
+    made = load_model(done.path)
     kinds = {t.name: t.data_type for t in made.graph.initializer}
     (node,) = (n for n in made.graph.node if n.op_type == op)
     assert [kinds[i] for i in node.input[1:3]] == [onnx.TensorProto.FLOAT] * 2
@@ -462,9 +463,9 @@ def test_correcting_a_layer_lowers_its_error(tmp_path, layer):
     source = graphs.saved(graphs.convolution(**LAYERS[layer]), tmp_path / "model.onnx")
     samples = random_samples(source, 24)
     done = convert("onnx-int8-static-u8s8", source, tmp_path / "out", samples[:16])
-    model = onnx_file.load(source)
-    plain = onnx_int8_static.U8S8._quantise(model, samples[:16])
-    onnx_file.save(plain, tmp_path / "plain.onnx")
+    model = load_model(source)
+    plain = U8S8._quantise(model, samples[:16])
+    save_model(plain, tmp_path / "plain.onnx")
     want = outputs(source, samples[16:])
     corrected = noise(want, outputs(done.path, samples[16:]))
     assert corrected < noise(want, outputs(tmp_path / "plain.onnx", samples[16:]))
@@ -484,9 +485,7 @@ def test_4_bit_tables_become_8_bit_where_the_runtime_is_too_old(tmp_path):
     for version, ceiling in (("1.19.2", Ceiling(21, 10)), ("1.23.2", Ceiling(19, 9))):
         done = convert("onnx-int4", source, tmp_path / "out", ceiling=ceiling, version=version)
         assert "lookup tables take 8 bits, not 4" in done.notes[0]
-        assert "GatherBlockQuantized" not in {
-            n.op_type for n in onnx_file.load(done.path).graph.node
-        }
+        assert "GatherBlockQuantized" not in {n.op_type for n in load_model(done.path).graph.node}
 
 
 def test_ort_format_is_made_for_the_devices_architecture(tmp_path, twice):
@@ -537,7 +536,7 @@ def test_an_exported_torch_program_becomes_onnx(tmp_path):
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     want, *refused = child.stdout.splitlines()
-    onnx_graph.prepare(tmp_path / "net.onnx", tmp_path / "prepared.onnx", {})
+    prepare_model(tmp_path / "net.onnx", tmp_path / "prepared.onnx", {})
     x = (np.arange(192, dtype=np.float32) / 192).reshape(1, 3, 8, 8)
     (name,) = (
         i.name for i in onnxruntime.open(tmp_path / "net.onnx", threads=1, options={}).inputs
@@ -556,7 +555,7 @@ STEPS = st.lists(st.floats(-100, 100), min_size=1, max_size=40)
 @given(values=STEPS)
 def test_rounding_keeps_sums_and_limits(values):
     steps = np.array([values])
-    rounded = keep_sums(steps, 127)
+    rounded = round_keeping_sums(steps, 127)
     assert np.array_equal(rounded, np.round(rounded))
     assert np.abs(rounded).max() <= 127
     assert np.abs(rounded - steps).max() <= 1.5
@@ -570,7 +569,7 @@ def test_rounding_keeps_sums_and_limits(values):
 )
 def test_four_bits_are_within_half_a_step_of_an_unclipped_block(rows):
     values = np.array(rows, np.float32)
-    made = int4.quantise(values)
+    made = int4.quantise_blocks(values)
     steps = made.codes.astype(np.float32) - made.zero[..., None]
     given_back = (steps * made.scale[..., None]).reshape(len(rows), -1)[:, :45]
     spread = max(float(values.max()), 0.0) - min(float(values.min()), 0.0)
@@ -580,7 +579,7 @@ def test_four_bits_are_within_half_a_step_of_an_unclipped_block(rows):
 
 @given(codes=st.lists(st.integers(0, 15), min_size=1, max_size=9))
 def test_packed_codes_come_back(codes):
-    joined = int4.packed(np.array(codes, np.uint8))
+    joined = int4.pack_nibbles(np.array(codes, np.uint8))
     apart = [half for byte in joined for half in (byte & 15, byte >> 4)]
     assert apart[: len(codes)] == codes
     assert len(joined) == (len(codes) + 1) // 2

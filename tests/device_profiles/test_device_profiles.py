@@ -112,7 +112,7 @@ def test_runtimes_have_exact_versions_and_wheels_that_fit_the_system(name):
 def test_an_onnxruntime_of_ours_is_one_whose_ceiling_was_measured(name):
     r = device_profiles.load(name).runtime("onnxruntime")
     if r:
-        assert ort_facts.provenance(r.version).startswith("measured")
+        assert ort_facts.describe_provenance(r.version).startswith("measured")
 
 
 def test_a_32_bit_pi_has_no_onnx_runtime():

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from converters.onnx import file as onnx_file
-from converters.onnx import graph as onnx_graph
-from converters.onnx import verify as onnx_verify
+from converters.onnx.candidate_file import clamp_versions, compute_quantised_share, read_versions
+from converters.onnx.model_file import iter_nodes, load_model, save_model
+from converters.onnx.preparation import prepare_model
+from converters.onnx.verify import verify_rewrite
 from converters.spec import Ceiling
 from edge_core.errors import ConvertError, InputError
 from edge_core.runtimes import onnxruntime
@@ -29,7 +30,7 @@ TINY = graphs.perceptron().SerializeToString()
 
 
 def ops(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(n.op_type for n in onnx_file.nodes(model))
+    return Counter(n.op_type for n in iter_nodes(model))
 
 
 def shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
@@ -41,8 +42,8 @@ def shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
 
 def prepared(source: Path, tmp_path: Path, **fixed: int | tuple[int, ...]) -> onnx.ModelProto:
     out = tmp_path / "prepared.onnx"
-    onnx_graph.prepare(source, out, fixed)
-    return onnx_file.load(out)
+    prepare_model(source, out, fixed)
+    return load_model(out)
 
 
 # Reading
@@ -69,16 +70,16 @@ def test_what_is_no_model_is_refused_by_what_it_is(tmp_path, content, told, hint
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(InputError, match=told) as e:
-        onnx_file.load(path)
+        load_model(path)
     assert str(path) in e.value.what
     assert hint in e.value.hint
 
 
 def test_a_path_without_a_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="No such file"):
-        onnx_file.load(tmp_path / "absent.onnx")
+        load_model(tmp_path / "absent.onnx")
     with pytest.raises(InputError, match="Is a directory"):
-        onnx_file.load(tmp_path)
+        load_model(tmp_path)
 
 
 @settings(deadline=None, max_examples=60)
@@ -89,7 +90,7 @@ def test_a_damaged_model_is_read_or_refused_but_never_breaks(tmp_path_factory, a
     path = tmp_path_factory.getbasetemp() / "damaged.onnx"
     path.write_bytes(raw)
     with contextlib.suppress(InputError, ConvertError):  # the only errors allowed out
-        onnx_file.load(path)
+        load_model(path)
 
 
 def test_an_op_that_nothing_runs_is_named_with_its_node(tmp_path):
@@ -115,7 +116,7 @@ def test_external_data_is_read_and_its_absence_told(tmp_path):
         size_threshold=0,
     )  # fmt: skip
     prepared(path, tmp_path)
-    alone = onnx_file.load(tmp_path / "prepared.onnx")
+    alone = load_model(tmp_path / "prepared.onnx")
     assert len(alone.graph.initializer) == 4
     assert not any(t.external_data for t in alone.graph.initializer)
 
@@ -123,10 +124,10 @@ def test_external_data_is_read_and_its_absence_told(tmp_path):
     whole = data.read_bytes()
     data.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"weights\.bin"):
-        onnx_file.load(path)
+        load_model(path)
     data.unlink()
     with pytest.raises(InputError, match=r"'weights\.bin' of tensor '\w+' cannot be read"):
-        onnx_file.load(path)
+        load_model(path)
 
 
 def test_external_data_outside_the_folder_is_not_read(tmp_path):
@@ -137,7 +138,7 @@ def test_external_data_outside_the_folder_is_not_read(tmp_path):
     onnx.external_data_helper.set_external_data(made.graph.initializer[0], "../secret")
     made.graph.initializer[0].ClearField("raw_data")
     with pytest.raises(InputError, match=r"'\.\./secret'"):
-        onnx_file.load(graphs.saved(made, inside / "model.onnx"))
+        load_model(graphs.saved(made, inside / "model.onnx"))
 
 
 def test_a_model_above_2_gb_is_refused_before_it_is_read(tmp_path):
@@ -147,7 +148,7 @@ def test_a_model_above_2_gb_is_refused_before_it_is_read(tmp_path):
     huge.ClearField("raw_data")
     huge.dims[:] = [30_000, 30_000]
     with pytest.raises(ConvertError, match=r"3\.6 GB .* at most 2 GB"):
-        onnx_file.load(graphs.saved(made, tmp_path / "model.onnx"))
+        load_model(graphs.saved(made, tmp_path / "model.onnx"))
 
 
 # Shapes
@@ -214,9 +215,9 @@ def test_preparing_gives_the_same_bytes_in_any_process(tmp_path, lite0, fastestd
     code = """
 import sys
 from pathlib import Path
-from converters.onnx import graph as onnx_graph
+from converters.onnx.preparation import prepare_model
 for number, source in enumerate(sys.argv[2:]):
-    onnx_graph.prepare(Path(source), Path(sys.argv[1]) / f"{number}.onnx", {})
+    prepare_model(Path(source), Path(sys.argv[1]) / f"{number}.onnx", {})
 """
     found = []
     for seed in ("1", "2"):
@@ -253,7 +254,7 @@ def test_branches_that_shapes_decide_are_inlined(tmp_path):
 
 def test_branches_that_values_decide_stay_and_are_told(tmp_path):
     source = graphs.saved(graphs.branches(fixed=False), tmp_path / "model.onnx")
-    notes = onnx_graph.prepare(source, tmp_path / "out.onnx", {})
+    notes = prepare_model(source, tmp_path / "out.onnx", {})
     assert any("control flow that depends on data stays" in n for n in notes)
     session = onnxruntime.open(tmp_path / "out.onnx", threads=1, options={})
     original = onnxruntime.open(source, threads=1, options={})
@@ -309,20 +310,20 @@ def test_a_quantised_model_stays_quantised(tmp_path):
         [graphs.value("y", [1, 8])],
         [graphs.constant("w", np.arange(512).reshape(8, 64) % 255 - 127, np.int8), scale],
     )
-    before = onnx_graph.quantised_share(made)
+    before = compute_quantised_share(made)
     assert before == pytest.approx(512 / (512 + 8 * 4))
     after = prepared(graphs.saved(made, tmp_path / "model.onnx"), tmp_path)
-    assert onnx_graph.quantised_share(after) == before
+    assert compute_quantised_share(after) == before
 
 
 def test_a_rewriting_that_changes_results_is_found(tmp_path):
     source = graphs.saved(graphs.convolution(), tmp_path / "model.onnx")
-    right = onnx_file.load(source)
-    assert onnx_verify.compare(source, {}, right) == ""
-    wrong = onnx_file.load(source)
+    right = load_model(source)
+    assert verify_rewrite(source, {}, right) == ""
+    wrong = load_model(source)
     wrong.graph.initializer[0].CopyFrom(graphs.weight("w", 32, 16, 3, 3, scale=0.31))
     with pytest.raises(ConvertError, match="output 'y' changed by"):
-        onnx_verify.compare(source, {}, wrong)
+        verify_rewrite(source, {}, wrong)
 
 
 # Opset and IR version
@@ -340,10 +341,10 @@ def test_a_rewriting_that_changes_results_is_found(tmp_path):
 )
 def test_a_model_is_written_for_the_devices_runtime(tmp_path, digits, ceiling, minimum, written):
     model = prepared(digits, tmp_path)
-    clamped = onnx_graph.clamp(model, ceiling, minimum)
-    onnx_file.save(clamped, tmp_path / "clamped.onnx")
-    assert onnx_graph.written_for(tmp_path / "clamped.onnx") == written
-    assert onnx_verify.compare(digits, {}, clamped) == ""
+    clamped = clamp_versions(model, ceiling, minimum)
+    save_model(clamped, tmp_path / "clamped.onnx")
+    assert read_versions(tmp_path / "clamped.onnx") == written
+    assert verify_rewrite(digits, {}, clamped) == ""
 
 
 def test_an_op_that_an_older_opset_lacks_is_named(tmp_path):
@@ -354,22 +355,22 @@ def test_an_op_that_an_older_opset_lacks_is_named(tmp_path):
         [graphs.weight("s", 8)],
     )
     with pytest.raises(ConvertError, match=r"converted to 15: .*LayerNormalization") as e:
-        onnx_graph.clamp(made, Ceiling(15, 8))
+        clamp_versions(made, Ceiling(15, 8))
     assert "opset 15" in e.value.hint
 
 
 def test_a_recipe_above_the_ceiling_is_refused(tmp_path):
     with pytest.raises(ConvertError, match="needs opset 21; the device's runtime loads up to 19"):
-        onnx_graph.clamp(graphs.relu(), Ceiling(19, 9), 21)
+        clamp_versions(graphs.relu(), Ceiling(19, 9), 21)
     with pytest.raises(ConvertError, match=r"opset 21 needs IR version 10; .* up to 9"):
-        onnx_graph.clamp(graphs.relu(), Ceiling(21, 9), 21)
+        clamp_versions(graphs.relu(), Ceiling(21, 9), 21)
 
 
 def test_the_share_of_weights_in_few_bits_is_by_bytes():
     def share(*tensors: onnx.TensorProto) -> float:
         made = graphs.relu()
         made.graph.initializer.extend(tensors)
-        return onnx_graph.quantised_share(made)
+        return compute_quantised_share(made)
 
     floats = graphs.weight("floats", 100)  # 400 bytes
     bytes_ = graphs.constant("bytes", np.zeros(100, np.int8))

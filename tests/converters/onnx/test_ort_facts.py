@@ -40,7 +40,7 @@ def loads(model, path: Path) -> bool:
 
 
 def test_the_installed_version_loads_its_ceiling_and_nothing_above(tmp_path):
-    top = ort_facts.ceiling(HERE)
+    top = ort_facts.find_ceiling(HERE)
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", [x], [y])
 
@@ -65,18 +65,18 @@ def test_the_installed_versions_kernels_are_the_stored_ones(script):
             continue
         has = any(script.matches(s.since_version, *r) for r in kernels.get((s.domain, s.name), ()))
         if s.domain == "" and has:
-            assert ort_facts.missing_ops(HERE, [s.name], s.since_version) == ()
+            assert ort_facts.find_missing_ops(HERE, [s.name], s.since_version) == ()
             compared += 1
-        elif s.domain and not has and len(ort_facts._facts().cpu[s.domain][s.name]) == 1:
+        elif s.domain and not has and len(ort_facts._load_facts().cpu[s.domain][s.name]) == 1:
             name = f"{s.domain}:{s.name}"
-            assert ort_facts.missing_ops(HERE, [name], 21) == (name,)
+            assert ort_facts.find_missing_ops(HERE, [name], 21) == (name,)
             compared += 1
     assert compared > 500
 
 
 def test_what_is_called_missing_does_not_load_and_what_is_not_does(script, tmp_path):
     """Against ONNX's own node tests, at the opset that each of them is written for."""
-    top = ort_facts.ceiling(HERE)
+    top = ort_facts.find_ceiling(HERE)
     versions = {}
     for s in onnxruntime.capi.onnxruntime_pybind11_state.get_all_operator_schema():
         versions.setdefault(s.name, set()).add(s.since_version)
@@ -88,71 +88,73 @@ def test_what_is_called_missing_does_not_load_and_what_is_not_does(script, tmp_p
         if opset <= top.opset and not later and not ran.get((op, opset)):
             model.ir_version = min(model.ir_version, top.ir)
             ran[op, opset] = loads(model, tmp_path / "m.onnx")
-    said = {(op, opset): not ort_facts.missing_ops(HERE, [op], opset) for op, opset in ran}
+    said = {(op, opset): not ort_facts.find_missing_ops(HERE, [op], opset) for op, opset in ran}
     assert said == ran
     assert len(ran) > 150
     assert list(ran.values()).count(False) >= 3
 
 
 def test_ceilings_rise_with_the_version():
-    tops = [ort_facts.ceiling(v) for v in LINES]
+    tops = [ort_facts.find_ceiling(v) for v in LINES]
     assert tops == sorted(tops, key=lambda t: (t.opset, t.ir))
-    assert ort_facts.ceiling("1.19.2") == ort_facts.Ceiling(opset=21, ir=10)
-    assert ort_facts.ceiling("1.23.2") == ort_facts.Ceiling(opset=23, ir=11)
-    assert ort_facts.ceiling("1.10.0") == ort_facts.Ceiling(opset=15, ir=8)
+    assert ort_facts.find_ceiling("1.19.2") == ort_facts.Ceiling(opset=21, ir=10)
+    assert ort_facts.find_ceiling("1.23.2") == ort_facts.Ceiling(opset=23, ir=11)
+    assert ort_facts.find_ceiling("1.10.0") == ort_facts.Ceiling(opset=15, ir=8)
 
 
 def test_a_version_between_two_known_ones_is_held_to_its_own_line():
-    assert ort_facts.ceiling("1.19.0") == ort_facts.ceiling("1.19.2")
-    assert ort_facts.ceiling("1.22.0+cu126") == ort_facts.ceiling("1.22.1")
-    assert ort_facts.ceiling("1.999.0") == ort_facts.ceiling("1.31.1")
+    assert ort_facts.find_ceiling("1.19.0") == ort_facts.find_ceiling("1.19.2")
+    assert ort_facts.find_ceiling("1.22.0+cu126") == ort_facts.find_ceiling("1.22.1")
+    assert ort_facts.find_ceiling("1.999.0") == ort_facts.find_ceiling("1.31.1")
 
 
 @pytest.mark.parametrize("version", ["", "new", "1", "1.x", "-1.2", "1.9.0", "0.5"])
 def test_what_is_no_known_version_is_refused(version):
     with pytest.raises(InputError):
-        ort_facts.ceiling(version)
+        ort_facts.find_ceiling(version)
 
 
 @given(st.text(max_size=20))
 def test_any_text_is_a_version_or_an_input_error(text):
     with contextlib.suppress(InputError):
-        assert ort_facts.ceiling(text).opset >= 15
+        assert ort_facts.find_ceiling(text).opset >= 15
 
 
 def test_kernels_that_came_later_are_missing_before():
     new = ["com.microsoft:GatherBlockQuantized", "DeformConv"]
-    assert ort_facts.missing_ops("1.16.3", new, 19) == tuple(sorted(new))
-    assert ort_facts.missing_ops("1.23.2", new, 19) == ("DeformConv",)
-    assert ort_facts.missing_ops("1.31.1", new, 19) == ()
-    assert ort_facts.missing_ops("1.10.0", new, 15) == tuple(sorted(new))  # held to 1.16's list
+    assert ort_facts.find_missing_ops("1.16.3", new, 19) == tuple(sorted(new))
+    assert ort_facts.find_missing_ops("1.23.2", new, 19) == ("DeformConv",)
+    assert ort_facts.find_missing_ops("1.31.1", new, 19) == ()
+    assert ort_facts.find_missing_ops("1.10.0", new, 15) == tuple(
+        sorted(new)
+    )  # held to 1.16's list
 
 
 def test_an_operator_counts_in_the_version_that_the_opset_means():
     # 1.31.1 registers RoiAlign for opset 16 only up to 21; version 22 has no CPU kernel.
-    assert ort_facts.missing_ops("1.31.1", ["RoiAlign"], 21) == ()
-    assert ort_facts.missing_ops("1.31.1", ["RoiAlign"], 22) == ("RoiAlign",)
-    assert ort_facts.missing_ops("1.31.1", ["Gelu"], 19) == ("Gelu",)  # it came with opset 20
+    assert ort_facts.find_missing_ops("1.31.1", ["RoiAlign"], 21) == ()
+    assert ort_facts.find_missing_ops("1.31.1", ["RoiAlign"], 22) == ("RoiAlign",)
+    assert ort_facts.find_missing_ops("1.31.1", ["Gelu"], 19) == ("Gelu",)  # it came with opset 20
 
 
 def test_functions_run_without_a_kernel():
-    assert ort_facts.missing_ops("1.23.2", ["HardSwish", "Mish", "CenterCropPad"], 21) == ()
+    assert ort_facts.find_missing_ops("1.23.2", ["HardSwish", "Mish", "CenterCropPad"], 21) == ()
 
 
 def test_foreign_operators_and_layouts_of_one_processor_are_missing():
     names = ["my.domain:Thing", "Nonsense", "com.microsoft.nchwc:Conv"]
-    assert ort_facts.missing_ops("1.31.1", names, 21) == tuple(sorted(names))
+    assert ort_facts.find_missing_ops("1.31.1", names, 21) == tuple(sorted(names))
 
 
 def test_provenance_says_measured_or_published():
-    assert "measured on onnxruntime 1.23.2" in ort_facts.provenance("1.23.1")
-    assert "compatibility table for 1.14" in ort_facts.provenance("1.14.1")
+    assert "measured on onnxruntime 1.23.2" in ort_facts.describe_provenance("1.23.1")
+    assert "compatibility table for 1.14" in ort_facts.describe_provenance("1.14.1")
 
 
 def test_the_table_is_small_and_every_entry_is_used():
     file = ROOT / "converters" / "onnx" / "ort_facts.json"
     assert file.stat().st_size < 150_000
-    assert ort_facts._facts().measured[HERE] == ort_facts.ceiling(HERE)
-    standard = ort_facts._facts().cpu[""]
+    assert ort_facts._load_facts().measured[HERE] == ort_facts.find_ceiling(HERE)
+    standard = ort_facts._load_facts().cpu[""]
     known = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
     assert len(known & set(standard)) > 180

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from converters.layouts import inward, outward
+from converters.layouts import to_artifact, to_model
 from converters.tflite import lower, quantise
 from edge_core.errors import ConvertError
 from edge_core.runtimes import onnxruntime as ort_adapter
@@ -45,8 +45,8 @@ def same(tmp_path):
             specs = lower.to_tflite(source, out, layout=layout)
             runner = LITERT.open(out, threads=1, options={})
             assert [s.name for s in runner.outputs] == outputs.split()
-            got = runner.run(inward(fed, session.inputs, specs.inputs))
-            got = outward(got, session.outputs, specs.outputs)
+            got = runner.run(to_artifact(fed, session.inputs, specs.inputs))
+            got = to_model(got, session.outputs, specs.outputs)
             for name, want in session.run(fed).items():
                 assert got[name].dtype == want.dtype
                 np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-4)
@@ -97,7 +97,7 @@ def test_an_output_may_be_an_input_and_keeps_its_name(same, tmp_path):
     weights = {"w": RNG.standard_normal((64, 32)).astype(np.float32)}
     fed = {"x": RNG.standard_normal((1, 64)).astype(np.float32)}
     same([node("Gemm", "x w", "y")], fed, "x y", weights)
-    quantise.write(tmp_path / "m.tflite", tmp_path / "q.tflite", quantise.DYNAMIC)
+    quantise.write_quantised(tmp_path / "m.tflite", tmp_path / "q.tflite", quantise.DYNAMIC)
     session = LITERT.open(tmp_path / "q.tflite", threads=1, options={})
     assert [s.name for s in session.outputs] == ["x", "y"]
     assert np.array_equal(session.run(fed)["x"], fed["x"])
@@ -128,7 +128,7 @@ def test_layers_that_share_weights_may_take_them_in_different_forms(same, recipe
     ]
     fed = {"ids": np.arange(8)[None]}
     same(tied, fed, "scores", {"table": table})
-    quantise.write(tmp_path / "m.tflite", tmp_path / "q.tflite", recipe)
+    quantise.write_quantised(tmp_path / "m.tflite", tmp_path / "q.tflite", recipe)
     before, after = (
         LITERT.open(tmp_path / f, threads=1, options={}).run(fed)["scores"].ravel()
         for f in ("m.tflite", "q.tflite")
@@ -147,7 +147,7 @@ def test_an_int8_model_is_like_itself_and_offline_a_missing_runtime_is_its_profi
     rows = RNG.standard_normal((20, 64)).astype(np.float32)
     lower.to_tflite(graphs.saved(model, tmp_path / "m.onnx"), tmp_path / "float.tflite")
     source = tmp_path / "integers.tflite"
-    quantise.write(
+    quantise.write_quantised(
         tmp_path / "float.tflite",
         source,
         quantise.STATIC_INTEGER_IO,

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from converters.layouts import inward, outward
+from converters.layouts import to_artifact, to_model
 from converters.tflite import flatbuffer, lower
 from edge_core.errors import ConvertError
 from edge_core.runtimes import onnxruntime as ort_adapter
@@ -53,15 +53,15 @@ def lowered(tmp_path):
             session = ort_adapter.open(source, threads=1, options={})
             wanted, specs = session.run(fed), lower.to_tflite(source, out)
             got = LITERT.open(out, threads=1, options={}).run(
-                inward(fed, session.inputs, specs.inputs)
+                to_artifact(fed, session.inputs, specs.inputs)
             )
-            got = outward(got, session.outputs, specs.outputs)
+            got = to_model(got, session.outputs, specs.outputs)
         for name, want in wanted.items():
             assert got[name].dtype == want.dtype
             tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 2e-5}
             np.testing.assert_allclose(got[name], want, **tolerance)
         file = flatbuffer.read(out)
-        return {flatbuffer.op_name(file, op) for _, op in flatbuffer.operators(file)}
+        return {flatbuffer.op_name(file, op) for _, op in flatbuffer.iter_operators(file)}
 
     return run
 

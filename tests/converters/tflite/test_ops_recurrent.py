@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from converters.onnx import graph as onnx_graph
+from converters.onnx.preparation import prepare_model
 from converters.tflite import flatbuffer, lower, op_versions
 from edge_core.errors import ConvertError
 from edge_core.runtimes import onnxruntime as ort_adapter
@@ -166,7 +166,7 @@ def test_a_sequence_too_long_to_unroll_is_refused_with_the_number(converted):
 
 def test_silero_hands_its_state_on(tmp_path, silero):
     source, out = tmp_path / "silero.onnx", tmp_path / "silero.tflite"
-    onnx_graph.prepare(silero, source, {"input": (1, 576), "state": (2, 1, 128), "sr": 16000})
+    prepare_model(silero, source, {"input": (1, 576), "state": (2, 1, 128), "sr": 16000})
     lower.to_tflite(source, out)
     session = LITERT.open(out, threads=1, options={})
     original = ort_adapter.open(source, threads=1, options={})
@@ -197,7 +197,9 @@ def test_an_lstm_reads_digits_row_by_row(tmp_path):
         np.testing.assert_allclose(got, want, atol=1e-4)
         right += int(got.argmax() == digit)
     assert right >= 0.85 * len(x[1::20])
-    names = {op.name for op in op_versions.operators(flatbuffer.read(tmp_path / "rows.tflite"))}
+    names = {
+        op.name for op in op_versions.iter_operators(flatbuffer.read(tmp_path / "rows.tflite"))
+    }
     assert "CONCATENATION" not in names  # the dense layer reads the last step alone
 
 

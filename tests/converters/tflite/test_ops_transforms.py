@@ -82,7 +82,9 @@ def test_a_spectrogram_is_one_convolution(converted, tmp_path):
     frames = np.lib.stride_tricks.sliding_window_view(x[0, :, 0], 64)[::16] * window
     want = np.fft.rfft(frames)
     np.testing.assert_allclose(got[0, ..., 0] + 1j * got[0, ..., 1], want, atol=1e-4)
-    names = [op.name for op in op_versions.operators(flatbuffer.read(tmp_path / "model.tflite"))]
+    names = [
+        op.name for op in op_versions.iter_operators(flatbuffer.read(tmp_path / "model.tflite"))
+    ]
     assert set(names) == {"RESHAPE", "CONV_2D"}
 
 
@@ -150,7 +152,9 @@ def test_a_group_normalisation_stays_in_the_order_of_the_image(converted, tmp_pa
     got = converted(made, "NHWC").run({"x": x.transpose(0, 2, 3, 1)})["y"]
     [want] = ReferenceEvaluator(made).run(None, {"x": x})
     np.testing.assert_allclose(got.transpose(0, 3, 1, 2), want, atol=1e-4)
-    names = [op.name for op in op_versions.operators(flatbuffer.read(tmp_path / "model.tflite"))]
+    names = [
+        op.name for op in op_versions.iter_operators(flatbuffer.read(tmp_path / "model.tflite"))
+    ]
     assert "TRANSPOSE" not in names
 
 

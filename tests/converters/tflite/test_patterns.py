@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from converters.onnx import graph as onnx_graph
+from converters.onnx.preparation import prepare_model
 from converters.tflite import flatbuffer, lower, op_versions, patterns
 from edge_core.runtimes import onnxruntime as ort_adapter
 from edge_core.runtimes.tflite import LITERT
@@ -76,7 +76,7 @@ def ops(made):
 
 def codes(path):
     """Operators of a .tflite file."""
-    return Counter(op.name for op in op_versions.operators(flatbuffer.read(path)))
+    return Counter(op.name for op in op_versions.iter_operators(flatbuffer.read(path)))
 
 
 def converted(made, tmp_path):
@@ -250,7 +250,7 @@ def test_a_batch_normalization_goes_into_the_convolution(groups, tmp_path):
 
 def test_minilm_has_its_gelus_and_no_bias_on_its_own(minilm, tmp_path):
     source, out = tmp_path / "prepared.onnx", tmp_path / "minilm.tflite"
-    onnx_graph.prepare(minilm, source, {})
+    prepare_model(minilm, source, {})
     lower.to_tflite(source, out)
     found = codes(out)
     assert (found["GELU"], found["FULLY_CONNECTED"]) == (6, 36)

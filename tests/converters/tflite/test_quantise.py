@@ -10,7 +10,7 @@ from ai_edge_quantizer.utils import qsv_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converters.onnx import graph as onnx_graph
+from converters.onnx.preparation import prepare_model
 from converters.tflite import (
     bias_correction,
     flatbuffer,
@@ -41,7 +41,7 @@ def floats(example_model, tmp_path_factory):
     def build(name):
         path = folder / f"{name}.tflite"
         if not path.exists():
-            onnx_graph.prepare(example_model(name), folder / "prepared.onnx", {})
+            prepare_model(example_model(name), folder / "prepared.onnx", {})
             to_tflite(folder / "prepared.onnx", path)
         return path
 
@@ -68,7 +68,7 @@ def samples():
 
 
 def answers(file, feeds):
-    runner = ranges.Runner(file)
+    runner = ranges.ModelRunner(file)
     return np.concatenate([next(iter(runner.run(f).values())).reshape(1, -1) for f in feeds])
 
 
@@ -100,7 +100,7 @@ def test_a_file_is_written_with_its_buffers_aligned_and_reads_back_the_same(floa
     written = flatbuffer.to_bytes(model)
     again = flatbuffer.from_bytes(written)
     assert flatbuffer.to_bytes(again) == written
-    for a, b in zip(flatbuffer.weights(model), flatbuffer.weights(again), strict=True):
+    for a, b in zip(flatbuffer.iter_weights(model), flatbuffer.iter_weights(again), strict=True):
         assert np.array_equal(flatbuffer.constant(model, a), flatbuffer.constant(again, b))
     packed = flatbuffer.schema().Model.GetRootAs(written, 0)
     start = np.frombuffer(written, np.uint8).ctypes.data
@@ -152,7 +152,7 @@ def test_float16_halves_the_file_and_keeps_the_answers(floats, samples, tmp_path
 
 def test_float16_refuses_what_it_cannot_hold(floats, tmp_path):
     model = flatbuffer.read(floats("digits"))
-    largest = max(flatbuffer.weights(model), key=lambda t: len(model.buffers[t.buffer].data))
+    largest = max(flatbuffer.iter_weights(model), key=lambda t: len(model.buffers[t.buffer].data))
     values = flatbuffer.constant(model, largest).copy()
     values.flat[7] = -70_000
     flatbuffer.set_constant(model, largest, values)
@@ -168,13 +168,14 @@ def test_tensors_that_share_a_buffer_share_its_float16_form(floats, samples, tmp
         flatbuffer.write(model, source)
         fp16.write(source, out)
         return sum(
-            flatbuffer.type_name(t) == "FLOAT16" for t in flatbuffer.weights(flatbuffer.read(out))
+            flatbuffer.type_name(t) == "FLOAT16"
+            for t in flatbuffer.iter_weights(flatbuffer.read(out))
         )
 
     model = flatbuffer.read(floats("keywords"))
     alone = halves(model)
     by_shape = {}
-    for tensor in flatbuffer.weights(model):
+    for tensor in flatbuffer.iter_weights(model):
         if np.prod(tensor.shape) >= fp16.MIN_ELEMENTS:
             by_shape.setdefault(tuple(tensor.shape), []).append(tensor)
     one, other = next(group for group in by_shape.values() if len(group) > 1)[:2]
@@ -212,7 +213,7 @@ def test_each_recipe_stays_close_to_the_float_model(
     source, out = floats(name), tmp_path / "made.tflite"
     calibration, held_out = samples[name]
     result = Q.write(source, out, recipe_, calibration)
-    assert result.share == flatbuffer.quantised_share(flatbuffer.read(out)) > least_share
+    assert result.share == flatbuffer.compute_quantised_share(flatbuffer.read(out)) > least_share
     wanted, found = (answers(p.read_bytes(), held_out) for p in (source, out))
     assert decibels(wanted, found) > least_db
 
@@ -256,7 +257,9 @@ def test_four_bit_blocks_need_rows_that_divide_into_them(tmp_path):
     for width, kind in ((64, "INT4"), (48, "INT8")):
         flatbuffer.write(small(width=width), source)
         Q.write(source, out, Q.INT4_BLOCKS)
-        assert kind in {flatbuffer.type_name(t) for t in flatbuffer.weights(flatbuffer.read(out))}
+        assert kind in {
+            flatbuffer.type_name(t) for t in flatbuffer.iter_weights(flatbuffer.read(out))
+        }
 
 
 def test_a_recipe_that_takes_hardly_any_weights_is_refused(floats, tmp_path):
@@ -287,14 +290,16 @@ def test_int8_inputs_stand_for_floats_only(tmp_path):
 def test_layers_named_to_stay_float_do(floats, samples, tmp_path):
     model = flatbuffer.read(floats("digits"))
     first = next(
-        op for _, op in flatbuffer.operators(model) if flatbuffer.op_name(model, op) == "CONV_2D"
+        op
+        for _, op in flatbuffer.iter_operators(model)
+        if flatbuffer.op_name(model, op) == "CONV_2D"
     )
     name = flatbuffer.tensor_name(model.subgraphs[0].tensors[first.outputs[0]])
     kept = msgspec.structs.replace(Q.STATIC, keep_float=(name,))
     Q.write(floats("digits"), tmp_path / "made.tflite", kept, samples["digits"][0])
     made = flatbuffer.read(tmp_path / "made.tflite")
     convs = [
-        op for _, op in flatbuffer.operators(made) if flatbuffer.op_name(made, op) == "CONV_2D"
+        op for _, op in flatbuffer.iter_operators(made) if flatbuffer.op_name(made, op) == "CONV_2D"
     ]
     kinds = [flatbuffer.type_name(made.subgraphs[0].tensors[op.inputs[1]]) for op in convs]
     assert kinds == ["FLOAT32", *["INT8"] * (len(kinds) - 1)]
@@ -308,7 +313,9 @@ def test_rows_are_looked_up_by_an_op_whose_table_can_be_small(tmp_path):
     ids = [{"ids": np.array([[0, 39, 7], [7, 1, 2]], np.int32)}]
     wanted = answers(flatbuffer.to_bytes(model), ids)
     assert lookup.use_lookups(model) == 1
-    assert "GATHER" not in [flatbuffer.op_name(model, op) for _, op in flatbuffer.operators(model)]
+    assert "GATHER" not in [
+        flatbuffer.op_name(model, op) for _, op in flatbuffer.iter_operators(model)
+    ]
     assert np.array_equal(answers(flatbuffer.to_bytes(model), ids), wanted)
 
 
@@ -320,7 +327,7 @@ def test_a_table_of_four_bits_is_stored_in_half_bytes(tmp_path):
     flatbuffer.write(small(rows=400), tmp_path / "float.tflite")
     Q.write(tmp_path / "float.tflite", tmp_path / "made.tflite", Q.INT4)
     made = flatbuffer.read(tmp_path / "made.tflite")
-    sizes = [len(made.buffers[t.buffer].data) for t in flatbuffer.weights(made)]
+    sizes = [len(made.buffers[t.buffer].data) for t in flatbuffer.iter_weights(made)]
     assert 400 * 32 // 2 in sizes
 
 
@@ -367,9 +374,9 @@ def test_kernels_keep_their_sums(floats, tmp_path):
     source, out = floats("digits"), tmp_path / "made.tflite"
     Q.write(source, out, Q.WEIGHT_ONLY)
     model, made = flatbuffer.read(source), flatbuffer.read(out)
-    weights = {flatbuffer.tensor_name(t): t for t in flatbuffer.weights(made)}
+    weights = {flatbuffer.tensor_name(t): t for t in flatbuffer.iter_weights(made)}
     checked = 0
-    for tensor in flatbuffer.weights(model):
+    for tensor in flatbuffer.iter_weights(model):
         stored = weights[flatbuffer.tensor_name(tensor)]
         if flatbuffer.type_name(stored) == "INT8" and len(tensor.shape) == 4:
             scale = np.asarray(stored.quantization.scale)
@@ -389,7 +396,7 @@ def test_rounding_by_moments_loses_no_more_on_the_rows_it_saw_than_the_nearest(w
     weights = rng.normal(size=(4, width))
     rows = rng.normal(size=(400, width)) @ rng.normal(size=(width, width)) / width + 0.3
     scale = np.full(weights.shape, 0.4)
-    found = gptq.by_moments(weights, scale, rows.T @ rows, -8, 7)
+    found = gptq.round_by_moments(weights, scale, rows.T @ rows, -8, 7)
     nearest = np.clip(np.round(weights / scale), -8, 7)
 
     def lost(integers):
@@ -404,14 +411,14 @@ def test_rounding_by_moments_loses_no_more_on_the_rows_it_saw_than_the_nearest(w
 def test_inputs_without_anything_in_common_are_rounded_to_the_nearest():
     weights = np.random.default_rng(1).normal(size=(5, 20))
     scale = np.full(weights.shape, 0.1)
-    found = gptq.by_moments(weights, scale, np.eye(20), -127, 127)
+    found = gptq.round_by_moments(weights, scale, np.eye(20), -127, 127)
     assert np.array_equal(found, np.round(weights / scale))
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([4, 8, 16]))
 def test_a_chosen_range_loses_no_more_than_the_whole_one(seed, size):
     weights = np.random.default_rng(seed).standard_t(2, size=(3, 16)).astype(np.float32)
-    bound = scales.bounds(weights, size)
+    bound = scales.find_bounds(weights, size)
     grouped = weights.reshape(3, -1, size)
     largest = np.abs(grouped).max(axis=2, keepdims=True)
     assert bound.shape == (3, 16 // size, 1)
@@ -457,7 +464,7 @@ def test_a_softmax_and_what_only_it_takes_stay_float():
     model = graph.to_model()
     names = [flatbuffer.op_name(model, op) for op in model.subgraphs[0].operators]
     assert names == ["CONV_2D", "ADD", "CONV_2D", "ADD", "SOFTMAX"]
-    assert integer_ops.integer_ops(model, 8) == [0, 1, 2]
+    assert integer_ops.find_integer_ops(model, 8) == [0, 1, 2]
 
 
 # Search
@@ -476,7 +483,7 @@ def noise(layers):
 def test_the_one_bad_layer_is_found_alone():
     layers = [0.001] * 40
     layers[17] = 1.0
-    found = mixed_precision.choose([0.01] * 40, 3.0, noise(layers))
+    found = mixed_precision.choose_float_layers([0.01] * 40, 3.0, noise(layers))
     assert found.layers == (17,)
     assert found.after > found.before + 10
 
@@ -485,7 +492,7 @@ def test_the_cheaper_of_two_bad_layers_is_taken_when_one_is_enough():
     layers, costs = [0.001] * 16, [0.01] * 16
     layers[2] = layers[11] = 1.0
     costs[2] = 0.5
-    assert mixed_precision.choose(costs, 2.5, noise(layers)).layers == (11,)
+    assert mixed_precision.choose_float_layers(costs, 2.5, noise(layers)).layers == (11,)
 
 
 @given(
@@ -494,7 +501,7 @@ def test_the_cheaper_of_two_bad_layers_is_taken_when_one_is_enough():
 )
 def test_what_is_left_float_is_never_more_than_allowed_and_never_worse(layers, costs):
     costs = costs[: len(layers)]
-    found = mixed_precision.choose(costs, 3.0, noise(layers))
+    found = mixed_precision.choose_float_layers(costs, 3.0, noise(layers))
     assert sum(costs[i] for i in found.layers) <= 1
     assert found.after >= found.before
     assert found.after == noise(layers)(frozenset(found.layers))
@@ -510,14 +517,14 @@ def test_a_search_that_runs_out_of_time_keeps_what_it_found():
         asked.append(kept)
         return measure(kept) if len(asked) <= 11 else None
 
-    found = mixed_precision.choose([0.1] * 8, 30.0, until)
+    found = mixed_precision.choose_float_layers([0.1] * 8, 30.0, until)
     assert len(asked) == 12
     assert 0 < len(found.layers) < 8
     assert found.after == measure(frozenset(found.layers))
 
 
 def test_layers_that_do_not_help_are_not_taken():
-    found = mixed_precision.choose([0.01] * 10, 3.0, lambda kept: 20.0 - len(kept))
+    found = mixed_precision.choose_float_layers([0.01] * 10, 3.0, lambda kept: 20.0 - len(kept))
     assert found.layers == ()
     assert (found.before, found.after) == (20.0, 20.0)
 
@@ -526,7 +533,7 @@ def test_a_search_writes_a_better_file_and_tells_its_cost(floats, samples, tmp_p
     source, out, plain = floats("keywords"), tmp_path / "found.tflite", tmp_path / "plain.tflite"
     calibration, held_out = samples["keywords"]
     Q.write(source, plain, Q.STATIC, calibration)
-    found = sensitivity.search(source, out, Q.STATIC, calibration, gain_db=1.0)
+    found = sensitivity.search_float_layers(source, out, Q.STATIC, calibration, gain_db=1.0)
     wanted, before, after = (answers(p.read_bytes(), held_out) for p in (source, plain, out))
     assert decibels(wanted, after) > decibels(wanted, before)
     assert found.decibels[1] > found.decibels[0]
@@ -550,7 +557,9 @@ def test_a_search_writes_a_better_file_and_tells_its_cost(floats, samples, tmp_p
 def test_a_search_without_time_or_samples_is_refused(floats, samples, tmp_path):
     out = tmp_path / "found.tflite"
     with pytest.raises(ConvertError, match="in 0 s"):
-        sensitivity.search(floats("digits"), out, Q.STATIC, samples["digits"][0], budget_s=0)
+        sensitivity.search_float_layers(
+            floats("digits"), out, Q.STATIC, samples["digits"][0], budget_s=0
+        )
     with pytest.raises(ConvertError, match="needs calibration samples"):
-        sensitivity.search(floats("digits"), out, Q.STATIC, [])
+        sensitivity.search_float_layers(floats("digits"), out, Q.STATIC, [])
     assert not out.exists()

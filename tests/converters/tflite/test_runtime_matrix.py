@@ -15,7 +15,7 @@ from ai_edge_quantizer.qtyping import QuantGranularity, TFLOperationName
 from ai_edge_quantizer.quantizer import Quantizer
 from onnx import helper
 
-from converters.layouts import inward, outward
+from converters.layouts import to_artifact, to_model
 from converters.spec import Ceiling, Job
 from converters.tflite import flatbuffer, lower, recipes, versions
 from edge_core.errors import MeasureError
@@ -191,7 +191,9 @@ class Runner:
 
     def _outcome(self, child, file, model):
         given, answers = (self.folder / f"{len(list(self.folder.iterdir()))}-{n}" for n in "ia")
-        sample_store.write(given, [inward(s, model.inputs, file.inputs) for s in model.samples])
+        sample_store.write(
+            given, [to_artifact(s, model.inputs, file.inputs) for s in model.samples]
+        )
         try:
             child.ask("open", path=str(file.path), runtime=self.name, threads=1, options={})
         except MeasureError as e:
@@ -200,7 +202,7 @@ class Runner:
             child.ask("run", feeds=str(given), out=str(answers))
         except MeasureError as e:
             return e.what
-        rows = [outward(a, model.outputs, file.outputs) for a in sample_store.read(answers)]
+        rows = [to_model(a, model.outputs, file.outputs) for a in sample_store.read(answers)]
         got = np.concatenate([next(iter(r.values())) for r in rows])
         error = float(np.linalg.norm(got - model.wanted) / np.linalg.norm(model.wanted))
         return "right" if error < file.limit else f"wrong by {error:.3g}"  # NaN is wrong

@@ -32,7 +32,9 @@ def source(tmp_path):
 
 def test_a_right_file_passes(source, tmp_path):
     sample = {"x": np.linspace(-3, 3, 8, dtype=np.float32)[None]}
-    lowered = verify.checked(source, tmp_path / "out.tflite", layout="NHWC", samples=[sample])
+    lowered = verify.convert_verified(
+        source, tmp_path / "out.tflite", layout="NHWC", samples=[sample]
+    )
     assert [s.name for s in lowered.outputs] == ["y", "z"]
 
 
@@ -45,7 +47,7 @@ def test_the_op_that_differs_is_named(source, tmp_path, wrong, code):
 
     lowerings = {**LOWERINGS, wrong: lower_wrongly}
     with pytest.raises(ConvertError, match=rf"op {wrong} \('\w+'\): output '\w' changed by") as e:
-        verify.checked(
+        verify.convert_verified(
             source, tmp_path / "out.tflite", layout="NHWC", samples=[], lowerings=lowerings
         )
     assert "onnx-*" in e.value.hint

@@ -200,18 +200,18 @@ def digits_file(digits, tmp_path):
 
 def test_a_float_model_asks_for_nothing_new(digits_file):
     made = flatbuffer.read(digits_file)
-    assert versions.min_runtime(made) == versions.FLOOR
+    assert versions.find_min_runtime(made) == versions.FLOOR
     assert max(codes(made).values()) == 1
 
 
 def test_the_file_says_which_release_it_needs_once_and_stamping_twice_changes_nothing(
     digits_file, tmp_path
 ):
-    recipe = quantise.Recipe(scheme="dynamic", weights={"FULLY_CONNECTED": "int8"})
-    quantise.write(digits_file, tmp_path / "int8.tflite", recipe)
+    recipe = quantise.QuantRecipe(scheme="dynamic", weights={"FULLY_CONNECTED": "int8"})
+    quantise.write_quantised(digits_file, tmp_path / "int8.tflite", recipe)
     once = (tmp_path / "int8.tflite").read_bytes()
     again = flatbuffer.from_bytes(once)
-    assert versions.min_runtime(again) == "2.17.0"
+    assert versions.find_min_runtime(again) == "2.17.0"
     versions.stamp(again)
     assert flatbuffer.to_bytes(again) == once
     entries = [m for m in again.metadata if m.name == b"min_runtime_version"]

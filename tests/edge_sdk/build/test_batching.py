@@ -9,14 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from converters import batch
 from converters import registry as converters
-from converters.batch import Where
-from converters.onnx import batch as onnx_batch
-from converters.onnx import graph as onnx_graph
+from converters.batch_tracker import (
+    BatchAxis,
+    find_free_dimension,
+    locate_rows,
+    split_rows,
+    stack_rows,
+)
+from converters.onnx.batch import free_onnx_batch
+from converters.onnx.preparation import prepare_model
 from converters.spec import Ceiling, Job
-from converters.tflite import batch as tflite_batch
 from converters.tflite import flatbuffer, lower
+from converters.tflite.batch import free_tflite_batch
 from edge_core.errors import ConvertError, InputError, MeasureError
 from edge_core.machine.detect import detect
 from edge_core.package import format as package
@@ -238,8 +243,8 @@ def close(a, b):
 @pytest.mark.parametrize("name", FREE)
 def test_each_row_gets_from_a_free_onnx_graph_what_it_gets_alone(name, tmp_path):
     graphs.saved(FREE[name], tmp_path / "user.onnx")
-    onnx_graph.prepare(tmp_path / "user.onnx", tmp_path / "fixed.onnx", {})
-    free, notes = onnx_batch.free(onnx.load(tmp_path / "fixed.onnx"))
+    prepare_model(tmp_path / "user.onnx", tmp_path / "fixed.onnx", {})
+    free, notes = free_onnx_batch(onnx.load(tmp_path / "fixed.onnx"))
     onnx.checker.check_model(free)
     graphs.saved(free, tmp_path / "free.onnx")
     before, after = (
@@ -257,10 +262,10 @@ def test_each_row_gets_from_a_free_onnx_graph_what_it_gets_alone(name, tmp_path)
 @pytest.mark.parametrize("name", [n for n in FREE if n != "class_token"])
 def test_each_row_gets_from_a_free_tflite_file_what_it_gets_alone(name, tmp_path):
     graphs.saved(FREE[name], tmp_path / "user.onnx")
-    onnx_graph.prepare(tmp_path / "user.onnx", tmp_path / "fixed.onnx", {})
+    prepare_model(tmp_path / "user.onnx", tmp_path / "fixed.onnx", {})
     lower.to_tflite(tmp_path / "fixed.onnx", tmp_path / "fixed.tflite")
     model = flatbuffer.read(tmp_path / "fixed.tflite")
-    tflite_batch.free(model)
+    free_tflite_batch(model)
     flatbuffer.write(model, tmp_path / "free.tflite")
     before, after = (
         LITERT.open(tmp_path / f, threads=1, options={}) for f in ("fixed.tflite", "free.tflite")
@@ -279,7 +284,7 @@ def test_each_row_gets_from_a_free_tflite_file_what_it_gets_alone(name, tmp_path
 @pytest.mark.parametrize("why", FIXED)
 def test_a_graph_that_cannot_is_refused_and_the_op_named(why):
     with pytest.raises(ConvertError, match=why) as e:
-        onnx_batch.free(FIXED[why])
+        free_onnx_batch(FIXED[why])
     assert e.value.hint == "build it without --batch dynamic"
 
 
@@ -287,7 +292,7 @@ def test_a_constant_beside_the_rows_has_no_free_form_in_tflite(tmp_path):
     graphs.saved(FREE["class_token"], tmp_path / "model.onnx")
     lower.to_tflite(tmp_path / "model.onnx", tmp_path / "model.tflite")
     with pytest.raises(ConvertError, match=r"^CONCATENATION at 'tokens' fixes the batch: LiteRT"):
-        tflite_batch.free(flatbuffer.read(tmp_path / "model.tflite"))
+        free_tflite_batch(flatbuffer.read(tmp_path / "model.tflite"))
 
 
 def test_an_lstm_of_tflite_is_refused_because_its_states_have_one_row():
@@ -295,7 +300,7 @@ def test_an_lstm_of_tflite_is_refused_because_its_states_have_one_row():
     with pytest.raises(
         ConvertError, match=r"^UNIDIRECTIONAL_SEQUENCE_LSTM at '.*' fixes the batch"
     ):
-        tflite_batch.free(model)
+        free_tflite_batch(model)
 
 
 # Where rows lie
@@ -307,26 +312,26 @@ def test_rows_that_are_stacked_come_apart_and_are_found_again(data):
     axis = data.draw(st.integers(0, len(shape) - 1))
     outer = data.draw(st.sampled_from([o for o in range(1, 7) if shape[axis] % o == 0]))
     rows = [np.random.default_rng(i).standard_normal(shape) for i in range(3)]
-    where = Where(axis, outer)
-    together = batch.stacked(rows, where)
-    for row, again in zip(rows, batch.apart(together, where, 3), strict=True):
+    where = BatchAxis(axis, outer)
+    together = stack_rows(rows, where)
+    for row, again in zip(rows, split_rows(together, where, 3), strict=True):
         assert np.array_equal(row, again)
-    assert batch.found(rows, together) == where
+    assert locate_rows(rows, together) == where
     together.flat[0] += 1
-    assert batch.found(rows, together) is None
+    assert locate_rows(rows, together) is None
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
 def test_a_reshape_is_freed_where_the_rows_are(want, data):
     have = data.draw(st.permutations(want))
     axis = data.draw(st.integers(0, len(have) - 1))
-    place = batch.reshape(Where(axis), tuple(have), tuple(want))
+    place = find_free_dimension(BatchAxis(axis), tuple(have), tuple(want))
     if place is None:
         return
     rows = [np.random.default_rng(i).standard_normal(have) for i in range(3)]
     shape = [*want[:place], -1, *want[place + 1 :]]
-    together = batch.stacked(rows, Where(axis)).reshape(shape)
-    for row, again in zip(rows, batch.apart(together, Where(place), 3), strict=True):
+    together = stack_rows(rows, BatchAxis(axis)).reshape(shape)
+    for row, again in zip(rows, split_rows(together, BatchAxis(place), 3), strict=True):
         assert np.array_equal(row.reshape(want), again)
 
 
@@ -454,7 +459,7 @@ def test_the_batch_is_fixed_unless_it_is_asked_for(edge, digits, tmp_path):
 
 
 def test_lite0_takes_batches_in_xnnpack_as_a_whole(lite0, tmp_path):
-    onnx_graph.prepare(lite0, tmp_path / "model.onnx", {})
+    prepare_model(lite0, tmp_path / "model.onnx", {})
     job = Job(
         model=tmp_path / "model.onnx", out_dir=tmp_path, ceiling=CEILING, arch="x86_64",
         runtime_version="2.3.0", batch="dynamic",

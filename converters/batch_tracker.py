@@ -18,20 +18,25 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.onnx import verify as onnx_verify
+from converters.onnx.verify import TOLERANCE, TOLERANCE_FP16, require_same_outputs
 from edge_core.errors import ConvertError, EdgeError
 from edge_core.tensors import Array
 
 ROWS = 3
-NAME = "batch"  # of the free dimension
-WAY_OUT = "build it without --batch dynamic"
+BATCH_NAME = "batch"  # of the free dimension
+FIXED_BATCH_HINT = "build it without --batch dynamic"
 Shape = tuple[int, ...]
 Values = dict[str, Array]  # by tensor
-Run = Callable[[Values], Values]  # what depends on the rows -> results
-WIDE = ("int8", "uint8", "int16", "uint16")  # integers that stand for reals: all values are valid
+RunUnit = Callable[[Values], Values]  # what depends on the rows -> results
+WIDE_INTEGERS = (
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+)  # integers that stand for reals: all values are valid
 
 
-class Where(msgspec.Struct, frozen=True):
+class BatchAxis(msgspec.Struct, frozen=True):
     """The rows of a batch in a tensor: they lie in ``axis``, whose index counts ``outer`` first,
     then the rows, then the rest."""
 
@@ -39,31 +44,31 @@ class Where(msgspec.Struct, frozen=True):
     outer: int = 1
 
 
-FIRST = Where(0)
+LEADING_AXIS = BatchAxis(0)
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class BatchedTensor(msgspec.Struct, frozen=True):
     """What is known of a tensor that depends on the rows: its form for one row."""
 
     shape: Shape
     dtype: np.dtype[Any]
-    where: Where
+    where: BatchAxis
 
 
-def refused(what: str) -> ConvertError:
+def make_batch_error(what: str) -> ConvertError:
     """The error for a model that cannot take batches."""
-    return ConvertError(what, hint=WAY_OUT)
+    return ConvertError(what, hint=FIXED_BATCH_HINT)
 
 
-def stacked(rows: Sequence[Array], where: Where) -> Array:
+def stack_rows(rows: Sequence[Array], where: BatchAxis) -> Array:
     """One tensor of all rows."""
     shape = rows[0].shape
     split = (*shape[: where.axis], where.outer, -1, *shape[where.axis + 1 :])
     joined = np.stack([r.reshape(split) for r in rows], axis=where.axis + 1)
-    return joined.reshape(_times(shape, where.axis, len(rows)))
+    return joined.reshape(_multiply_dimension(shape, where.axis, len(rows)))
 
 
-def apart(batch: Array, where: Where, count: int) -> list[Array]:
+def split_rows(batch: Array, where: BatchAxis, count: int) -> list[Array]:
     """The rows of a tensor, each as it is alone."""
     shape = tuple(batch.shape)
     one = (*shape[: where.axis], shape[where.axis] // count, *shape[where.axis + 1 :])
@@ -73,25 +78,33 @@ def apart(batch: Array, where: Where, count: int) -> list[Array]:
     return [row.reshape(one) for row in moved]
 
 
-def found(alone: Sequence[Array], batch: Array, likely: Iterable[Where] = ()) -> Where | None:
+def locate_rows(
+    alone: Sequence[Array], batch: Array, likely: Iterable[BatchAxis] = ()
+) -> BatchAxis | None:
     """Where ``batch`` holds what the rows gave alone; None if it does not.
 
     Rows that are equal may be found in more than one place: ``likely`` ones are looked at first.
     """
     shape, count = alone[0].shape, len(alone)
     axes = [i for i, (a, b) in enumerate(zip(shape, batch.shape, strict=False)) if a != b]
-    if len(shape) != batch.ndim or len(axes) != 1 or batch.shape != _times(shape, axes[0], count):
+    if (
+        len(shape) != batch.ndim
+        or len(axes) != 1
+        or batch.shape != _multiply_dimension(shape, axes[0], count)
+    ):
         return None
     size = shape[axes[0]]
-    every = [Where(axes[0], outer) for outer in range(1, size + 1) if size % outer == 0]
+    every = [BatchAxis(axes[0], outer) for outer in range(1, size + 1) if size % outer == 0]
     first = [w for w in likely if w in every]
     for where in dict.fromkeys([*first, *every]):
-        if all(_same(a, b) for a, b in zip(alone, apart(batch, where, count), strict=True)):
+        if all(
+            _are_same(a, b) for a, b in zip(alone, split_rows(batch, where, count), strict=True)
+        ):
             return where
     return None
 
 
-def reshape(where: Where, have: Shape, want: Shape) -> int | None:
+def find_free_dimension(where: BatchAxis, have: Shape, want: Shape) -> int | None:
     """The dimension of ``want`` that the rows of a tensor of shape ``have`` multiply.
 
     A reshape keeps the order of the elements, so the rows stay behind as many of them as before.
@@ -106,36 +119,40 @@ def reshape(where: Where, have: Shape, want: Shape) -> int | None:
     return None if place is None or (waiting and want[place] != 1) else place
 
 
-class Tracker:
+class BatchTracker:
     """What is known of a graph's tensors so far: constants, and those that depend on the rows."""
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(0)
-        self.rows: dict[str, Tensor] = {}
+        self.rows: dict[str, BatchedTensor] = {}
         self.constants: Values = {}
 
     def input(self, name: str, shape: Shape, dtype: Any) -> None:
         """A graph input; raises ConvertError unless it is made for one row."""
         if not shape or shape[0] != 1:
             told = "x".join(map(str, shape)) or "a scalar"
-            raise refused(f"input '{name}' is {told}: its first dimension is not a batch of 1")
-        self.rows[name] = Tensor(shape, np.dtype(dtype), FIRST)
+            raise make_batch_error(
+                f"input '{name}' is {told}: its first dimension is not a batch of 1"
+            )
+        self.rows[name] = BatchedTensor(shape, np.dtype(dtype), LEADING_AXIS)
 
     def output(self, name: str) -> None:
         """A graph output; raises ConvertError unless it has one line for each row."""
         known = self.rows.get(name)
         if known is None:
-            raise refused(f"output '{name}' does not depend on the rows of a batch")
-        if known.where != FIRST or known.shape[0] != 1:
+            raise make_batch_error(f"output '{name}' does not depend on the rows of a batch")
+        if known.where != LEADING_AXIS or known.shape[0] != 1:
             told = "x".join(map(str, known.shape))
-            raise refused(f"output '{name}' is {told}: its first dimension is not the batch")
+            raise make_batch_error(
+                f"output '{name}' is {told}: its first dimension is not the batch"
+            )
 
     def step(
         self,
         label: str,
         inputs: Iterable[str],
         outputs: Sequence[str],
-        load: Callable[[dict[str, Tensor], Values], Run],
+        load: Callable[[dict[str, BatchedTensor], Values], RunUnit],
     ) -> None:
         """Try one op, which ``load`` gives for its inputs: those with rows, and the constant ones.
 
@@ -144,58 +161,56 @@ class Tracker:
         """
         names = list(dict.fromkeys(inputs))
         given = {n: self.rows[n] for n in names if n in self.rows}
-        with told(f"{label} does not run"):
+        with translate_refusal(f"{label} does not run"):
             run = load(given, {n: self.constants[n] for n in names if n in self.constants})
             samples = [{n: self.sample(t) for n, t in given.items()} for _ in range(ROWS)]
             alone = [run(s) for s in samples[: ROWS if given else 1]]
         if not given:
             self.constants |= {n: alone[0][n] for n in outputs}
             return
-        with told(f"{label} fixes the batch"):
-            batch = run({n: stacked([s[n] for s in samples], t.where) for n, t in given.items()})
+        with translate_refusal(f"{label} fixes the batch"):
+            batch = run({n: stack_rows([s[n] for s in samples], t.where) for n, t in given.items()})
         likely = [t.where for t in given.values()]
         for n in outputs:
-            where = found([a[n] for a in alone], batch[n], likely)
+            where = locate_rows([a[n] for a in alone], batch[n], likely)
             if where is None:
-                raise refused(f"{label} mixes the rows of a batch, or fixes their number")
-            self.rows[n] = Tensor(alone[0][n].shape, alone[0][n].dtype, where)
+                raise make_batch_error(f"{label} mixes the rows of a batch, or fixes their number")
+            self.rows[n] = BatchedTensor(alone[0][n].shape, alone[0][n].dtype, where)
 
-    def sample(self, t: Tensor) -> Array:
+    def sample(self, t: BatchedTensor) -> Array:
         """Values for one row: normal floats; integers that are valid as indices, or all."""
         if t.dtype.kind == "f":
             return self._rng.standard_normal(t.shape).astype(t.dtype)
         if t.dtype.kind not in "iub":
-            raise refused(f"tensors of type {t.dtype} are not batched")
-        if t.dtype.name in WIDE:
+            raise make_batch_error(f"tensors of type {t.dtype} are not batched")
+        if t.dtype.name in WIDE_INTEGERS:
             limits = np.iinfo(t.dtype)
             return self._rng.integers(limits.min, limits.max, t.shape, t.dtype, endpoint=True)
         return self._rng.integers(0, 2, t.shape).astype(t.dtype)
 
 
 @contextmanager
-def told(failed: str) -> Iterator[None]:
+def translate_refusal(failed: str) -> Iterator[None]:
     """Say what failed, and that the model cannot take batches."""
     try:
         yield
     except EdgeError as e:
-        raise refused(f"{failed}: {e.what}") from e
+        raise make_batch_error(f"{failed}: {e.what}") from e
 
 
-def named(shape: Sequence[int | str]) -> tuple[int | str, ...]:
+def free_leading_dimension(shape: Sequence[int | str]) -> tuple[int | str, ...]:
     """The shape with a free batch."""
-    return (NAME, *shape[1:])
+    return (BATCH_NAME, *shape[1:])
 
 
-def _same(a: Array, b: Array) -> bool:
+def _are_same(a: Array, b: Array) -> bool:
     half = a.dtype == np.float16
     try:
-        onnx_verify.same(
-            {"": a}, {"": b}, onnx_verify.TOLERANCE_FP16 if half else onnx_verify.TOLERANCE
-        )
+        require_same_outputs({"": a}, {"": b}, TOLERANCE_FP16 if half else TOLERANCE)
     except ConvertError:
         return False
     return True
 
 
-def _times(shape: Shape, axis: int, count: int) -> Shape:
+def _multiply_dimension(shape: Shape, axis: int, count: int) -> Shape:
     return (*shape[:axis], shape[axis] * count, *shape[axis + 1 :])

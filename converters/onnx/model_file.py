@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters.foreign_errors import reason
+from converters.foreign_errors import describe_error
 from edge_core.errors import ConvertError, EdgeError, InputError
 from edge_core.extras import need
 from edge_core.files import write_whole
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 MAX_BYTES = 2**31 - 1  # a protobuf message cannot be larger
-STANDARD = ("", "ai.onnx")
+STANDARD_DOMAINS = ("", "ai.onnx")
 _SMALL_TYPES = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits
 _OTHER_FORMATS = (  # offset, bytes, what it is, what to do
     (0, b"PK\x03\x04", "a zip archive, as PyTorch writes them", "export the model to ONNX first"),
@@ -32,7 +32,7 @@ _OTHER_FORMATS = (  # offset, bytes, what it is, what to do
 )
 
 
-def load(path: Path) -> ModelProto:
+def load_model(path: Path) -> ModelProto:
     """Read a model with its external data.
 
     Raises InputError for a file that is no valid ONNX model, ConvertError above 2 GB or for an op
@@ -52,13 +52,13 @@ def load(path: Path) -> ModelProto:
     except EdgeError:
         raise
     except onnx.checker.ValidationError as e:
-        raise InputError(f"{path} is not valid ONNX: {reason(e)}") from e
+        raise InputError(f"{path} is not valid ONNX: {describe_error(e)}") from e
     except Exception as e:  # protobuf's errors, and those of text and numbers where it is damaged
-        raise _unreadable(path, head, f"it is damaged or cut off ({reason(e)})") from e
+        raise _unreadable(path, head, f"it is damaged or cut off ({describe_error(e)})") from e
     return model
 
 
-def checked(path: Path) -> ModelProto:
+def load_checked(path: Path) -> ModelProto:
     """A model that another package wrote; raises what onnx raises if it is not valid."""
     onnx = need("onnx", "onnx")
     model: ModelProto = onnx.load(path)
@@ -66,7 +66,7 @@ def checked(path: Path) -> ModelProto:
     return model
 
 
-def save(model: ModelProto, path: Path) -> None:
+def save_model(model: ModelProto, path: Path) -> None:
     """Write ``model`` as ``path``, whole, without doc strings, metadata and unused imports."""
     _strip(model)
     size = model.ByteSize()
@@ -75,34 +75,34 @@ def save(model: ModelProto, path: Path) -> None:
     write_whole(path, model.SerializeToString(deterministic=True))
 
 
-def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """The graph itself, then those inside its If, Loop and Scan nodes."""
     yield graph
     for node in graph.node:
         for a in node.attribute:
             for inner in (a.g, *a.graphs):
                 if inner.node or inner.output:
-                    yield from graphs(inner)
+                    yield from iter_graphs(inner)
 
 
-def nodes(model: ModelProto) -> Iterator[NodeProto]:
+def iter_nodes(model: ModelProto) -> Iterator[NodeProto]:
     """Every node, those of subgraphs and functions included."""
-    for graph in graphs(model.graph):
+    for graph in iter_graphs(model.graph):
         yield from graph.node
     for function in model.functions:
         yield from function.node
 
 
-def weights(model: ModelProto) -> Iterator[TensorProto]:
+def iter_weights(model: ModelProto) -> Iterator[TensorProto]:
     """Every constant tensor: initializers and the values of Constant nodes."""
-    for graph in graphs(model.graph):
+    for graph in iter_graphs(model.graph):
         yield from graph.initializer
         for node in graph.node:
             if node.op_type == "Constant":
                 yield from (a.t for a in node.attribute if a.name == "value")
 
 
-def tensor_bytes(t: TensorProto) -> int:
+def count_tensor_bytes(t: TensorProto) -> int:
     """Bytes of the values; types of less than 8 bits share bytes."""
     onnx = need("onnx", "onnx")
     count: int = math.prod(t.dims)
@@ -113,9 +113,9 @@ def tensor_bytes(t: TensorProto) -> int:
     return int(-(-count * bits // 8))
 
 
-def opset(model: ModelProto) -> int:
+def read_opset(model: ModelProto) -> int:
     """The version of the standard operators."""
-    return next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
+    return next((o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS), 0)
 
 
 def _head(path: Path) -> tuple[bytes, int]:
@@ -146,8 +146,8 @@ def _too_large(path: Path, size: int) -> ConvertError:
 
 def _load_external(model: ModelProto, path: Path) -> None:
     onnx = need("onnx", "onnx")
-    outside = [t for t in weights(model) if t.data_location == onnx.TensorProto.EXTERNAL]
-    total = model.ByteSize() + sum(map(tensor_bytes, outside))
+    outside = [t for t in iter_weights(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    total = model.ByteSize() + sum(map(count_tensor_bytes, outside))
     if total > MAX_BYTES:
         raise _too_large(path, total)
     for t in outside:
@@ -160,10 +160,10 @@ def _load_external(model: ModelProto, path: Path) -> None:
                 f"{path}: external data '{where}' of tensor '{t.name}' cannot be read",
                 hint="keep the data file next to the model, under the name it was exported with",
             ) from e
-        if len(t.raw_data) != tensor_bytes(t):
+        if len(t.raw_data) != count_tensor_bytes(t):
             raise InputError(
                 f"{path}: external data '{where}' is cut off: tensor '{t.name}' has "
-                f"{len(t.raw_data)} of {tensor_bytes(t)} bytes"
+                f"{len(t.raw_data)} of {count_tensor_bytes(t)} bytes"
             )
         t.data_location = onnx.TensorProto.DEFAULT
         del t.external_data[:]
@@ -184,16 +184,16 @@ def _with_shapes(model: ModelProto) -> ModelProto:
 def _refuse_unknown_ops(model: ModelProto, path: Path) -> None:
     onnx = need("onnx", "onnx")
     own = {(f.domain, f.name) for f in model.functions}
-    version = opset(model)
-    for node in nodes(model):
-        if node.domain in STANDARD and (node.domain, node.op_type) not in own:
+    version = read_opset(model)
+    for node in iter_nodes(model):
+        if node.domain in STANDARD_DOMAINS and (node.domain, node.op_type) not in own:
             try:
                 onnx.defs.get_schema(node.op_type, version, "")
             except onnx.defs.SchemaError as e:
-                raise no_such_op(path, node.op_type, node.name) from e
+                raise make_unknown_op_error(path, node.op_type, node.name) from e
 
 
-def no_such_op(path: Path, op: str, node: str) -> ConvertError:
+def make_unknown_op_error(path: Path, op: str, node: str) -> ConvertError:
     """The error for an op that nothing here can run."""
     return ConvertError(
         f"{path.name}: no kernel or schema for op {op} (node '{node}')",
@@ -202,9 +202,11 @@ def no_such_op(path: Path, op: str, node: str) -> ConvertError:
 
 
 def _strip(model: ModelProto) -> None:
-    used = {"" if n.domain in STANDARD else n.domain for n in nodes(model)} | {""}
+    used = {"" if n.domain in STANDARD_DOMAINS else n.domain for n in iter_nodes(model)} | {""}
     used |= {f.domain for f in model.functions}
-    imports = {"" if o.domain in STANDARD else o.domain: o.version for o in model.opset_import}
+    imports = {
+        "" if o.domain in STANDARD_DOMAINS else o.domain: o.version for o in model.opset_import
+    }
     del model.opset_import[:]
     for domain in sorted(used & imports.keys()):
         model.opset_import.add(domain=domain, version=imports[domain])
@@ -214,7 +216,7 @@ def _strip(model: ModelProto) -> None:
     ):  # fmt: skip
         model.ClearField(field)
     model.producer_name = "edge-deploy"
-    for graph in graphs(model.graph):
+    for graph in iter_graphs(model.graph):
         for part in (graph, *graph.node, *graph.initializer, *graph.value_info):
             part.ClearField("doc_string")
             part.ClearField("metadata_props")
