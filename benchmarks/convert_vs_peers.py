@@ -27,7 +27,7 @@ from edge_core.files import sha256_file
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.runtimes import sample_store
 from edge_sdk.build import convert
-from edge_sdk.build.metrics import wilson
+from edge_sdk.build.metrics import wilson_interval
 from edge_sdk.build.workspace import Workspace
 from examples import data, models
 
@@ -147,7 +147,7 @@ def onnx_rows(rounds: int) -> int:
                 np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
             )
             ms = statistics.median(times[name])
-            low, high = wilson(same, len(a))
+            low, high = wilson_interval(same, len(a))
             results[name] = same / len(a), base / ms, path.stat().st_size / size
             table.add_row(
                 name, f"{path.stat().st_size / 1e6:.2f}", f"{path.stat().st_size / size:.3f}",

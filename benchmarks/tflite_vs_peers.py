@@ -31,7 +31,7 @@ from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes import sample_store
 from edge_core.runtimes.adapter import Session
 from edge_core.tensors import Array, Feeds, TensorSpec, dequantise, quantise
-from edge_sdk.build.metrics import wilson
+from edge_sdk.build.metrics import wilson_interval
 from edge_sdk.build.workspace import default_cache
 from examples import data, models
 
@@ -313,7 +313,7 @@ def table(
             t.add_row(name, "none")
             continue
         share = f.size / base.size if isinstance(base, Figures) else 0.0
-        low, high = wilson(round(f.agreement * count), count)
+        low, high = wilson_interval(round(f.agreement * count), count)
         same = (f"{f.agreement:.3f}", f"{low:.3f}..{high:.3f}") if classes else ("", "")
         t.add_row(
             name, f"{f.cost.seconds:.1f}", f"{f.cost.peak_mb:.0f}", f"{f.size / 1e6:.2f}",

@@ -1,4 +1,4 @@
-"""Judging: limits held against values, losers named with their reason. Pure.
+"""Judging: values checked against limits, losers named with their reason. Pure.
 
     judge(profile, measurements, metric=..., objective=...) -> Verdict
 
@@ -11,7 +11,7 @@ samples are needed.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -21,11 +21,11 @@ from edge_sdk.build import policy
 from edge_sdk.build.stages import GateResult, Judged, Measurement, Outcome, Quantity, Verdict
 
 Objective = Literal["latency", "bytes", "memory", "accuracy"]
-Kind = Literal["latency", "memory", "bytes", "accuracy"]
+Gates = Mapping[str, tuple[GateResult, ...]]  # by candidate
 
 
-class Limit(msgspec.Struct, frozen=True):
-    """Where a limit stands in the profile, which value it holds, and from which side."""
+class GateRule(msgspec.Struct, frozen=True):
+    """Where a limit stands in the profile, which value it bounds, and from which side."""
 
     setting: str
     value: str
@@ -33,24 +33,26 @@ class Limit(msgspec.Struct, frozen=True):
     at_most: bool = True
 
 
-# Gates by name: one a budget, and what the device has at all.
-GATES: dict[str, Limit] = {
-    "latency_p50_ms": Limit("budgets.latency_p50_ms", "latency_p50_ms", "ms"),
-    "latency_p90_ms": Limit("budgets.latency_p90_ms", "latency_p90_ms", "ms"),
-    "latency_p99_ms": Limit("budgets.latency_p99_ms", "latency_p99_ms", "ms"),
-    "load_ms": Limit("budgets.load_ms", "load_ms", "ms"),
-    "memory_peak_mb": Limit("budgets.memory_peak_mb", "memory_peak_mb", "MB"),
-    "memory_available_mb": Limit("memory.available_mb", "memory_peak_mb", "MB"),
-    "package_mb": Limit("budgets.package_mb", "package_mb", "MB"),
-    "storage_available_mb": Limit("storage.available_mb", "package_mb", "MB"),
-    "energy_mj": Limit("budgets.energy_mj", "energy_mj", "mJ"),
-    "accuracy_drop_points": Limit("budgets.accuracy_drop_points", "accuracy_drop_points", "points"),
-    "agreement_min": Limit("budgets.agreement_min", "agreement", "", at_most=False),
-    "cosine_min": Limit("budgets.cosine_min", "cosine", "", at_most=False),
+# Gates by name: one for each budget, and what the device has at all.
+GATES: dict[str, GateRule] = {
+    "latency_p50_ms": GateRule("budgets.latency_p50_ms", "latency_p50_ms", "ms"),
+    "latency_p90_ms": GateRule("budgets.latency_p90_ms", "latency_p90_ms", "ms"),
+    "latency_p99_ms": GateRule("budgets.latency_p99_ms", "latency_p99_ms", "ms"),
+    "load_ms": GateRule("budgets.load_ms", "load_ms", "ms"),
+    "memory_peak_mb": GateRule("budgets.memory_peak_mb", "memory_peak_mb", "MB"),
+    "memory_available_mb": GateRule("memory.available_mb", "memory_peak_mb", "MB"),
+    "package_mb": GateRule("budgets.package_mb", "package_mb", "MB"),
+    "storage_available_mb": GateRule("storage.available_mb", "package_mb", "MB"),
+    "energy_mj": GateRule("budgets.energy_mj", "energy_mj", "mJ"),
+    "accuracy_drop_points": GateRule(
+        "budgets.accuracy_drop_points", "accuracy_drop_points", "points"
+    ),
+    "agreement_min": GateRule("budgets.agreement_min", "agreement", "", at_most=False),
+    "cosine_min": GateRule("budgets.cosine_min", "cosine", "", at_most=False),
 }
 ACCURACY = ("accuracy_drop_points", "agreement_min", "cosine_min")  # the metric picks one
-# What the objective compares first; the others break ties in this order.
-_ORDER: dict[Objective, tuple[Kind, ...]] = {
+# What the objective compares first; the other criteria break ties in this order.
+_ORDER: dict[Objective, tuple[Objective, ...]] = {
     "latency": ("latency", "bytes", "memory", "accuracy"),
     "bytes": ("bytes", "latency", "memory", "accuracy"),
     "memory": ("memory", "bytes", "latency", "accuracy"),
@@ -60,7 +62,7 @@ _RANK: dict[Outcome, int] = {"pass": 0, "inconclusive": 1, "fail": 2}
 
 
 def accuracy_gate(metric: str) -> str:
-    """The accuracy budget that a metric is held against."""
+    """The name of the accuracy budget that limits a metric."""
     return {"agreement": "agreement_min", "cosine": "cosine_min"}.get(
         metric, "accuracy_drop_points"
     )
@@ -73,23 +75,26 @@ def judge(
     metric: str,
     objective: Objective = "latency",
 ) -> Verdict:
-    """Gates, Pareto front and winner for one profile."""
-    gates = {m.candidate: _gates(profile, m, metric) for m in measurements}
-    outcomes = {m.candidate: _worst(m, gates[m.candidate]) for m in measurements}
-    ran = [m for m in measurements if not m.error]
-    front = {m.candidate for m in ran if not any(dominates(o, m) for o in ran if o is not m)}
-    fit = [m for m in ran if outcomes[m.candidate] != "fail"]
-    winner = _winner(fit, outcomes, objective) if fit else None
+    """Gates, Pareto front and winner for one profile.
+
+    ``metric`` is the one that compare() was given; it decides which accuracy budget counts.
+    """
+    gates = {one.candidate: _check_gates(profile, one, metric) for one in measurements}
+    outcomes = {one.candidate: _worst_outcome(one, gates[one.candidate]) for one in measurements}
+    ran = [one for one in measurements if not one.error]
+    fit = [one for one in ran if outcomes[one.candidate] != "fail"]
+    winner = _pick_winner(fit, outcomes, objective) if fit else None
     judged = []
-    for m in measurements:
-        lost, figures = _lost(m, gates[m.candidate], winner, fit, objective)
+    for measurement in measurements:
+        name = measurement.candidate
+        reason, figures = _explain_loss(measurement, gates[name], winner, fit, objective)
         judged.append(
             Judged(
-                candidate=m.candidate,
-                outcome=outcomes[m.candidate],
-                gates=gates[m.candidate],
-                pareto=m.candidate in front,
-                lost=lost,
+                candidate=name,
+                outcome=outcomes[name],
+                gates=gates[name],
+                pareto=_is_on_front(measurement, ran),
+                lost=reason,
                 figures=figures,
             )
         )
@@ -98,181 +103,189 @@ def judge(
         outcome=outcomes[winner.candidate] if winner else "fail",
         winner=winner.candidate if winner else "",
         judged=tuple(judged),
-        relaxation="" if winner else relaxation(judged),
+        relaxation="" if winner else find_relaxation(judged),
     )
 
 
-def gate(name: str, limit: float, value: Quantity) -> GateResult:
-    """Hold one value against one limit."""
-    rule = GATES[name]
-    outcome, why = _held(rule, limit, value)
+def check_gate(name: str, limit: float, value: Quantity) -> GateResult:
+    """Check one value against one limit."""
+    outcome, why = _compare_to_limit(GATES[name], limit, value)
     return GateResult(gate=name, limit=limit, value=value, outcome=outcome, why=why)
 
 
-def dominates(a: Measurement, b: Measurement) -> bool:
-    """Is ``a`` no worse than ``b`` in anything, and better in something, noise aside?
+def dominates(better: Measurement, worse: Measurement) -> bool:
+    """Is the first no worse in anything, and better in something, noise aside?
 
-    What is known of one of them only cannot be compared, and so nothing dominates.
+    What is known of only one of them cannot be compared, and so nothing dominates.
     """
-    better = False
-    for kind in _ORDER["latency"]:
-        floor, x, y = policy.shipped().floor_of(kind), _cost(a, kind), _cost(b, kind)
-        if x is None or y is None:
-            if x is not y:
-                return False
+    is_better = False
+    for criterion in _ORDER["latency"]:
+        floor = policy.shipped().floor_of(criterion)
+        cost, other_cost = _cost(better, criterion), _cost(worse, criterion)
+        if cost is None and other_cost is None:
             continue
-        if floor.worse(x, y):
+        if cost is None or other_cost is None or floor.worse(cost, other_cost):
             return False
-        better = better or floor.worse(y, x)
-    return better
+        is_better = is_better or floor.worse(other_cost, cost)
+    return is_better
 
 
-def relaxation(judged: Sequence[Judged]) -> str:
+def find_relaxation(judged: Sequence[Judged]) -> str:
     """The smallest change of budgets that would let one candidate pass.
 
     Smallest: the fewest budgets, then the smallest relative change of the one that moves most.
     """
     options = []
-    for j in judged:
-        failed = [g for g in j.gates if g.outcome == "fail"]
-        needs = [(g, _needed(g)) for g in failed]
-        if not failed or any(n is None for _, n in needs):
+    for candidate in judged:
+        failed = [gate for gate in candidate.gates if gate.outcome == "fail"]
+        limits = [limit for gate in failed if (limit := _limit_that_passes(gate)) is not None]
+        if not failed or len(limits) < len(failed):
             continue
-        change = max(abs((n or 0.0) - g.limit) / max(abs(g.limit), 1e-9) for g, n in needs)
-        text = ", ".join(f"{GATES[g.gate].setting}={n:g}" for g, n in needs)
-        options.append((len(needs), change, j.candidate, text))
+        pairs = list(zip(failed, limits, strict=True))
+        change = max(abs(limit - gate.limit) / max(abs(gate.limit), 1e-9) for gate, limit in pairs)
+        text = ", ".join(f"{GATES[gate.gate].setting}={limit:g}" for gate, limit in pairs)
+        options.append((len(failed), change, candidate.candidate, text))
     if not options:
-        errors = {j.lost for j in judged}
-        one = f": {errors.pop()}" if len(errors) == 1 and not any(j.gates for j in judged) else ""
-        return f"no budget would help: no candidate ran{one}"
-    _, _, candidate, text = min(options)
-    return f"{text} would let {candidate} in"
+        errors = {candidate.lost for candidate in judged}
+        is_common = len(errors) == 1 and not any(candidate.gates for candidate in judged)
+        return "no budget would help: no candidate ran" + (f": {errors.pop()}" if is_common else "")
+    _, _, name, text = min(options)
+    return f"{text} would let {name} in"
 
 
-def _gates(profile: Profile, m: Measurement, metric: str) -> tuple[GateResult, ...]:
-    if m.error:
+def _is_on_front(measurement: Measurement, ran: Sequence[Measurement]) -> bool:
+    """Does it run, and does no other candidate dominate it?"""
+    return not measurement.error and not any(
+        dominates(other, measurement) for other in ran if other is not measurement
+    )
+
+
+def _check_gates(profile: Profile, measurement: Measurement, metric: str) -> tuple[GateResult, ...]:
+    if measurement.error:
         return ()
-    wanted = accuracy_gate(metric)
     results = []
     for name, rule in GATES.items():
         limit = operator.attrgetter(rule.setting)(profile)
-        if limit is None or (name in ACCURACY and name != wanted):
+        if limit is None or (name in ACCURACY and name != accuracy_gate(metric)):
             continue
         unknown = Quantity("unknown", None, rule.unit, "", note="not measured")
-        results.append(gate(name, limit, m.values.get(rule.value, unknown)))
+        results.append(check_gate(name, limit, measurement.values.get(rule.value, unknown)))
     return tuple(results)
 
 
-def _held(rule: Limit, limit: float, v: Quantity) -> tuple[Outcome, str]:
-    if v.value is None:
-        return "inconclusive", f"not known here: {v.note}" if v.note else "not known here"
-    low = v.low if v.low is not None else v.value
-    high = v.high if v.high is not None else v.value
+def _compare_to_limit(rule: GateRule, limit: float, quantity: Quantity) -> tuple[Outcome, str]:
+    """The outcome of a gate, and why."""
+    value = quantity.value
+    if value is None:
+        return "inconclusive", "not known here" + (f": {quantity.note}" if quantity.note else "")
+    low = quantity.low if quantity.low is not None else value
+    high = quantity.high if quantity.high is not None else value
     best, worst = (low, high) if rule.at_most else (high, low)
 
-    def beyond(x: float) -> bool:
-        return x > limit if rule.at_most else x < limit
+    def is_beyond(bound: float) -> bool:
+        return bound > limit if rule.at_most else bound < limit
 
     sign = "<=" if rule.at_most else ">="
-    text = f"{v.value:.4g} {rule.unit}".strip()
-    if beyond(best if v.kind == "predicted" else v.value):
+    text = f"{value:.4g} {rule.unit}".strip()
+    if is_beyond(best if quantity.kind == "predicted" else value):
         return "fail", f"{text} is not {sign} {limit:g}"
-    if not beyond(worst):
+    if not is_beyond(worst):
         return "pass", f"{text} {sign} {limit:g}"
-    if beyond(v.value):
+    if is_beyond(value):
         return "inconclusive", f"{text} is not {sign} {limit:g}, but it may be {best:.4g}"
     return "inconclusive", f"{text} is {sign} {limit:g}, but it may be {worst:.4g}"
 
 
-def _needed(g: GateResult) -> float | None:
+def _limit_that_passes(result: GateResult) -> float | None:
     """The limit at which a failed gate would just not fail, rounded outwards to 3 digits."""
-    v = g.value
-    best = v.value
-    if v.kind == "predicted":
-        best = v.low if GATES[g.gate].at_most else v.high
+    at_most, quantity = GATES[result.gate].at_most, result.value
+    best = quantity.value
+    if quantity.kind == "predicted":
+        best = quantity.low if at_most else quantity.high
     if best is None:
         return None
-    up = GATES[g.gate].at_most
     rounded = float(f"{best:.3g}")
-    if (rounded < best) if up else (rounded > best):
-        rounded = float(f"{best + 0.005 * abs(best) * (1 if up else -1):.3g}")
+    if (rounded < best) if at_most else (rounded > best):
+        rounded = float(f"{best + 0.005 * abs(best) * (1 if at_most else -1):.3g}")
     return rounded
 
 
-def _worst(m: Measurement, gates: Sequence[GateResult]) -> Outcome:
-    if m.error:
+def _worst_outcome(measurement: Measurement, gates: Sequence[GateResult]) -> Outcome:
+    if measurement.error:
         return "fail"
-    return max((g.outcome for g in gates), key=_RANK.__getitem__, default="pass")
+    return max((gate.outcome for gate in gates), key=_RANK.__getitem__, default="pass")
 
 
-def _cost(m: Measurement, kind: Kind) -> float | None:
-    """One number, smaller is better; None when it is not known."""
-    v = m.values
-    known = {name: value.value for name, value in v.items()}
-    if kind == "latency":
-        return known.get("latency_p50_ms")
-    if kind == "memory":
-        return known.get("memory_peak_mb")
-    if kind == "bytes":
-        mb = known.get("package_mb")
-        return None if mb is None else mb * 1e6
-    return known.get("loss_points")
+_COSTS: dict[Objective, str] = {  # the value that each criterion compares; smaller is better
+    "latency": "latency_p50_ms",
+    "memory": "memory_peak_mb",
+    "bytes": "package_mb",
+    "accuracy": "loss_points",
+}
 
 
-def _winner(
-    fit: Sequence[Measurement], outcomes: dict[str, Outcome], objective: Objective
+def _cost(measurement: Measurement, criterion: Objective) -> float | None:
+    """One number, smaller is better, in the unit of the policy's floor; None if not known."""
+    quantity = measurement.values.get(_COSTS[criterion])
+    if quantity is None or quantity.value is None:
+        return None
+    return quantity.value * 1e6 if criterion == "bytes" else quantity.value
+
+
+def _pick_winner(
+    fit: Sequence[Measurement], outcomes: Mapping[str, Outcome], objective: Objective
 ) -> Measurement:
     """Best outcome first, then the objective; what is within noise of the best is a tie.
 
-    Those that one of them dominates go before the tie is broken, and not earlier: a chain of small
-    steps, each within noise, would lead away from the best.
+    Those that another one dominates are dropped before a tie is broken, and not earlier: a chain
+    of small steps, each within noise, would lead away from the best.
     """
-    best_outcome = min((outcomes[m.candidate] for m in fit), key=_RANK.__getitem__)
-    left = [m for m in fit if outcomes[m.candidate] == best_outcome]
-    for kind in _ORDER[objective]:
-        costs = {m.candidate: _cost(m, kind) for m in left}
-        known = [c for c in costs.values() if c is not None]
-        if not known:
+    best_outcome = min((outcomes[one.candidate] for one in fit), key=_RANK.__getitem__)
+    remaining = [one for one in fit if outcomes[one.candidate] == best_outcome]
+    for criterion in _ORDER[objective]:
+        costs = [(one, cost) for one in remaining if (cost := _cost(one, criterion)) is not None]
+        if not costs:
             continue
-        floor, best = policy.shipped().floor_of(kind), min(known)
-        left = [
-            m for m in left if (c := costs[m.candidate]) is not None and not floor.worse(c, best)
-        ]
-        left = [m for m in left if not any(dominates(o, m) for o in left)] or left
-    return min(left, key=lambda m: m.candidate)
+        floor, best = policy.shipped().floor_of(criterion), min(cost for _, cost in costs)
+        tied = [one for one, cost in costs if not floor.worse(cost, best)]
+        remaining = [
+            one for one in tied if not any(dominates(other, one) for other in tied)
+        ] or tied
+    return min(remaining, key=lambda one: one.candidate)
 
 
-def _lost(
-    m: Measurement,
+def _explain_loss(
+    measurement: Measurement,
     gates: Sequence[GateResult],
     winner: Measurement | None,
     fit: Sequence[Measurement],
     objective: Objective,
 ) -> tuple[str, str]:
     """Why it is not the winner, and the figures where it lost a comparison."""
-    if winner is m:
+    if winner is measurement:
         return "", ""
-    if m.error:
-        return m.error, ""
-    failed = [g for g in gates if g.outcome == "fail"]
+    if measurement.error:
+        return measurement.error, ""
+    failed = [gate for gate in gates if gate.outcome == "fail"]
     if failed:
-        return "; ".join(f"{g.gate}: {g.why}" for g in failed), ""
+        return "; ".join(f"{gate.gate}: {gate.why}" for gate in failed), ""
     assert winner is not None  # one that fails no gate is fit, and so there is a winner
-    by = next((o for o in fit if dominates(o, m)), None)
+    by = next((other for other in fit if dominates(other, measurement)), None)
     if by is not None:
-        return f"dominated by {by.candidate}", _comparison(by, m)
-    doubtful = [g for g in gates if g.outcome == "inconclusive"]
-    if doubtful:
-        return f"{doubtful[0].gate}: {doubtful[0].why}; {winner.candidate} is surer or better", ""
-    figures = _comparison(winner, m)
-    for kind in _ORDER[objective]:
-        mine, best = _cost(m, kind), _cost(winner, kind)
-        if mine is None or (best is not None and policy.shipped().floor_of(kind).worse(mine, best)):
-            return f"{winner.candidate} is better in {kind}", figures
-    return f"no different from {winner.candidate}", figures
+        return f"dominated by {by.candidate}", _describe_costs(by, measurement)
+    name = winner.candidate
+    if doubtful := next((gate for gate in gates if gate.outcome == "inconclusive"), None):
+        return f"{doubtful.gate}: {doubtful.why}; {name} is surer or better", ""
+    figures = _describe_costs(winner, measurement)
+    for criterion in _ORDER[objective]:
+        cost, best = _cost(measurement, criterion), _cost(winner, criterion)
+        floor = policy.shipped().floor_of(criterion)
+        if cost is None or (best is not None and floor.worse(cost, best)):
+            return f"{name} is better in {criterion}", figures
+    return f"no different from {name}", figures
 
 
-_SHOWN: dict[Kind, tuple[str, float]] = {  # unit, and what a cost is multiplied by
+_FIGURES: dict[Objective, tuple[str, float]] = {  # unit, and what a cost is multiplied by
     "latency": ("ms", 1.0),
     "bytes": ("MB", 1e-6),
     "memory": ("MB peak", 1.0),
@@ -280,10 +293,10 @@ _SHOWN: dict[Kind, tuple[str, float]] = {  # unit, and what a cost is multiplied
 }
 
 
-def _comparison(a: Measurement, b: Measurement) -> str:
+def _describe_costs(better: Measurement, worse: Measurement) -> str:
     parts = []
-    for kind, (unit, scale) in _SHOWN.items():
-        x, y = _cost(a, kind), _cost(b, kind)
-        if x is not None and y is not None:
-            parts.append(f"{x * scale:.3g} against {y * scale:.3g} {unit}")
+    for criterion, (unit, scale) in _FIGURES.items():
+        cost, other_cost = _cost(better, criterion), _cost(worse, criterion)
+        if cost is not None and other_cost is not None:
+            parts.append(f"{cost * scale:.3g} against {other_cost * scale:.3g} {unit}")
     return ", ".join(parts)

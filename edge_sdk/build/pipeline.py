@@ -165,7 +165,7 @@ def _metric(wanted: str, evaluation: Samples, model: Model) -> str:
         )
     if wanted in ("top1", "top5") and not evaluation.labels:
         raise InputError(f"metric {wanted} needs labels, and {evaluation.source} has none")
-    compared = metrics.compared(model.outputs, _kind)
+    compared = metrics.compared_output(model.outputs, _kind)
     if wanted in ("top1", "top5", "agreement") and all(d == 1 for d in compared.shape):
         raise InputError(
             f"metric {wanted} looks for the highest of several scores, and '{compared.name}' is "
@@ -190,7 +190,7 @@ def _kind(output: TensorSpec) -> str:
 
 def _check_names(names: tuple[str, ...], model: Model) -> None:
     """Class names must be as many as the scores, or every label after a gap is wrong."""
-    compared = metrics.compared(model.outputs, _kind)
+    compared = metrics.compared_output(model.outputs, _kind)
     classes = compared.shape[-1] if compared.shape else 1
     if names and isinstance(classes, int) and len(names) != classes:
         raise InputError(f"{len(names)} class names for the {classes} scores of '{compared.name}'")

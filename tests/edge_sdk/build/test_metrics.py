@@ -11,30 +11,30 @@ from edge_sdk.build import metrics
 
 def scores(*winners, classes=4):
     rows = np.zeros((len(winners), 1, classes), np.float32)
-    for i, w in enumerate(winners):
-        rows[i, 0, w] = 1.0
+    for i, winner in enumerate(winners):
+        rows[i, 0, winner] = 1.0
     return {"logits": rows}
 
 
 def test_equal_outputs_lose_nothing():
-    a = scores(0, 1, 2)
-    v = metrics.compare(a, a, [0, 1, 2], "top1", "here")
-    assert v["accuracy_drop_points"].value == 0
-    assert v["cosine"].value == pytest.approx(1)
-    assert v["max_error"].value == 0
-    assert v["loss_points"].value == 0
+    outputs = scores(0, 1, 2)
+    values = metrics.compare(outputs, outputs, [0, 1, 2], "top1", "here")
+    assert values["accuracy_drop_points"].value == 0
+    assert values["cosine"].value == pytest.approx(1)
+    assert values["max_error"].value == 0
+    assert values["loss_points"].value == 0
 
 
 def test_a_drop_is_counted_in_points_of_the_labelled_metric():
-    v = metrics.compare(scores(0, 1, 2, 3), scores(0, 1, 0, 0), [0, 1, 2, 3], "top1", "here")
-    assert v["metric_original"].value == 100
-    assert v["metric"].value == 50
-    assert v["accuracy_drop_points"].value == 50
+    values = metrics.compare(scores(0, 1, 2, 3), scores(0, 1, 0, 0), [0, 1, 2, 3], "top1", "here")
+    assert values["metric_original"].value == 100
+    assert values["metric"].value == 50
+    assert values["accuracy_drop_points"].value == 50
 
 
 def test_an_interval_is_one_sample_wide_on_either_side():
-    v = metrics.compare(scores(0, 1, 2, 3), scores(0, 1, 2, 0), [0, 1, 2, 3], "top1", "here")
-    assert (v["accuracy_drop_points"].low, v["accuracy_drop_points"].high) == (0, 50)
+    values = metrics.compare(scores(0, 1, 2, 3), scores(0, 1, 2, 0), [0, 1, 2, 3], "top1", "here")
+    assert (values["accuracy_drop_points"].low, values["accuracy_drop_points"].high) == (0, 50)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -46,25 +46,26 @@ def test_a_single_output_that_is_not_finite_refuses_the_candidate(bad):
 
 
 def test_infinities_that_the_original_has_too_are_no_difference():
-    a = scores(0, 1)
-    a["logits"][:, 0, 3] = -np.inf
-    v = metrics.compare(a, a, None, "cosine", "here")
-    assert v["cosine"].value == pytest.approx(1)
-    assert v["max_error"].value == 0
+    outputs = scores(0, 1)
+    outputs["logits"][:, 0, 3] = -np.inf
+    values = metrics.compare(outputs, outputs, None, "cosine", "here")
+    assert values["cosine"].value == pytest.approx(1)
+    assert values["max_error"].value == 0
 
 
 def test_the_worst_output_counts():
     rows = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
-    a, b = {"logits": rows, "boxes": rows}, {"logits": rows, "boxes": -rows}
-    v = metrics.compare(a, b, None, "cosine", "here")
-    assert v["cosine"].value == pytest.approx(-1)
-    assert v["max_error"].value == 2
+    original, candidate = {"logits": rows, "boxes": rows}, {"logits": rows, "boxes": -rows}
+    values = metrics.compare(original, candidate, None, "cosine", "here")
+    assert values["cosine"].value == pytest.approx(-1)
+    assert values["max_error"].value == 2
 
 
 def test_single_numbers_are_compared_over_the_samples():
-    a = {"y": np.array([[1.0], [2.0], [3.0]], np.float32)}
-    b = {"y": np.array([[3.0], [2.0], [1.0]], np.float32)}
-    assert metrics.compare(a, b, None, "cosine", "here")["cosine"].value == pytest.approx(10 / 14)
+    original = {"y": np.array([[1.0], [2.0], [3.0]], np.float32)}
+    candidate = {"y": np.array([[3.0], [2.0], [1.0]], np.float32)}
+    values = metrics.compare(original, candidate, None, "cosine", "here")
+    assert values["cosine"].value == pytest.approx(10 / 14)
 
 
 def test_a_users_metric_that_is_no_number_refuses_the_candidate():
@@ -91,39 +92,39 @@ def test_other_output_names_and_shapes_are_refused(other):
 def test_a_users_metric_is_given_samples_and_labels():
     def share_of_zero(outputs, labels):
         assert labels == [0, 0]
-        return float(np.mean([o["logits"].argmax() == 0 for o in outputs]))
+        return float(np.mean([sample["logits"].argmax() == 0 for sample in outputs]))
 
-    v = metrics.compare(scores(0, 0), scores(0, 1), [0, 0], "m:f", "here", share_of_zero)
-    assert v["accuracy_drop_points"].value == 50
+    values = metrics.compare(scores(0, 0), scores(0, 1), [0, 0], "m:f", "here", share_of_zero)
+    assert values["accuracy_drop_points"].value == 50
 
 
 def test_a_users_metric_that_fails_is_named():
-    def broken(outputs, labels):
+    def fail(outputs, labels):
         raise KeyError("boxes")
 
     with pytest.raises(InputError, match="my:metric failed: KeyError"):
-        metrics.compare(scores(0), scores(0), None, "my:metric", "here", broken)
+        metrics.compare(scores(0), scores(0), None, "my:metric", "here", fail)
 
 
-@given(n=st.integers(1, 5000), share=st.floats(0, 1))
-def test_wilson_contains_the_share_and_stays_within_0_and_1(n, share):
-    hits = round(share * n)
-    low, high = metrics.wilson(hits, n)
-    assert 0 <= low <= hits / n + 1e-12
-    assert hits / n - 1e-12 <= high <= 1
+@given(count=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_contains_the_share_and_stays_within_0_and_1(count, share):
+    hits = round(share * count)
+    low, high = metrics.wilson_interval(hits, count)
+    assert 0 <= low <= hits / count + 1e-12
+    assert hits / count - 1e-12 <= high <= 1
 
 
 def test_wilson_agrees_with_the_published_example():
     # Agresti and Coull 1998, section 1: 0 of 20 gives about 0 to 0.161.
-    low, high = metrics.wilson(0, 20)
+    low, high = metrics.wilson_interval(0, 20)
     assert low == pytest.approx(0, abs=1e-9)
     assert high == pytest.approx(0.161, abs=0.001)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200))
-def test_a_paired_drop_lies_in_its_interval_and_changes_sign_with_its_sides(pairs):
-    a, b = (np.array(x) for x in zip(*pairs, strict=True))
-    drop, low, high = metrics.paired_drop(a, b)
+def test_a_drop_lies_in_its_interval_and_changes_sign_with_its_sides(pairs):
+    before, after = (np.array(hits) for hits in zip(*pairs, strict=True))
+    drop, low, high = metrics.drop_interval(before, after)
     assert low <= drop <= high
-    assert metrics.paired_drop(b, a)[0] == pytest.approx(-drop)
-    assert drop == pytest.approx(100 * (a.mean() - b.mean()))
+    assert metrics.drop_interval(after, before)[0] == pytest.approx(-drop)
+    assert drop == pytest.approx(100 * (before.mean() - after.mean()))
