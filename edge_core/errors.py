@@ -1,29 +1,29 @@
-"""The errors a user or a program can act on. Everything else is a bug: let it crash.
+"""The errors that a user or a program can act on. Anything else is a bug: let it crash.
 
 EdgeError               exit 1
-├── InputError          the caller gave something wrong: a file, a field, an option
+├── InputError          bad input from the caller: a file, a field, an option
 │   └── UnknownModel    no such model is installed
 ├── MissingExtra        an optional package is not installed
-├── ConvertError        a converter refused or broke
-├── MeasureError        a runtime refused, crashed or ran out of time
+├── ConvertError        a converter refused the model or failed
+├── MeasureError        a runtime refused, crashed or timed out
 ├── PackageError        the package is damaged or unsupported
 ├── StorageError        the disk is full or not writable
 ├── Overloaded          the model's queue is full
 ├── Unavailable         the model or the agent cannot take a request now
-├── DeadlineExceeded    the request waited longer than its deadline allows
-└── GateFailed          exit 2: converted and measured, but not fit for the device
+├── DeadlineExceeded    the answer came, or would come, after the deadline
+└── GateFailed          exit 2: converted and measured, but outside the device's budgets
 
-Exit codes: 0 pass, 1 error, 2 a gate failed, 130 interrupted (128 + SIGINT).
+Exit codes: 0 passed, 1 error, 2 a gate failed, 130 interrupted (128 + SIGINT).
 """
 
 from __future__ import annotations
 
 
 class EdgeError(Exception):
-    """One problem, told in one line, with one thing to do about it."""
+    """One problem in one line, with a hint that says what to do about it."""
 
     exit_code = 1
-    retry = False  # may the same call succeed later without a change?
+    retry = False  # may the same call succeed later, unchanged?
 
     def __init__(self, what: str, *, hint: str = "") -> None:
         super().__init__(what)
@@ -39,7 +39,7 @@ class EdgeError(Exception):
 
 
 class InputError(EdgeError):
-    """The caller gave something wrong; the message names it and the valid choices."""
+    """The caller's input is wrong; the message names it and the valid choices."""
 
 
 class UnknownModel(InputError):
@@ -47,7 +47,7 @@ class UnknownModel(InputError):
 
 
 class MissingExtra(EdgeError):
-    """An optional package is needed and is not installed."""
+    """An optional package is needed but not installed; the hint is the command that installs it."""
 
     def __init__(self, package: str, extra: str, *, hint: str = "") -> None:
         super().__init__(
@@ -56,15 +56,15 @@ class MissingExtra(EdgeError):
 
 
 class ConvertError(EdgeError):
-    """A converter refused a model or broke on it; the message names the op or dimension."""
+    """A converter refused a model or failed on it; the message names the op or dimension."""
 
 
 class MeasureError(EdgeError):
-    """A runtime refused a file, crashed on it or exceeded its time."""
+    """A runtime refused a file, crashed on it or timed out."""
 
 
 class PackageError(EdgeError):
-    """The package is damaged, incomplete or of a newer format."""
+    """The package is damaged, incomplete or in a newer format."""
 
 
 class StorageError(EdgeError):
@@ -74,24 +74,24 @@ class StorageError(EdgeError):
 
 
 class Overloaded(EdgeError):
-    """The model's queue is full: the request was refused at once and nothing was computed."""
+    """The model's queue is full; the request was rejected before any work was done."""
 
     retry = True
 
 
 class Unavailable(EdgeError):
-    """The model is not loaded, failed to load, or the agent is stopping."""
+    """The model is not loaded or failed to load, or the agent is shutting down."""
 
     retry = True
 
 
 class DeadlineExceeded(EdgeError):
-    """The answer would have come, or came, after the request's deadline."""
+    """The answer came, or would have come, after the request's deadline."""
 
     retry = True
 
 
 class GateFailed(EdgeError):
-    """Nothing that was built fits the device; the message names the smallest relaxation."""
+    """No candidate meets the device's budgets; the hint names the smallest relaxation."""
 
     exit_code = 2

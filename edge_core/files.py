@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the errors of a full or read-only disk.
+"""Atomic writes: files and folders that appear whole or not at all; errors of a full disk.
 
 with whole(path) as f: f.write(...)      # temp in the same folder, fsync, rename, fsync folder
 with whole_dir(path) as d: ...           # the same for a directory
@@ -29,8 +29,8 @@ _STORAGE = {
 
 
 def storage_error(e: OSError, path: Path) -> EdgeError:
-    """Turn an operating system error on ``path`` into ours."""
-    # NumPy tells of a full disk without an errno: "8000 requested and 96 written".
+    """The StorageError for an operating system error on ``path``, in words."""
+    # NumPy reports a full disk without an errno: "8000 requested and 96 written".
     number = errno.ENOSPC if e.errno is None and "written" in str(e) else e.errno or 0
     why = _STORAGE.get(number, e.strerror or str(e))
     hint = "free some space or choose another folder" if number == errno.ENOSPC else ""
@@ -38,7 +38,7 @@ def storage_error(e: OSError, path: Path) -> EdgeError:
 
 
 def fsync_dir(path: Path) -> None:
-    """Make renames inside ``path`` durable."""
+    """Make renames inside the folder ``path`` survive a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -77,10 +77,10 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 @contextmanager
 def whole_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
-    """Fill a directory that appears as ``path`` only when the block ends without an error.
+    """A folder to fill, which appears as ``path`` only when the block ends without an error.
 
-    An existing ``path`` is kept as it is (the first writer wins): content-addressed folders hold
-    the same bytes whoever writes them.
+    An existing ``path`` stays as it is (the first writer wins): content-addressed folders hold
+    the same bytes whoever writes them. Raises StorageError if the disk refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def whole_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder as far as the disk lets, read-only folders inside it as well."""
+    """Remove a folder, read-only folders inside it too; ignore what cannot be removed."""
     for folder, _, _ in os.walk(path):
         with suppress(OSError):
             Path(folder).chmod(0o700)
@@ -121,7 +121,7 @@ def _fsync_tree(folder: Path) -> None:
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """Read a whole file of at most ``limit`` bytes; raise InputError for anything else."""
+    """The bytes of a file that has ``limit`` of them at most; raises InputError for any other."""
     try:
         size = path.stat().st_size
         if size > limit:

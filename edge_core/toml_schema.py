@@ -1,7 +1,7 @@
-"""Tables of a TOML file against a struct: which field is unknown or unfit, and what is allowed.
+"""Checks tables of a TOML file against a struct; errors name the field and what is allowed.
 
     read(path, limit) -> dict         a TOML file
-    check(doc, struct, where)         a partial table: what is there must fit, what is not may miss
+    check(doc, struct, where)         a partial table: fields may be missing, none may be wrong
     build(doc, struct, where)         a complete table -> the struct
     place(doc, struct, path, ...)     one value, written as text, at a path of keys
     nearest(word, known)              "did you mean ...?", or the list
@@ -32,7 +32,7 @@ if sys.version_info >= (3, 11):
 else:  # the agent's oldest Python
     import tomli as tomllib
 
-NONE = "none"  # written where an optional value is to be taken away; TOML has no null
+NONE = "none"  # removes an optional value; TOML has no null
 BIGGEST = 2**53  # numbers beyond it are not exact as floats
 Doc = dict[str, Any]
 Table = type[msgspec.Struct]
@@ -50,12 +50,12 @@ def read(path: Path, limit: int) -> Doc:
 
 
 def check(doc: Mapping[str, Any], struct: Table, where: str) -> None:
-    """Raise InputError for the first field of a partial table that is unknown or unfit."""
+    """Raise InputError for the first field of a partial table that is unknown or invalid."""
     _check(doc, struct, where, "")
 
 
 def build(doc: Mapping[str, Any], struct: type[StructT], where: str) -> StructT:
-    """Build the struct from a table whose parts were checked; InputError if one is missing."""
+    """The struct for a table that check() passed; raises InputError if a field is missing."""
     try:
         return msgspec.convert(_without_none(doc, struct), struct)
     except msgspec.ValidationError as e:
@@ -63,7 +63,11 @@ def build(doc: Mapping[str, Any], struct: type[StructT], where: str) -> StructT:
 
 
 def place(doc: Doc, struct: Table, path: tuple[str, ...], text: str, where: str) -> None:
-    """Set the value at ``path`` to what ``text`` says; an item of a list goes by its name."""
+    """Parse ``text`` and set the value at ``path``, a chain of keys; list items go by their names.
+
+    ``where`` names the source of the text in messages. Raises InputError for an unknown key or
+    a value that its field does not take.
+    """
     _place(doc, struct, path, text, where, "")
 
 

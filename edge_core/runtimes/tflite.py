@@ -1,7 +1,7 @@
 """TensorFlow Lite on the CPU: .tflite files, by LiteRT or by the older tflite-runtime.
 
-Both packages have the same interpreter, so one class adapts both. An interpreter is not safe for
-two threads (60 of 120 calls raised in ai-edge-litert 2.3.0): a session has a lock. Outputs are
+Both packages have the same interpreter, so one class adapts both. An interpreter is not
+thread-safe (60 of 120 calls raised in ai-edge-litert 2.3.0): a session has a lock. Outputs are
 copies, because a view into an interpreter blocks its next run. Variables, such as an LSTM's state,
 are reset before every run: a run depends on its inputs only.
 """
@@ -34,21 +34,23 @@ class TfliteSession:
     def __init__(self, interpreter: Any, runtime: str) -> None:
         self._interpreter, self._runtime = interpreter, runtime
         self._lock = threading.Lock()
-        ins, outs = _name_tensors(interpreter)
-        self._inputs = {i: _to_spec(n, d) for i, (n, d) in ins.items()}
-        self._outputs = {i: _to_spec(n, d) for i, (n, d) in outs.items()}
-        self._shapes = {i: d["shape"].tolist() for i, (_, d) in ins.items()}
+        inputs, outputs = _name_tensors(interpreter)
+        self._inputs = {index: _to_spec(*named) for index, named in inputs.items()}
+        self._outputs = {index: _to_spec(*named) for index, named in outputs.items()}
+        self._shapes = {index: named[1]["shape"].tolist() for index, named in inputs.items()}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """What run() takes, in the graph's order."""
         return tuple(self._inputs.values())
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """What run() returns, in the graph's order."""
         return tuple(self._outputs.values())
 
     def run(self, feeds: Feeds) -> Feeds:
-        """Run once; raises MeasureError if the runtime fails or an input is not as it must be."""
+        """Name -> array in, name -> copy out; MeasureError if the runtime refuses or fails."""
         expected_names = {spec.name for spec in self.inputs}
         if set(feeds) != expected_names:
             raise MeasureError(
@@ -187,47 +189,48 @@ TFLITE_RUNTIME = TfliteAdapter(
     way_out="on Python up to 3.11: pip install tflite-runtime 'numpy<2'",
 )
 
-_Named = dict[int, tuple[str, dict[str, Any]]]  # tensor index -> name, details
+_Details = dict[str, Any]  # of one tensor, as the interpreter lists them
+_Named = dict[int, tuple[str, _Details]]  # tensor index -> name, details
 
 
 def _name_tensors(interpreter: Any) -> tuple[_Named, _Named]:
     """Inputs and outputs in the graph's order: named by the signature, or by their tensors."""
-    ins = {int(d["index"]): d for d in interpreter.get_input_details()}
-    outs = {int(d["index"]): d for d in interpreter.get_output_details()}
+    inputs = {int(details["index"]): details for details in interpreter.get_input_details()}
+    outputs = {int(details["index"]): details for details in interpreter.get_output_details()}
     if SIGNATURE not in interpreter.get_signature_list():
-        return _by_tensor(ins), _by_tensor(outs)
+        return _name_by_tensor(inputs), _name_by_tensor(outputs)
     # A runner that lives on counts as a view into the interpreter and blocks it.
     runner = interpreter.get_signature_runner(SIGNATURE)
-    found = _by_key(ins, runner.get_input_details()), _by_key(outs, runner.get_output_details())
-    if len(found[0]) < len(ins):
+    named_inputs = _name_by_key(inputs, runner.get_input_details())
+    if len(named_inputs) < len(inputs):
         raise MeasureError(
             f"the signature '{SIGNATURE}' does not name every input",
             hint=f"it names {', '.join(runner.get_input_details())}",
         )
-    return found
+    return named_inputs, _name_by_key(outputs, runner.get_output_details())
 
 
-def _by_tensor(details: dict[int, dict[str, Any]]) -> _Named:
-    return {i: (d["name"], d) for i, d in details.items()}
+def _name_by_tensor(tensors: dict[int, _Details]) -> _Named:
+    return {index: (details["name"], details) for index, details in tensors.items()}
 
 
-def _by_key(details: dict[int, dict[str, Any]], keys: dict[str, dict[str, Any]]) -> _Named:
-    names = {int(d["index"]): key for key, d in keys.items()}
-    return {i: (names[i], d) for i, d in details.items() if i in names}
+def _name_by_key(tensors: dict[int, _Details], keys: dict[str, _Details]) -> _Named:
+    names = {int(details["index"]): key for key, details in keys.items()}
+    return {index: (names[index], details) for index, details in tensors.items() if index in names}
 
 
-def _to_spec(name: str, details: dict[str, Any]) -> TensorSpec:
+def _to_spec(name: str, details: _Details) -> TensorSpec:
     kind = np.dtype(details["dtype"])
     dtype = "string" if kind.kind == "S" else kind.name
     if dtype not in DTYPES:
         raise MeasureError(f"tensor '{name}' has type {dtype}; only plain tensors are supported")
     signature = details["shape_signature"].tolist() or details["shape"].tolist()
-    shape = tuple(d if d >= 0 else f"{name}_{axis}" for axis, d in enumerate(signature))
+    shape = tuple(dim if dim >= 0 else f"{name}_{axis}" for axis, dim in enumerate(signature))
     scales = details["quantization_parameters"]["scales"]
     if len(scales) != 1:
         return TensorSpec(name=name, dtype=dtype, shape=shape)
-    zero = int(details["quantization_parameters"]["zero_points"][0])
-    return TensorSpec(name, dtype, shape, scale=float(scales[0]), zero_point=zero)
+    zero_point = int(details["quantization_parameters"]["zero_points"][0])
+    return TensorSpec(name, dtype, shape, scale=float(scales[0]), zero_point=zero_point)
 
 
 def _copy_tensor(interpreter: Any, index: int) -> Array:

@@ -1,13 +1,13 @@
-"""Where a build keeps what it may need again, and how it runs programs that may die.
+"""A build's cache, and the child processes that its conversions and measurements run in.
 
     cache/runtimes/   private runtime versions
     cache/prepared/   static ONNX files, by content
     cache/artifacts/  converted candidates, by content
     cache/feeds/      samples on disk, by content
-    cache/outputs/    what a candidate answered, by content
+    cache/outputs/    a candidate's outputs, by content
     cache/timings/    latency and memory, by content and machine
 
-Every entry appears whole or not at all, so an interrupted build goes on where it stopped.
+Every entry appears whole or not at all, so an interrupted build resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import msgspec
 from edge_core.errors import ConvertError, MeasureError, StorageError
 from edge_core.runtimes.child import Child
 
-STALE_S = 86400.0  # a temporary entry of this age is of a build that was killed
-LITTLE_DISK = 1_000_000  # bytes; a converter that failed with less failed for want of space
+STALE_S = 86400.0  # the builds that own temporary entries of this age were killed
+LITTLE_DISK = 1_000_000  # bytes; with less free, this is why a converter failed
 Progress = Callable[[str, str, int, int], None]  # stage, what, done, total
 
 
@@ -43,8 +43,8 @@ def silent(stage: str, what: str, done: int, total: int) -> None:
 
 def default_cache() -> Path:
     """EDGE_CACHE, or the user's cache folder."""
-    if given := os.environ.get("EDGE_CACHE"):
-        return Path(given)
+    if folder := os.environ.get("EDGE_CACHE"):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "edge-deploy"
 
@@ -79,11 +79,11 @@ class Workspace:
         return self.cache / kind / hashlib.sha256(text).hexdigest()[:32]
 
     def sweep(self) -> None:
-        """Remove what killed builds left half written in the cache."""
-        for left in self.cache.glob("*/.*"):
-            with suppress(OSError):  # another build may be faster
-                if time.time() - left.stat().st_mtime > STALE_S:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+        """Remove the temporary entries of builds that were killed more than a day ago."""
+        for entry in self.cache.glob("*/.*"):
+            with suppress(OSError):  # another build may have removed it
+                if time.time() - entry.stat().st_mtime > STALE_S:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     @contextmanager
     def measuring_child(self, site: Path | None) -> Iterator[Child]:
@@ -140,7 +140,7 @@ class Workspace:
 def code(part: object) -> str:
     """SHA-256 of the sources of the package that a module or an object's class belongs to.
 
-    Part of a cache key: a changed converter or adapter must not be answered from old entries.
+    Part of a cache key: a converter or adapter that changed must not get old entries.
     """
     name = part.__name__ if isinstance(part, ModuleType) else type(part).__module__
     return _sources(name.partition(".")[0])
@@ -149,20 +149,22 @@ def code(part: object) -> str:
 @cache
 def _sources(package: str) -> str:
     module = sys.modules[package]
-    folders = [Path(p) for p in getattr(module, "__path__", [])]
-    files = [p for folder in folders for p in folder.rglob("*.py")] or [Path(module.__file__ or "")]
-    h = hashlib.sha256()
+    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
+    files = [file for folder in folders for file in folder.rglob("*.py")] or [
+        Path(module.__file__ or "")
+    ]
+    sha256 = hashlib.sha256()
     for file in sorted(files):
-        h.update(f"{file.name}\0".encode() + file.read_bytes())
-    return h.hexdigest()
+        sha256.update(f"{file.name}\0".encode() + file.read_bytes())
+    return sha256.hexdigest()
 
 
 def versions(distributions: tuple[str, ...]) -> dict[str, str]:
     """Installed versions of ``distributions``; those not installed are left out."""
-    found = {}
+    installed = {}
     for name in distributions:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

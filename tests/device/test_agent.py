@@ -29,7 +29,7 @@ def test_a_package_is_installed_served_and_remembered(detector: Path, tmp_path: 
         picture = PHOTO.read_bytes()
         size = len(picture) + 4
         head = {
-            "inputs": [{"name": input_name(agent), "shape": [1], "datatype": "BYTES",
+            "inputs": [{"name": get_input_name(agent), "shape": [1], "datatype": "BYTES",
                         "parameters": {"binary_data_size": size}}],
             "outputs": [{"name": name}],
         }  # fmt: skip
@@ -41,12 +41,12 @@ def test_a_package_is_installed_served_and_remembered(detector: Path, tmp_path: 
         assert response.status == 200
         (output,) = json.loads(response.read())["outputs"]
         assert output["shape"] == list(mine.outputs[name].shape)
-        assert output["data"][:50] == [float(v) for v in mine.outputs[name].ravel()[:50]]
+        assert output["data"][:50] == [float(number) for number in mine.outputs[name].ravel()[:50]]
         connection.close()
     with Agent(config) as agent:  # what was said over HTTP is on disk
         assert agent.infer("detector", EncodedImage(PHOTO.read_bytes())).cached == "exact"
 
 
-def input_name(agent: Agent) -> str:
+def get_input_name(agent: Agent) -> str:
     """The name of the detector's input."""
     return agent.manifest("detector").inputs[0].name

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PHOTO = ROOT / "examples" / "data" / "photos" / "bird.jpg"
 
 
-def agent(*arguments: object, ok: int = 0) -> subprocess.CompletedProcess[str]:
+def run_agent(*arguments: object, ok: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "agent", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -24,11 +24,11 @@ def agent(*arguments: object, ok: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_agent_verifies_runs_and_times_a_package(detector: Path):
-    assert "1 of 1 golden samples reproduced" in agent("verify", detector).stdout
-    answer = json.loads(agent("infer", detector, PHOTO, "--json").stdout)
+    assert "1 of 1 golden samples reproduced" in run_agent("verify", detector).stdout
+    answer = json.loads(run_agent("infer", detector, PHOTO, "--json").stdout)
     (outputs,) = answer["outputs"].values()
     assert len(outputs[0]) == 85
-    (timed,) = json.loads(agent("bench", detector, "--runs", "5", "--json").stdout)
+    (timed,) = json.loads(run_agent("bench", detector, "--runs", "5", "--json").stdout)
     assert 0 < timed["p50_ms"] <= timed["p99_ms"]
 
 
@@ -38,10 +38,10 @@ def test_a_damaged_package_is_refused_before_it_is_run(detector: Path, tmp_path:
     (tmp_path / "bad.edgepkg").write_bytes(raw)
     for command in (("verify",), ("infer", PHOTO), ("bench",)):
         name, *rest = command
-        done = agent(name, tmp_path / "bad.edgepkg", *rest, ok=1)
+        done = run_agent(name, tmp_path / "bad.edgepkg", *rest, ok=1)
         assert done.stderr.startswith("error: ")
         assert "Traceback" not in done.stderr
 
 
 def test_the_agent_describes_the_machine_it_is_on():
-    assert json.loads(agent("detect").stdout)["platform"]["os"] in ("linux", "macos")
+    assert json.loads(run_agent("detect").stdout)["platform"]["os"] in ("linux", "macos")

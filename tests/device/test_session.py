@@ -44,8 +44,8 @@ def test_peak_memory_remembers_what_was_given_back():
         "spike = np.ones(25_000_000); del spike; print(peak_rss_mb() - before)"  # 200 MB
     )
     command = [sys.executable, "-c", code]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(told.stdout) > 150
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 150
 
 
 def test_colours_scale_layout_and_type_of_a_recipe():
@@ -54,10 +54,10 @@ def test_colours_scale_layout_and_type_of_a_recipe():
     shape = {"height": 2, "width": 2}
     first = {"RGB": red, "BGR": blue}
     for color, value in first.items():
-        x = normalise(pixels, ImageRecipe(**shape, color=color, mean=(10.0,), std=(2.0,)))
-        assert x.shape == (1, 3, 2, 2)
-        assert x[0, 0, 0, 0] == (value - 10) / 2
-        assert x[0, 1, 0, 0] == (green - 10) / 2
+        tensor = normalise(pixels, ImageRecipe(**shape, color=color, mean=(10.0,), std=(2.0,)))
+        assert tensor.shape == (1, 3, 2, 2)
+        assert tensor[0, 0, 0, 0] == (value - 10) / 2
+        assert tensor[0, 1, 0, 0] == (green - 10) / 2
     wide = normalise(pixels, ImageRecipe(**shape, layout="NHWC", dtype="uint8", scale=9.0))
     assert wide.dtype == np.uint8
     assert wide[0, 0, 0].tolist() == [red, green, blue]

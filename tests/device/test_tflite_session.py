@@ -30,18 +30,18 @@ class Builder:
         self.model.operatorCodes, self.model.buffers = [], [schema.BufferT()]
 
     def tensor(self, name, shape, dtype=np.float32, *, data=None, scale=None, signature=None):
-        t = schema.TensorT()
-        t.name, t.shape, t.shapeSignature = name, list(shape), signature
-        t.type, t.buffer = getattr(schema.TensorType, TYPES[dtype]), 0
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.shapeSignature = name, list(shape), signature
+        tensor.type, tensor.buffer = getattr(schema.TensorType, TYPES[dtype]), 0
         if data is not None:
             buffer = schema.BufferT()
             buffer.data = list(np.ascontiguousarray(data, dtype).tobytes())
             self.model.buffers.append(buffer)
-            t.buffer = len(self.model.buffers) - 1
+            tensor.buffer = len(self.model.buffers) - 1
         if scale is not None:
-            t.quantization = schema.QuantizationParametersT()
-            t.quantization.scale, t.quantization.zeroPoint = [scale[0]], [scale[1]]
-        self.graph.tensors.append(t)
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale, tensor.quantization.zeroPoint = [scale[0]], [scale[1]]
+        self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
     def op(self, name, inputs, outputs, version=1):
@@ -57,7 +57,7 @@ class Builder:
             op.builtinOptions = getattr(schema, f"{options}T")()
         self.graph.operators.append(op)
 
-    def saved(self, path, inputs, outputs, **keys):
+    def save(self, path, inputs, outputs, **keys):
         """Write it; ``keys`` name tensors in the signature: key -> index."""
         self.graph.inputs, self.graph.outputs = inputs, outputs
         if keys:
@@ -78,124 +78,124 @@ class Builder:
         return signature
 
 
-def dense(path: Path, version=1, rows=1, signature=None, **keys) -> Path:
+def write_dense(path: Path, version=1, rows=1, signature=None, **keys) -> Path:
     """y = x W', for ``rows`` rows."""
-    b = Builder()
-    x = b.tensor("x_tensor", [rows, 4], signature=signature)
-    w = b.tensor("w", WEIGHTS.shape, data=WEIGHTS)
-    y = b.tensor("y_tensor", [rows, 3], signature=signature and [*signature[:-1], 3])
-    b.op("FULLY_CONNECTED", [x, w, -1], [y], version)
-    return b.saved(path, [x], [y], **keys)
+    builder = Builder()
+    inputs = builder.tensor("x_tensor", [rows, 4], signature=signature)
+    weights = builder.tensor("w", WEIGHTS.shape, data=WEIGHTS)
+    outputs = builder.tensor("y_tensor", [rows, 3], signature=signature and [*signature[:-1], 3])
+    builder.op("FULLY_CONNECTED", [inputs, weights, -1], [outputs], version)
+    return builder.save(path, [inputs], [outputs], **keys)
 
 
-def opened(path, threads=1, **options):
+def open_model(path, threads=1, **options):
     return tflite.LITERT.open(path, threads=threads, options=options)
 
 
-X = np.array([[1, -2, 3, 0.5]], np.float32)
+ROW = np.array([[1, -2, 3, 0.5]], np.float32)
 
 
 def test_names_come_from_the_signature(tmp_path):
-    session = opened(dense(tmp_path / "m.tflite", x=0, y=2))
-    assert [s.name for s in session.inputs] == ["x"]
+    session = open_model(write_dense(tmp_path / "m.tflite", x=0, y=2))
+    assert [spec.name for spec in session.inputs] == ["x"]
     assert (session.inputs[0].dtype, session.inputs[0].shape) == ("float32", (1, 4))
-    answer = session.run({"x": X})
+    answer = session.run({"x": ROW})
     assert list(answer) == ["y"]
-    np.testing.assert_allclose(answer["y"], X @ WEIGHTS.T)
+    np.testing.assert_allclose(answer["y"], ROW @ WEIGHTS.T)
 
 
 def test_without_a_signature_they_are_those_of_the_tensors(tmp_path):
-    session = opened(dense(tmp_path / "m.tflite"))
-    assert [s.name for s in session.inputs] == ["x_tensor"]
-    np.testing.assert_allclose(session.run({"x_tensor": X})["y_tensor"], X @ WEIGHTS.T)
+    session = open_model(write_dense(tmp_path / "m.tflite"))
+    assert [spec.name for spec in session.inputs] == ["x_tensor"]
+    np.testing.assert_allclose(session.run({"x_tensor": ROW})["y_tensor"], ROW @ WEIGHTS.T)
 
 
 def test_a_signature_that_leaves_an_input_out_is_refused(tmp_path):
-    b = Builder()
-    a, c, y = (b.tensor(n, [1, 4]) for n in "acy")
-    b.op("MAXIMUM", [a, c], [y])
-    path = b.saved(tmp_path / "m.tflite", [a, c], [y], first=a, result=y)
+    builder = Builder()
+    left, right, maximum = (builder.tensor(name, [1, 4]) for name in "acy")
+    builder.op("MAXIMUM", [left, right], [maximum])
+    path = builder.save(tmp_path / "m.tflite", [left, right], [maximum], first=left, result=maximum)
     with pytest.raises(MeasureError, match="does not name every input"):
-        opened(path)
+        open_model(path)
 
 
 def test_integers_that_stand_for_reals_have_their_scale(tmp_path):
-    b = Builder()
-    x = b.tensor("x", [1, 4], np.int8, scale=(0.5, 3))
-    y = b.tensor("y", [1, 4])
-    b.op("DEQUANTIZE", [x], [y], version=2)
-    session = opened(b.saved(tmp_path / "m.tflite", [x], [y]))
+    builder = Builder()
+    quantised = builder.tensor("x", [1, 4], np.int8, scale=(0.5, 3))
+    reals = builder.tensor("y", [1, 4])
+    builder.op("DEQUANTIZE", [quantised], [reals], version=2)
+    session = open_model(builder.save(tmp_path / "m.tflite", [quantised], [reals]))
     (spec,) = session.inputs
     assert (spec.dtype, spec.scale, spec.zero_point) == ("int8", 0.5, 3)
     assert session.outputs[0].scale == 0
-    given = np.array([[3, 5, -1, 4]], np.int8)
-    assert session.run({"x": given})["y"].tolist() == [[0, 1, -2, 0.5]]
+    integers = np.array([[3, 5, -1, 4]], np.int8)
+    assert session.run({"x": integers})["y"].tolist() == [[0, 1, -2, 0.5]]
 
 
 def test_an_answer_is_not_changed_by_the_next_run(tmp_path):
-    session = opened(dense(tmp_path / "m.tflite", x=0, y=2))
-    first = session.run({"x": X})["y"]
+    session = open_model(write_dense(tmp_path / "m.tflite", x=0, y=2))
+    first = session.run({"x": ROW})["y"]
     kept = first.copy()
-    session.run({"x": X + 1})
+    session.run({"x": ROW + 1})
     np.testing.assert_array_equal(first, kept)
 
 
 def test_the_state_of_one_run_does_not_reach_the_next(tmp_path):
-    b = Builder()
-    x = b.tensor("x", [1, 2])
-    weights = [b.tensor(n, [2, 2], data=np.eye(2)) for n in ("kernel", "recurrent")]
-    bias, state, y = (
-        b.tensor("b", [2], data=[0, 0]),
-        b.tensor("state", [1, 2]),
-        b.tensor("y", [1, 2]),
+    builder = Builder()
+    inputs = builder.tensor("x", [1, 2])
+    weights = [builder.tensor(name, [2, 2], data=np.eye(2)) for name in ("kernel", "recurrent")]
+    bias, state, outputs = (
+        builder.tensor("b", [2], data=[0, 0]),
+        builder.tensor("state", [1, 2]),
+        builder.tensor("y", [1, 2]),
     )
-    b.graph.tensors[state].isVariable = True
-    b.op("RNN", [x, *weights, bias, state], [y])
-    session = opened(b.saved(tmp_path / "m.tflite", [x], [y]))
-    given = np.array([[1, 2]], np.float32)
-    assert [session.run({"x": given})["y"].tolist() for _ in range(3)] == [[[1, 2]]] * 3
+    builder.graph.tensors[state].isVariable = True
+    builder.op("RNN", [inputs, *weights, bias, state], [outputs])
+    session = open_model(builder.save(tmp_path / "m.tflite", [inputs], [outputs]))
+    feed = np.array([[1, 2]], np.float32)
+    assert [session.run({"x": feed})["y"].tolist() for _ in range(3)] == [[[1, 2]]] * 3
 
 
 def test_two_threads_share_a_session(tmp_path):
-    session = opened(dense(tmp_path / "m.tflite", x=0, y=2))
+    session = open_model(write_dense(tmp_path / "m.tflite", x=0, y=2))
     wrong = []
 
     def work(factor):
         for _ in range(300):
-            answer = session.run({"x": factor * X})["y"]
-            if not np.allclose(answer, factor * X @ WEIGHTS.T):
+            answer = session.run({"x": factor * ROW})["y"]
+            if not np.allclose(answer, factor * ROW @ WEIGHTS.T):
                 wrong.append(factor)
 
-    threads = [threading.Thread(target=work, args=(f,)) for f in (1, 2, 3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    threads = [threading.Thread(target=work, args=(factor,)) for factor in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong
 
 
 def test_a_dimension_that_is_not_fixed_has_a_name_and_any_size(tmp_path):
-    session = opened(dense(tmp_path / "m.tflite", signature=[-1, 4], x=0, y=2))
+    session = open_model(write_dense(tmp_path / "m.tflite", signature=[-1, 4], x=0, y=2))
     assert session.inputs[0].shape == ("x_0", 4)
     for rows in (5, 1, 2):
-        x = np.repeat(X, rows, axis=0)
-        np.testing.assert_allclose(session.run({"x": x})["y"], x @ WEIGHTS.T)
+        batch = np.repeat(ROW, rows, axis=0)
+        np.testing.assert_allclose(session.run({"x": batch})["y"], batch @ WEIGHTS.T)
 
 
 def test_what_an_input_must_not_be(tmp_path):
-    session = opened(dense(tmp_path / "m.tflite", x=0, y=2))
+    session = open_model(write_dense(tmp_path / "m.tflite", x=0, y=2))
     with pytest.raises(MeasureError, match="was fed y\n  hint: inputs: x"):
-        session.run({"y": X})
+        session.run({"y": ROW})
     with pytest.raises(MeasureError, match=r"could not run the model: Cannot set tensor: Got"):
-        session.run({"x": X.astype(np.float64)})
+        session.run({"x": ROW.astype(np.float64)})
     with pytest.raises(MeasureError, match="Dimension mismatch"):
-        session.run({"x": X[:, :3]})
-    np.testing.assert_allclose(session.run({"x": X})["y"], X @ WEIGHTS.T)  # and it lives on
+        session.run({"x": ROW[:, :3]})
+    np.testing.assert_allclose(session.run({"x": ROW})["y"], ROW @ WEIGHTS.T)  # and it lives on
 
 
 def test_a_newer_operator_is_refused_by_name(tmp_path):
     with pytest.raises(MeasureError) as e:
-        opened(dense(tmp_path / "m.tflite", version=99))
+        open_model(write_dense(tmp_path / "m.tflite", version=99))
     here = tflite.LITERT.version()
     assert e.value.what == (
         f"litert {here} cannot load m.tflite: "
@@ -204,32 +204,38 @@ def test_a_newer_operator_is_refused_by_name(tmp_path):
 
 
 def test_shapes_that_an_operator_cannot_take_are_refused_by_its_name(tmp_path):
-    b = Builder()
-    x, y, z = b.tensor("x", [1, 5]), b.tensor("y", [1, 3]), b.tensor("z", [1, 5])
-    b.op("MAXIMUM", [x, y], [z])
-    path = b.saved(tmp_path / "m.tflite", [x, y], [z])
+    builder = Builder()
+    wide, narrow, maximum = (
+        builder.tensor("x", [1, 5]),
+        builder.tensor("y", [1, 3]),
+        builder.tensor("z", [1, 5]),
+    )
+    builder.op("MAXIMUM", [wide, narrow], [maximum])
+    path = builder.save(tmp_path / "m.tflite", [wide, narrow], [maximum])
     with pytest.raises(MeasureError, match=r"\. Node number 0 \(MAXIMUM\) failed to prepare\.$"):
-        opened(path, xnnpack="0")
+        open_model(path, xnnpack="0")
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "m.tflite").write_bytes(b"no model at all")
     with pytest.raises(MeasureError, match=r"cannot load m\.tflite"):
-        opened(tmp_path / "m.tflite")
+        open_model(tmp_path / "m.tflite")
 
 
 def test_options_are_checked_and_reach_the_runtime(tmp_path):
-    path = dense(tmp_path / "m.tflite")
+    path = write_dense(tmp_path / "m.tflite")
 
     def nodes(**options):
-        return [n["op_name"] for n in opened(path, **options)._interpreter._get_ops_details()]
+        return [
+            node["op_name"] for node in open_model(path, **options)._interpreter._get_ops_details()
+        ]
 
     assert nodes() == nodes(xnnpack="1") == ["FULLY_CONNECTED", "DELEGATE"]
     assert nodes(xnnpack="0") == ["FULLY_CONNECTED"]
     with pytest.raises(InputError, match="xnnpack is '2'"):
-        opened(path, xnnpack="2")
+        open_model(path, xnnpack="2")
     with pytest.raises(InputError, match="litert has no option 'gpu'"):
-        opened(path, gpu="1")
+        open_model(path, gpu="1")
 
 
 def test_the_runtime_that_is_not_installed_is_explained():
@@ -237,27 +243,27 @@ def test_the_runtime_that_is_not_installed_is_explained():
         tflite.TFLITE_RUNTIME.version()
 
 
-def mixed(path: Path) -> Path:
+def write_mixed(path: Path) -> Path:
     """A layer that XNNPACK takes, one that it does not, and one that it takes."""
-    b = Builder()
-    square = b.tensor("w", [64, 64], data=np.eye(64))
-    x, h, c, y = (b.tensor(n, [8, 64]) for n in "xhcy")
-    b.op("FULLY_CONNECTED", [x, square, -1], [h])
-    b.op("CUMSUM", [h, b.tensor("axis", [1], np.int32, data=[1])], [c])
-    b.op("FULLY_CONNECTED", [c, square, -1], [y])
-    return b.saved(path, [x], [y])
+    builder = Builder()
+    square = builder.tensor("w", [64, 64], data=np.eye(64))
+    inputs, hidden, summed, outputs = (builder.tensor(name, [8, 64]) for name in "xhcy")
+    builder.op("FULLY_CONNECTED", [inputs, square, -1], [hidden])
+    builder.op("CUMSUM", [hidden, builder.tensor("axis", [1], np.int32, data=[1])], [summed])
+    builder.op("FULLY_CONNECTED", [summed, square, -1], [outputs])
+    return builder.save(path, [inputs], [outputs])
 
 
 def test_operators_outside_xnnpack_are_counted(tmp_path):
-    found = tflite.LITERT.delegation(mixed(tmp_path / "m.tflite"), threads=1)
-    assert (found.ops, found.partitions, found.outside) == (3, 2, {"CUMSUM": 1})
-    assert found.slowdown is None or found.slowdown >= 1
-    whole = tflite.LITERT.delegation(dense(tmp_path / "d.tflite"), threads=1)
+    split = tflite.LITERT.delegation(write_mixed(tmp_path / "m.tflite"), threads=1)
+    assert (split.ops, split.partitions, split.outside) == (3, 2, {"CUMSUM": 1})
+    assert split.slowdown is None or split.slowdown >= 1
+    whole = tflite.LITERT.delegation(write_dense(tmp_path / "d.tflite"), threads=1)
     assert whole == xnnpack.Delegation(ops=1, partitions=1, outside={}, slowdown=1.0)
 
 
 def test_a_child_tells_it_of_a_runtime_that_delegates(tmp_path):
-    path = str(mixed(tmp_path / "m.tflite"))
+    path = str(write_mixed(tmp_path / "m.tflite"))
     with Child() as child:
         reply = child.ask("delegation", path=path, runtime="litert", threads=1)
         assert reply["outside"] == {"CUMSUM": 1}
@@ -277,13 +283,13 @@ def test_a_child_tells_it_of_a_runtime_that_delegates(tmp_path):
     ],
 )
 def test_the_slowdown_is_predicted_from_two_times_and_a_share(now, own, share, slowdown):
-    found = xnnpack.predict_slowdown(now, own, share)
-    assert found == (slowdown if slowdown is None else pytest.approx(slowdown))
+    predicted = xnnpack.predict_slowdown(now, own, share)
+    assert predicted == (slowdown if slowdown is None else pytest.approx(slowdown))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_are_as_many_as_asked_for(tmp_path, threads):
     before = len(list(Path("/proc/self/task").iterdir()))
-    session = opened(dense(tmp_path / "m.tflite"), threads=threads)
-    session.run({"x_tensor": X})
+    session = open_model(write_dense(tmp_path / "m.tflite"), threads=threads)
+    session.run({"x_tensor": ROW})
     assert len(list(Path("/proc/self/task").iterdir())) - before == threads - 1

@@ -28,15 +28,15 @@ title = "The gate"
 """
 
 
-def leaves(doc, at=""):
+def dotted_names(doc, prefix=""):
     for key, value in doc.items():
         if isinstance(value, dict):
-            yield from leaves(value, f"{at}{key}.")
+            yield from dotted_names(value, f"{prefix}{key}.")
         else:
-            yield f"{at}{key}"
+            yield f"{prefix}{key}"
 
 
-def write(tmp_path, text, name="mine.toml"):
+def write_profile(tmp_path, text, name="mine.toml"):
     path = tmp_path / name
     path.write_text(text)
     return path
@@ -58,13 +58,13 @@ def test_the_devices_that_were_promised_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_profile_is_named_as_its_file_and_has_gates(name):
-    p = device_profiles.load(name)
-    assert p.name == name
-    assert p.runtimes
-    assert p.memory.available_mb <= p.memory.total_mb
-    assert p.budgets.memory_peak_mb <= p.memory.available_mb
-    assert p.budgets.latency_p99_ms
-    assert p.budgets.accuracy_drop_points == 1.0
+    profile = device_profiles.load(name)
+    assert profile.name == name
+    assert profile.runtimes
+    assert profile.memory.available_mb <= profile.memory.total_mb
+    assert profile.budgets.memory_peak_mb <= profile.memory.available_mb
+    assert profile.budgets.latency_p99_ms
+    assert profile.budgets.accuracy_drop_points == 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,19 +73,21 @@ def test_every_value_that_a_file_sets_has_a_source_in_the_same_file(name):
     sources = doc.pop("sources")
     for key in ("name", "title", "extends"):
         doc.pop(key, None)
-    for field in leaves(doc):
-        parents = {field[: m.start()] for m in re.finditer(r"\.|$", field)}
+    for field in dotted_names(doc):
+        parents = {field[: dot.start()] for dot in re.finditer(r"\.|$", field)}
         assert parents & set(sources), f"{field} has no source"
     for key in sources:
-        assert any(f == key or f.startswith(f"{key}.") for f in leaves(doc)), f"stale: {key}"
+        assert any(leaf == key or leaf.startswith(f"{key}.") for leaf in dotted_names(doc)), (
+            f"stale: {key}"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mac_rates_are_those_of_the_table(name):
-    p = device_profiles.load(name)
-    rates = macs_per_cycle(p.platform.arch, p.cpu.isa, p.cpu.model)
-    assert p.cpu.fp32_macs_per_cycle == rates.fp32
-    assert p.cpu.int8_macs_per_cycle == (rates.int8 and pytest.approx(rates.int8, rel=0.01))
+    profile = device_profiles.load(name)
+    rates = macs_per_cycle(profile.platform.arch, profile.cpu.isa, profile.cpu.model)
+    assert profile.cpu.fp32_macs_per_cycle == rates.fp32
+    assert profile.cpu.int8_macs_per_cycle == (rates.int8 and pytest.approx(rates.int8, rel=0.01))
 
 
 WHEEL = re.compile(
@@ -95,47 +97,47 @@ WHEEL = re.compile(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runtimes_have_exact_versions_and_wheels_that_fit_the_system(name):
-    p = device_profiles.load(name)
-    for r in p.runtimes:
-        assert re.fullmatch(r"\d+(\.\d+){0,2}", r.version)
-        if not r.wheel:
-            assert r.provider or p.platform.os in ("ios", "macos", "android")
+    profile = device_profiles.load(name)
+    for runtime in profile.runtimes:
+        assert re.fullmatch(r"\d+(\.\d+){0,2}", runtime.version)
+        if not runtime.wheel:
+            assert runtime.provider or profile.platform.os in ("ios", "macos", "android")
             continue
-        tag = WHEEL.match(r.wheel)
-        assert r.wheel.startswith(f"cp{p.platform.python.replace('.', '')}-")
-        assert tag[4] == p.platform.arch.replace("aarch64", "arm64" if tag[3] else "aarch64")
+        tag = WHEEL.match(runtime.wheel)
+        assert runtime.wheel.startswith(f"cp{profile.platform.python.replace('.', '')}-")
+        assert tag[4] == profile.platform.arch.replace("aarch64", "arm64" if tag[3] else "aarch64")
         if tag[2]:
-            assert int(tag[2]) <= int(p.platform.glibc.split(".")[1])
+            assert int(tag[2]) <= int(profile.platform.glibc.split(".")[1])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_onnxruntime_of_ours_is_one_whose_ceiling_was_measured(name):
-    r = device_profiles.load(name).runtime("onnxruntime")
-    if r:
-        assert ort_facts.describe_provenance(r.version).startswith("measured")
+    runtime = device_profiles.load(name).runtime("onnxruntime")
+    if runtime:
+        assert ort_facts.describe_provenance(runtime.version).startswith("measured")
 
 
 def test_a_32_bit_pi_has_no_onnx_runtime():
-    p = device_profiles.load("raspberry-pi-3b-plus-32bit")
-    assert p.runtime("onnxruntime") is None
-    assert p.runtime("tflite-runtime").version == "2.14.0"
+    profile = device_profiles.load("raspberry-pi-3b-plus-32bit")
+    assert profile.runtime("onnxruntime") is None
+    assert profile.runtime("tflite-runtime").version == "2.14.0"
 
 
 def test_a_jetson_has_the_cpu_runtime_beside_the_vendors():
-    for name in (n for n in NAMES if n.startswith("jetson")):
-        p = device_profiles.load(name)
-        assert p.runtime("onnxruntime")
-        assert any(r.name == "tensorrt" and r.provider for r in p.runtimes)
-    assert p.runtime("tensorrt") is None  # only CPU runtimes are answered
+    for name in (name for name in NAMES if name.startswith("jetson")):
+        profile = device_profiles.load(name)
+        assert profile.runtime("onnxruntime")
+        assert any(runtime.name == "tensorrt" and runtime.provider for runtime in profile.runtimes)
+    assert profile.runtime("tensorrt") is None  # only CPU runtimes are answered
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_dumped_form_fits_the_json_schema_and_loads_to_the_same_profile(name, tmp_path):
-    p = device_profiles.load(name)
-    text = device_profiles.dump(p)
+    profile = device_profiles.load(name)
+    text = device_profiles.dump(profile)
     Draft202012Validator(json_schema()).validate(tomllib.loads(text))
-    Draft202012Validator(json_schema()).validate(json.loads(msgspec.json.encode(p)))
-    assert device_profiles.load(write(tmp_path, text)) == p
+    Draft202012Validator(json_schema()).validate(json.loads(msgspec.json.encode(profile)))
+    assert device_profiles.load(write_profile(tmp_path, text)) == profile
 
 
 def test_the_json_schema_refuses_what_we_refuse():
@@ -150,37 +152,37 @@ def test_the_json_schema_refuses_what_we_refuse():
 
 
 def test_a_file_extends_ours_and_replaces_what_it_names(tmp_path):
-    path = write(tmp_path, MINE + 'precisions = ["fp32"]\n[budgets]\nlatency_p99_ms = 20\n')
-    p, base = device_profiles.load(path), device_profiles.load("raspberry-pi-4b")
-    assert p.name == "gate"
-    assert p.precisions == ("fp32",)  # lists are replaced
-    assert p.budgets.latency_p99_ms == 20
-    assert p.budgets.memory_peak_mb == base.budgets.memory_peak_mb  # tables are merged
-    assert p.cpu == base.cpu
-    assert device_profiles.load(str(path)) == p
+    path = write_profile(tmp_path, MINE + 'precisions = ["fp32"]\n[budgets]\nlatency_p99_ms = 20\n')
+    profile, base = device_profiles.load(path), device_profiles.load("raspberry-pi-4b")
+    assert profile.name == "gate"
+    assert profile.precisions == ("fp32",)  # lists are replaced
+    assert profile.budgets.latency_p99_ms == 20
+    assert profile.budgets.memory_peak_mb == base.budgets.memory_peak_mb  # tables are merged
+    assert profile.cpu == base.cpu
+    assert device_profiles.load(str(path)) == profile
 
 
 def test_files_extend_each_other_by_relative_path(tmp_path):
     (tmp_path / "sub").mkdir()
-    write(tmp_path, MINE, "base.toml")
+    write_profile(tmp_path, MINE, "base.toml")
     text = 'extends = "../base.toml"\nname = "b"\n[cpu]\ncores = 2\n'
-    p = device_profiles.load(write(tmp_path / "sub", text))
-    assert (p.name, p.title, p.cpu.cores) == ("b", "The gate", 2)
+    profile = device_profiles.load(write_profile(tmp_path / "sub", text))
+    assert (profile.name, profile.title, profile.cpu.cores) == ("b", "The gate", 2)
 
 
 def test_a_replaced_value_loses_the_source_it_came_with(tmp_path):
-    p = device_profiles.load(write(tmp_path, MINE + "[cpu]\nclock_mhz = 1500\n"))
-    assert "cpu.clock_mhz" not in p.sources
-    assert "cpu.model" in p.sources
+    profile = device_profiles.load(write_profile(tmp_path, MINE + "[cpu]\nclock_mhz = 1500\n"))
+    assert "cpu.clock_mhz" not in profile.sources
+    assert "cpu.model" in profile.sources
 
 
 def test_none_takes_an_inherited_limit_away(tmp_path):
-    path = write(tmp_path, MINE + 'thermal = "none"\n[budgets]\nlatency_p99_ms = "none"\n')
-    p = device_profiles.load(path, ("budgets.cosine_min=none",))
-    assert p.thermal is None
-    assert p.budgets.latency_p99_ms is None
-    assert p.budgets.cosine_min is None
-    assert p.budgets.agreement_min == 0.9
+    path = write_profile(tmp_path, MINE + 'thermal = "none"\n[budgets]\nlatency_p99_ms = "none"\n')
+    profile = device_profiles.load(path, ("budgets.cosine_min=none",))
+    assert profile.thermal is None
+    assert profile.budgets.latency_p99_ms is None
+    assert profile.budgets.cosine_min is None
+    assert profile.budgets.agreement_min == 0.9
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_none_takes_an_inherited_limit_away(tmp_path):
 )
 def test_an_error_names_the_file_the_field_and_what_is_allowed(text, words, tmp_path):
     base = "" if text.startswith(("extends", "name", "title")) else 'extends = "raspberry-pi-4b"\n'
-    path = write(tmp_path, f"{base}{text}", "bad.toml")
+    path = write_profile(tmp_path, f"{base}{text}", "bad.toml")
     with pytest.raises(InputError) as e:
         device_profiles.load(path)
     for word in ("bad.toml", *words):
@@ -225,20 +227,20 @@ def test_an_error_names_the_file_the_field_and_what_is_allowed(text, words, tmp_
 
 def test_an_incomplete_profile_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match="'title' is missing"):
-        device_profiles.load(write(tmp_path, 'name = "a"\n'))
+        device_profiles.load(write_profile(tmp_path, 'name = "a"\n'))
 
 
 def test_what_is_no_text_or_no_file_is_refused(tmp_path):
     path = tmp_path / "latin.toml"
     path.write_bytes(b'title = "caf\xe9"\n')
-    for given_, words in (
+    for source, words in (
         (path, "not UTF-8"),
         (tmp_path, "cannot read"),
         (tmp_path / "none.toml", "No such file"),
         ("a\0b.toml", "not readable"),
     ):
         with pytest.raises(InputError, match=words):
-            device_profiles.load(given_)
+            device_profiles.load(source)
 
 
 def test_an_unknown_name_lists_the_nearest():
@@ -249,15 +251,15 @@ def test_an_unknown_name_lists_the_nearest():
 
 
 def test_circles_and_long_chains_are_refused(tmp_path):
-    a = write(tmp_path, 'extends = "b.toml"\n', "a.toml")
-    write(tmp_path, 'extends = "./a.toml"\n', "b.toml")
+    first = write_profile(tmp_path, 'extends = "b.toml"\n', "a.toml")
+    write_profile(tmp_path, 'extends = "./a.toml"\n', "b.toml")
     with pytest.raises(InputError, match=r"a circle: a\.toml -> b\.toml -> a\.toml"):
-        device_profiles.load(a)
-    selfish = write(tmp_path, 'extends = "self.toml"\n', "self.toml")
+        device_profiles.load(first)
+    extends_itself = write_profile(tmp_path, 'extends = "self.toml"\n', "self.toml")
     with pytest.raises(InputError, match="a circle"):
-        device_profiles.load(selfish)
+        device_profiles.load(extends_itself)
     for i in range(files.MAX_DEPTH + 1):
-        write(tmp_path, f'extends = "{i + 1}.toml"\n', f"{i}.toml")
+        write_profile(tmp_path, f'extends = "{i + 1}.toml"\n', f"{i}.toml")
     with pytest.raises(InputError, match="more than 8 files"):
         device_profiles.load(tmp_path / "0.toml")
 
@@ -282,23 +284,23 @@ def test_circles_and_long_chains_are_refused(tmp_path):
     ],
 )
 def test_an_override_is_read_as_toml_or_as_bare_text(text, field, value):
-    found = device_profiles.load("raspberry-pi-4b", (text,))
+    actual = device_profiles.load("raspberry-pi-4b", (text,))
     for part in field.split("."):
-        found = getattr(found, part)
-    assert found == value
+        actual = getattr(actual, part)
+    assert actual == value
 
 
 def test_an_item_of_a_list_is_overridden_by_its_name():
     base = device_profiles.load("jetson-orin-nano")
-    p = device_profiles.load("jetson-orin-nano", ("runtimes.tensorrt.version=10.7.0",))
-    assert [r.version for r in p.runtimes] == ["1.23.2", "10.7.0", "2.3.0"]
+    profile = device_profiles.load("jetson-orin-nano", ("runtimes.tensorrt.version=10.7.0",))
+    assert [runtime.version for runtime in profile.runtimes] == ["1.23.2", "10.7.0", "2.3.0"]
     assert device_profiles.load("jetson-orin-nano") == base  # nothing is kept between calls
 
 
 def test_the_last_override_wins_and_is_the_values_source():
-    p = device_profiles.load("raspberry-pi-4b", ("cpu.cores=1", "cpu.cores=2"))
-    assert p.cpu.cores == 2
-    assert p.sources["cpu.cores"] == "override"
+    profile = device_profiles.load("raspberry-pi-4b", ("cpu.cores=1", "cpu.cores=2"))
+    assert profile.cpu.cores == 2
+    assert profile.sources["cpu.cores"] == "override"
 
 
 @pytest.mark.parametrize(
@@ -333,11 +335,11 @@ def test_a_wrong_override_is_named_with_the_nearest_key(text, words):
     st.floats(min_value=1e-6, max_value=1e9),
 )
 def test_any_positive_budget_survives_override_and_dump(tmp_path_factory, field, value):
-    p = device_profiles.load("x86-64", (f"budgets.{field}={value!r}",))
-    assert getattr(p.budgets, field) == value
+    profile = device_profiles.load("x86-64", (f"budgets.{field}={value!r}",))
+    assert getattr(profile.budgets, field) == value
     path = tmp_path_factory.getbasetemp() / "dumped.toml"
-    path.write_text(device_profiles.dump(p), encoding="utf-8")
-    assert device_profiles.load(path) == p
+    path.write_text(device_profiles.dump(profile), encoding="utf-8")
+    assert device_profiles.load(path) == profile
 
 
 @given(st.text(max_size=60))
@@ -352,9 +354,9 @@ FIELDS = ["budgets.load_ms", "cpu.isa", "runtimes", "runtimes.litert.version", "
 @given(st.sampled_from(FIELDS), st.text(max_size=30))
 def test_any_value_of_an_override_gives_a_profile_or_an_input_error(field, text):
     with contextlib.suppress(InputError):
-        p = device_profiles.load("x86-64", (f"{field}={text}",))
-        assert isinstance(p, Profile)
-        assert device_profiles.dump(p)
+        profile = device_profiles.load("x86-64", (f"{field}={text}",))
+        assert isinstance(profile, Profile)
+        assert device_profiles.dump(profile)
 
 
 KEYS = st.sampled_from(["extends", "name", "cpu", "budgets", "runtimes", "load_ms", "cores", "x"])

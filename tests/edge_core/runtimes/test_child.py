@@ -86,11 +86,11 @@ def test_a_full_disk_is_a_storage_error_and_not_the_candidates_fault(
         open_model(child, digits)
         with pytest.raises(StorageError, match="no space left"):
             child.ask("run", feeds=str(digit_feeds), out=str(small_disk / "out"))
-    assert [p.name for p in small_disk.iterdir()] == ["filler"]
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_outputs_that_differ_in_shape_are_refused_by_name(tmp_path):
-    samples = [{"boxes": np.zeros((n, 4), np.float32)} for n in (1, 2)]
+    samples = [{"boxes": np.zeros((boxes, 4), np.float32)} for boxes in (1, 2)]
     with pytest.raises(InputError, match="'boxes' cannot be kept"):
         sample_store.write(tmp_path / "out", samples)
 
