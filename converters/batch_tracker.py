@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.onnx.verify import TOLERANCE, TOLERANCE_FP16, require_same_outputs
+from converters.comparison import TOLERANCE, TOLERANCE_FP16, require_same_outputs
 from edge_core.errors import ConvertError, EdgeError
 from edge_core.tensors import Array
 

@@ -7,22 +7,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from converters.comparison import (
+    TOLERANCE,
+    TOLERANCE_FP16,
+    make_random_feeds,
+    require_same_outputs,
+)
 from converters.onnx.model_file import iter_weights, make_unknown_op_error, save_model
 from edge_core.errors import ConvertError, MeasureError
 from edge_core.extras import need
 from edge_core.runtimes import onnxruntime
 from edge_core.runtimes.adapter import Session
-from edge_core.tensors import Array, Feeds, TensorSpec
+from edge_core.tensors import Feeds
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-SEED = 0
-TOLERANCE = 1e-3  # of an output's largest value: fusing reorders sums, nothing else may change
-TOLERANCE_FP16 = 2e-2  # the same, where sums have 11 bits
-INT_TOLERANCE = 0.01  # share of an integer output's values: ties of an arg-max may fall otherwise
 _NO_KERNEL = re.compile(r"implementation for (\S+)\(\d+\) node with name '([^']*)'")
 _NO_SCHEMA = re.compile(r"(\S+:\w+)\(-?\d+\) is not a registered function/op")
 
@@ -56,23 +56,6 @@ def verify_rewrite(path: Path, given: Feeds, rewritten: ModelProto) -> str:
     return ""
 
 
-def make_random_feeds(inputs: tuple[TensorSpec, ...]) -> Feeds:
-    """Seeded values for static inputs: normal floats, any bytes, and 0 or 1 for other integers,
-    which are valid as token ids, masks and indices."""
-    rng = np.random.default_rng(SEED)
-    return {spec.name: _make_random(rng, spec) for spec in inputs}
-
-
-def _make_random(rng: np.random.Generator, spec: TensorSpec) -> Array:
-    shape = [int(d) for d in spec.shape]
-    if spec.dtype == "string":
-        return np.full(shape, "a", dtype=object)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 256 if spec.dtype == "uint8" else 2, shape).astype(dtype)
-
-
 def _open(file: Path, path: Path, level: str) -> Session:
     try:
         return onnxruntime.open(file, threads=1, options={"graph_optimization": level})
@@ -87,28 +70,3 @@ def _open(file: Path, path: Path, level: str) -> Session:
             f"{path.name} does not load with these shapes: {e.what}",
             hint="a scalar input that chooses a branch can be fixed, too: --shape NAME=VALUE",
         ) from e
-
-
-def require_same_outputs(want: Feeds, got: Feeds, tolerance: float = TOLERANCE) -> None:
-    """Raise ConvertError naming an output that differs by more than the tolerance."""
-    for name, a in want.items():
-        b = got[name]
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise ConvertError(
-                f"output '{name}' changed from {a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}"
-            )
-        limit = tolerance if a.dtype.kind == "f" else INT_TOLERANCE
-        off = _measure_distance(a, b)
-        if not off <= limit:  # NaN is off, too
-            raise ConvertError(f"output '{name}' changed by {off:.2g} (limit {limit:g})")
-
-
-def _measure_distance(a: Array, b: Array) -> float:
-    """Largest difference over the largest value; of other than floats the share that differs."""
-    if a.dtype.kind != "f":
-        return float(np.mean(a != b)) if a.size else 0.0
-    scale = float(np.max(np.abs(a), initial=1e-6, where=np.isfinite(a)))
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        apart = np.abs(a.astype(np.float64) - b)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    return float(np.max(np.where(same, 0.0, apart), initial=0.0)) / scale

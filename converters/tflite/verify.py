@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converters.comparison import make_random_feeds, require_same_outputs
 from converters.layouts import to_artifact, to_model
 from converters.onnx.model_file import load_model, save_model
-from converters.onnx.verify import make_random_feeds, require_same_outputs
 from converters.tflite import flatbuffer
 from converters.tflite.lower import Lowered, to_tflite, write
 from converters.tflite.node import Lowering
@@ -42,7 +42,7 @@ def convert_verified(
     """Convert, then run both on random input and on a few samples.
 
     Raises ConvertError for an op that is not lowered, a file that does not run, or outputs that
-    differ by more than converters.onnx.verify allows; it names the first op that differs.
+    differ by more than converters.comparison allows; it names the first op that differs.
     """
     lowered = to_tflite(model, out, layout=layout, lowerings=lowerings)
     session = onnxruntime.open(model, threads=1, options={"graph_optimization": "off"})
