@@ -40,25 +40,32 @@ def _merge_equal(graph: Graph) -> None:
     kept = []
     outputs = set(map(id, graph.outputs))
     for op in graph.ops:
-        op.inputs = [None if t is None else same.get(id(t), t) for t in op.inputs]
-        options = tuple(sorted((k, str(v)) for k, v in op.options.items()))
-        shapes = tuple((t.shape, t.dtype) for t in op.outputs)
+        op.inputs = [
+            None if tensor is None else same.get(id(tensor), tensor) for tensor in op.inputs
+        ]
+        options = tuple(sorted((name, str(setting)) for name, setting in op.options.items()))
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in op.outputs)
         key = (op.code, tuple(map(id, op.inputs)), options, shapes)
         other = first.setdefault(key, op)
-        if other is op or any(id(t) in outputs for t in op.outputs):
+        if other is op or any(id(tensor) in outputs for tensor in op.outputs):
             kept.append(op)
         else:
-            same |= {id(a): b for a, b in zip(op.outputs, other.outputs, strict=True)}
+            same |= {
+                id(duplicate): kept_output
+                for duplicate, kept_output in zip(op.outputs, other.outputs, strict=True)
+            }
     graph.ops = kept
 
 
 def _join_reshapes(graph: Graph) -> None:
     """A RESHAPE reads what the RESHAPE before it reads; one that changes nothing goes."""
-    makers = {id(t): op for op in graph.ops for t in op.outputs}
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
     same: dict[int, Tensor] = {}
     outputs = set(map(id, graph.outputs))
     for op in graph.ops:
-        op.inputs = [None if t is None else same.get(id(t), t) for t in op.inputs]
+        op.inputs = [
+            None if tensor is None else same.get(id(tensor), tensor) for tensor in op.inputs
+        ]
         if op.code != "RESHAPE":
             continue
         source = op.inputs[0]
@@ -72,7 +79,7 @@ def _join_reshapes(graph: Graph) -> None:
 
 def _skip_concatenations(graph: Graph) -> None:
     """A SLICE that takes just what one operand of a CONCATENATION gave reads that operand."""
-    makers = {id(t): op for op in graph.ops for t in op.outputs}
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
     for op in graph.ops:
         block = _block(op) if op.code == "SLICE" else None
         source = op.inputs[0]
@@ -84,107 +91,117 @@ def _skip_concatenations(graph: Graph) -> None:
         if math.prod(before.outputs[0].shape[: before.options["axis"]]) != 1:
             continue  # its operands are not whole blocks of memory
         start = 0
-        for t in before.inputs:
-            assert t is not None
-            size = math.prod(t.shape)
+        for tensor in before.inputs:
+            assert tensor is not None
+            size = math.prod(tensor.shape)
             if block == (start, size):
                 shape = op.outputs[0].shape
                 new = np.array(shape, np.int32)
                 op.code, op.options = "RESHAPE", {"new_shape": new}
-                op.inputs = [t, graph.ints(shape)]
+                op.inputs = [tensor, graph.ints(shape)]
                 break
             start += size
 
 
 def _block(op: Op) -> tuple[int, int] | None:
     """The first element and the number of elements of a SLICE that takes one block of memory."""
-    x, begin, size = op.inputs
-    if x is None or begin is None or size is None or begin.data is None or size.data is None:
+    source, begin, size = op.inputs
+    if source is None or begin is None or size is None or begin.data is None or size.data is None:
         return None
     begins, sizes = begin.data.tolist(), op.outputs[0].shape
     if not math.prod(sizes):
         return None
-    cut = max((i for i, d in enumerate(x.shape) if sizes[i] != d), default=0)
+    cut = max((i for i, length in enumerate(source.shape) if sizes[i] != length), default=0)
     if math.prod(sizes[:cut]) != 1:
         return None
-    strides = [math.prod(x.shape[i + 1 :]) for i in range(len(sizes))]
-    return sum(b * s for b, s in zip(begins, strides, strict=True)), math.prod(sizes)
+    strides = [math.prod(source.shape[i + 1 :]) for i in range(len(sizes))]
+    return sum(start * stride for start, stride in zip(begins, strides, strict=True)), math.prod(
+        sizes
+    )
 
 
 class _Folding:
     def __init__(self, graph: Graph) -> None:
         self._graph, self._ops = graph, graph.ops  # the list keeps tensors, so that ids stay theirs
-        self._uses = Counter(id(t) for op in graph.ops for t in op.inputs if t is not None)
+        self._uses = Counter(
+            id(tensor) for op in graph.ops for tensor in op.inputs if tensor is not None
+        )
         self._uses.update(map(id, graph.outputs))
-        self._makers = {id(t): op for op in graph.ops for t in op.outputs}
+        self._makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
 
     def run(self) -> None:
         self._graph.ops = [op for op in self._graph.ops if not self._try_fold(op)]
 
     def _try_fold(self, op: Op) -> bool:
         """Put ``op`` into the layer before it; False if that cannot be done."""
-        found = _constant_operand(op)
-        if found is None:
+        operand = _constant_operand(op)
+        if operand is None:
             return False
-        x, c, negative = found
-        last = before = self._sole_maker(x)
+        source, constant, negative = operand
+        last = before = self._sole_maker(source)
         if before is not None and before.code == "RESHAPE" and _has_same_channels(before):
             before = self._sole_maker(before.inputs[0])
         if last is None or before is None or before.code not in CHANNELS:
             return False
-        if x.shape != op.outputs[0].shape or not self._try_change(before, op.code, c, negative):
+        if source.shape != op.outputs[0].shape or not self._try_change(
+            before, op.code, constant, negative
+        ):
             return False
         last.outputs = op.outputs
         self._makers[id(op.outputs[0])] = last
         return True
 
-    def _sole_maker(self, t: Tensor | None) -> Op | None:
+    def _sole_maker(self, tensor: Tensor | None) -> Op | None:
         """What makes a tensor that has one reader."""
-        return self._makers.get(id(t)) if t is not None and self._uses[id(t)] == 1 else None
+        return (
+            self._makers.get(id(tensor))
+            if tensor is not None and self._uses[id(tensor)] == 1
+            else None
+        )
 
-    def _try_change(self, layer: Op, code: str, c: Array, negative: bool) -> bool:
+    def _try_change(self, layer: Op, code: str, constant: Array, negative: bool) -> bool:
         """Give the layer other constants; False if it cannot have them."""
-        w, b = layer.inputs[WEIGHTS], _bias(layer)
-        if w is None or w.data is None or w.dtype != np.float32 or b is None:
+        weight, old_bias = layer.inputs[WEIGHTS], _bias(layer)
+        if weight is None or weight.data is None or weight.dtype != np.float32 or old_bias is None:
             return False
         if layer.options.get("fused_activation_function"):
             return False
-        count = len(b)
-        if c.size not in (1, count):
+        count = len(old_bias)
+        if constant.size not in (1, count):
             return False
-        c = np.broadcast_to(c.reshape(-1).astype(np.float64), (count,))
+        constant = np.broadcast_to(constant.reshape(-1).astype(np.float64), (count,))
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            factor, term = _to_affine(code, c, negative)
-            weights, bias = w.data, (b * factor + term).astype(np.float32)
+            factor, term = _to_affine(code, constant, negative)
+            weights, bias = weight.data, (old_bias * factor + term).astype(np.float32)
             if np.any(factor != 1):
-                if self._uses[id(w)] > 1:
+                if self._uses[id(weight)] > 1:
                     return False  # as the steps of an LSTM share them: each would need its own
-                shape = [count if i == CHANNELS[layer.code] else 1 for i in range(w.data.ndim)]
-                weights = (w.data * factor.reshape(shape)).astype(np.float32)
+                shape = [count if i == CHANNELS[layer.code] else 1 for i in range(weight.data.ndim)]
+                weights = (weight.data * factor.reshape(shape)).astype(np.float32)
         if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
             return False
-        if weights is not w.data:
-            w = self._graph.constant(weights, w.name)
-        layer.inputs = [layer.inputs[0], w, self._graph.constant(bias)]
+        if weights is not weight.data:
+            weight = self._graph.constant(weights, weight.name)
+        layer.inputs = [layer.inputs[0], weight, self._graph.constant(bias)]
         return True
 
 
 def _bias(layer: Op) -> Array | None:
     """In float64; None if it is no constant."""
-    w, b = layer.inputs[WEIGHTS], layer.inputs[BIAS] if len(layer.inputs) > BIAS else None
-    if w is not None and b is None:
-        return np.zeros(w.shape[CHANNELS[layer.code]])
-    return None if b is None or b.data is None else b.data.astype(np.float64)
+    weight, bias = layer.inputs[WEIGHTS], layer.inputs[BIAS] if len(layer.inputs) > BIAS else None
+    if weight is not None and bias is None:
+        return np.zeros(weight.shape[CHANNELS[layer.code]])
+    return None if bias is None or bias.data is None else bias.data.astype(np.float64)
 
 
-def _to_affine(code: str, c: Array, negative: bool) -> tuple[Array, Array]:
+def _to_affine(code: str, constant: Array, negative: bool) -> tuple[Array, Array]:
     """The operator as y * factor + term."""
-    one, zero = np.ones_like(c), np.zeros_like(c)
+    one, zero = np.ones_like(constant), np.zeros_like(constant)
     if code in ("MUL", "DIV"):
-        return (c if code == "MUL" else 1 / c), zero
+        return (constant if code == "MUL" else 1 / constant), zero
     if negative:
-        return -one, c
-    return one, c if code == "ADD" else -c
+        return -one, constant
+    return one, constant if code == "ADD" else -constant
 
 
 def _constant_operand(op: Op) -> tuple[Tensor, Array, bool] | None:
@@ -192,18 +209,26 @@ def _constant_operand(op: Op) -> tuple[Tensor, Array, bool] | None:
     the first subtracted from it?"""
     if op.code not in ("MUL", "DIV", "ADD", "SUB") or op.options.get("fused_activation_function"):
         return None
-    a, b = op.inputs
-    assert a is not None
-    assert b is not None
-    swapped = b.data is None and a.data is not None and op.code != "DIV"
+    computed, other = op.inputs
+    assert computed is not None
+    assert other is not None
+    swapped = other.data is None and computed.data is not None and op.code != "DIV"
     if swapped:
-        a, b = b, a
-    c = b.data
-    if a.data is not None or c is None or c.dtype != np.float32 or not a.shape or not c.size:
+        computed, other = other, computed
+    constant = other.data
+    if (
+        computed.data is not None
+        or constant is None
+        or constant.dtype != np.float32
+        or not computed.shape
+        or not constant.size
+    ):
         return None
-    if c.size != 1 and (c.shape[-1] != a.shape[-1] or c.size != c.shape[-1]):
+    if constant.size != 1 and (
+        constant.shape[-1] != computed.shape[-1] or constant.size != constant.shape[-1]
+    ):
         return None
-    return a, c, swapped and op.code == "SUB"
+    return computed, constant, swapped and op.code == "SUB"
 
 
 def _has_same_channels(reshape: Op) -> bool:

@@ -79,19 +79,19 @@ class Graph:
 
     def input(self, name: str, shape: Shape, dtype: Any) -> Tensor:
         """A tensor that the caller feeds."""
-        t = Tensor(name, shape, np.dtype(dtype))
-        self.inputs.append(t)
-        return t
+        tensor = Tensor(name, shape, np.dtype(dtype))
+        self.inputs.append(tensor)
+        return tensor
 
     def constant(self, array: Array, name: str = "") -> Tensor:
         """A constant; equal ones are one tensor."""
         array = np.asarray(array, order="C")  # ascontiguousarray() would give a scalar an axis
-        h = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-        found = self._constants.get(h.hexdigest())
-        if found is None:
-            found = Tensor(name or "constant", array.shape, array.dtype, array)
-            self._constants[h.hexdigest()] = found
-        return found
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        constant = self._constants.get(digest.hexdigest())
+        if constant is None:
+            constant = Tensor(name or "constant", array.shape, array.dtype, array)
+            self._constants[digest.hexdigest()] = constant
+        return constant
 
     def ints(self, values: Iterable[int]) -> Tensor:
         """A constant list of int32: shapes, axes, indices."""
@@ -122,8 +122,8 @@ class Graph:
         kinds = [*dtypes] or [dtype if dtype is not None or first is None else first.dtype]
         kinds *= len(shapes) // len(kinds)
         out = [
-            Tensor("", tuple(int(d) for d in s), np.dtype(k))
-            for s, k in zip(shapes, kinds, strict=True)
+            Tensor("", tuple(int(size) for size in shape), np.dtype(kind))
+            for shape, kind in zip(shapes, kinds, strict=True)
         ]
         self.ops.append(Op(code, [*inputs], out, options))
         return out
@@ -139,19 +139,19 @@ class Graph:
         """Drop what no output needs."""
         wanted, live = set(map(id, self.outputs)), []
         for op in reversed(self.ops):
-            if any(id(t) in wanted for t in op.outputs):
-                wanted.update(id(t) for t in op.inputs if t is not None)
+            if any(id(tensor) in wanted for tensor in op.outputs):
+                wanted.update(id(tensor) for tensor in op.inputs if tensor is not None)
                 live.append(op)
         self.ops = live[::-1]
 
     def _fuse(self) -> None:
-        uses = Counter(id(t) for op in self.ops for t in op.inputs if t is not None)
+        uses = Counter(id(tensor) for op in self.ops for tensor in op.inputs if tensor is not None)
         uses.update(map(id, self.outputs))
-        made = {id(t): op for op in self.ops for t in op.outputs}
+        makers = {id(tensor): op for op in self.ops for tensor in op.outputs}
         for op in self.ops:
             if op.code not in ACTIVATIONS:
                 continue
-            before = made.get(id(op.inputs[0]))
+            before = makers.get(id(op.inputs[0]))
             if (
                 before is None
                 or before.code not in FUSABLE
@@ -163,32 +163,38 @@ class Graph:
             before.options["fused_activation_function"] = ACTIVATIONS[op.code]
             before.outputs = op.outputs
             op.outputs = []
-            made[id(before.outputs[0])] = before
+            makers[id(before.outputs[0])] = before
 
     def _name(self) -> None:
-        taken: set[str] = set()
-        for t in self.inputs:
-            taken.add(t.name)
-        for t in dict.fromkeys([*self.outputs, *(t for op in self.ops for t in op.outputs)]):
-            name = _unique(t.name or "t", taken)
-            if t in self.outputs and t.name not in ("", name):
-                self.keys[t] = t.name  # ONNX lets an output have an input's name
-            t.name = name
+        names: set[str] = set()
+        for tensor in self.inputs:
+            names.add(tensor.name)
+        for tensor in dict.fromkeys(
+            [*self.outputs, *(output for op in self.ops for output in op.outputs)]
+        ):
+            name = _unique(tensor.name or "t", names)
+            if tensor in self.outputs and tensor.name not in ("", name):
+                self.keys[tensor] = tensor.name  # ONNX lets an output have an input's name
+            tensor.name = name
         for op in self.ops:
-            for i, c in enumerate(op.inputs):
-                if c is not None and c.data is not None and c.name in ("", "constant"):
-                    c.name = f"{op.outputs[0].name}/{op.code.lower()}/{i}"
+            for i, tensor_in in enumerate(op.inputs):
+                if (
+                    tensor_in is not None
+                    and tensor_in.data is not None
+                    and tensor_in.name in ("", "constant")
+                ):
+                    tensor_in.name = f"{op.outputs[0].name}/{op.code.lower()}/{i}"
 
     def to_model(self, description: str = "edge-deploy") -> Any:
         """The flatbuffer's object tree (schema_py_generated.ModelT)."""
         return _Writer(self).model(description)
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    candidate, n = name, 1
-    while candidate in taken:
-        candidate, n = f"{name}_{n}", n + 1
-    taken.add(candidate)
+def _unique(name: str, names: set[str]) -> str:
+    candidate, number = name, 1
+    while candidate in names:
+        candidate, number = f"{name}_{number}", number + 1
+    names.add(candidate)
     return candidate
 
 
@@ -201,71 +207,77 @@ class _Writer:
         self._model = self._schema.ModelT()
 
     def model(self, description: str) -> Any:
-        schema, g, m = self._schema, self._graph, self._model
-        m.version, m.description = 3, description.encode()
-        m.buffers, m.operatorCodes, m.metadata = [schema.BufferT()], [], []
+        schema, graph, model = self._schema, self._graph, self._model
+        model.version, model.description = 3, description.encode()
+        model.buffers, model.operatorCodes, model.metadata = [schema.BufferT()], [], []
         sub = schema.SubGraphT()
         sub.tensors, sub.operators, sub.name = [], [], b"main"
-        m.subgraphs = [sub]
-        for t in g.inputs:
-            self._tensor(sub, t)
-        for op in g.ops:
+        model.subgraphs = [sub]
+        for tensor in graph.inputs:
+            self._tensor(sub, tensor)
+        for op in graph.ops:
             sub.operators.append(self._operator(sub, op))
-        sub.inputs = self._indices(sub, g.inputs)
-        sub.outputs = self._indices(sub, g.outputs)
+        sub.inputs = self._indices(sub, graph.inputs)
+        sub.outputs = self._indices(sub, graph.outputs)
         signature = schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = SIGNATURE.encode(), 0
-        signature.inputs = [self._map(sub, t) for t in g.inputs]
-        signature.outputs = [self._map(sub, t) for t in g.outputs]
-        m.signatureDefs = [signature]
-        return m
+        signature.inputs = [self._map(sub, tensor) for tensor in graph.inputs]
+        signature.outputs = [self._map(sub, tensor) for tensor in graph.outputs]
+        model.signatureDefs = [signature]
+        return model
 
     def _indices(self, sub: Any, tensors: Iterable[Tensor | None]) -> Array:
-        found = [-1 if t is None else self._tensor(sub, t) for t in tensors]
-        return np.array(found, np.int32)
+        indices = [-1 if tensor is None else self._tensor(sub, tensor) for tensor in tensors]
+        return np.array(indices, np.int32)
 
-    def _map(self, sub: Any, t: Tensor) -> Any:
+    def _map(self, sub: Any, tensor: Tensor) -> Any:
         entry = self._schema.TensorMapT()
-        key = self._graph.keys.get(t, t.name)
-        entry.name, entry.tensorIndex = key.encode(), self._tensor(sub, t)
+        key = self._graph.keys.get(tensor, tensor.name)
+        entry.name, entry.tensorIndex = key.encode(), self._tensor(sub, tensor)
         return entry
 
-    def _tensor(self, sub: Any, t: Tensor) -> int:
-        if id(t) in self._index:
-            return self._index[id(t)]
-        made = self._schema.TensorT()
-        made.name, made.shape, made.hasRank = t.name.encode(), np.array(t.shape, np.int32), True
-        made.type, made.buffer = self._type(t), 0
-        if t.data is not None:
+    def _tensor(self, sub: Any, tensor: Tensor) -> int:
+        if id(tensor) in self._index:
+            return self._index[id(tensor)]
+        entry = self._schema.TensorT()
+        entry.name, entry.shape, entry.hasRank = (
+            tensor.name.encode(),
+            np.array(tensor.shape, np.int32),
+            True,
+        )
+        entry.type, entry.buffer = self._type(tensor), 0
+        if tensor.data is not None:
             buffer = self._schema.BufferT()
-            buffer.data = np.frombuffer(t.data.tobytes(), np.uint8)
+            buffer.data = np.frombuffer(tensor.data.tobytes(), np.uint8)
             self._model.buffers.append(buffer)
-            made.buffer = len(self._model.buffers) - 1
-        sub.tensors.append(made)
-        self._index[id(t)] = len(sub.tensors) - 1
-        return self._index[id(t)]
+            entry.buffer = len(self._model.buffers) - 1
+        sub.tensors.append(entry)
+        self._index[id(tensor)] = len(sub.tensors) - 1
+        return self._index[id(tensor)]
 
-    def _type(self, t: Tensor) -> int:
-        kind = getattr(self._schema.TensorType, t.dtype.name.upper(), None)
+    def _type(self, tensor: Tensor) -> int:
+        kind = getattr(self._schema.TensorType, tensor.dtype.name.upper(), None)
         if kind is None:
-            raise ConvertError(f"tensor '{t.name}' is {t.dtype.name}, which TFLite does not have")
+            raise ConvertError(
+                f"tensor '{tensor.name}' is {tensor.dtype.name}, which TFLite does not have"
+            )
         return int(kind)
 
     def _operator(self, sub: Any, op: Op) -> Any:
-        made = self._schema.OperatorT()
-        made.opcodeIndex = self._code(op.code)
-        made.inputs = self._indices(sub, op.inputs)
-        made.outputs = self._indices(sub, op.outputs)
+        entry = self._schema.OperatorT()
+        entry.opcodeIndex = self._code(op.code)
+        entry.inputs = self._indices(sub, op.inputs)
+        entry.outputs = self._indices(sub, op.outputs)
         table = OPTIONS.get(op.code)
         if table:
-            made.builtinOptionsType = getattr(self._schema.BuiltinOptions, f"{table}Options")
-            made.builtinOptions = getattr(self._schema, f"{table}OptionsT")()
+            entry.builtinOptionsType = getattr(self._schema.BuiltinOptions, f"{table}Options")
+            entry.builtinOptions = getattr(self._schema, f"{table}OptionsT")()
         for key, value in op.options.items():
-            name = re.sub(r"_(\w)", lambda m: m[1].upper(), key)
-            if not hasattr(made.builtinOptions, name):
+            name = re.sub(r"_(\w)", lambda match: match[1].upper(), key)
+            if not hasattr(entry.builtinOptions, name):
                 raise TypeError(f"{op.code} has no option {name}")
-            setattr(made.builtinOptions, name, value)
-        return made
+            setattr(entry.builtinOptions, name, value)
+        return entry
 
     def _code(self, name: str) -> int:
         if name not in self._codes:

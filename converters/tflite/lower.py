@@ -57,13 +57,16 @@ class Lowerer:
         """Fill the graph; raises ConvertError naming the op that stands in the way."""
         onnx = need("onnx", "onnx")
         graph = rewrite(self._model).graph
-        known = {t.name: constant(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
-        inputs = [self._input(v, known) for v in graph.input if v.name not in known]
-        opsets = {i.domain: i.version for i in self._model.opset_import}
+        known = {
+            initializer.name: constant(onnx.numpy_helper.to_array(initializer))
+            for initializer in graph.initializer
+        }
+        inputs = [self._input(entry, known) for entry in graph.input if entry.name not in known]
+        opsets = {entry.domain: entry.version for entry in self._model.opset_import}
         opsets.setdefault("", opsets.pop("ai.onnx", 1))
         scope = Scope(self.graph, self.placer, self._lowerings, known, opsets)
         scope.lower_nodes(graph.node)
-        outputs = [self._output(v.name, scope.values[v.name]) for v in graph.output]
+        outputs = [self._output(entry.name, scope.values[entry.name]) for entry in graph.output]
         fold(self.graph)
         self.graph.finish()
         return Lowered(tuple(inputs), tuple(outputs))
@@ -72,15 +75,17 @@ class Lowerer:
         onnx = need("onnx", "onnx")
         kind = proto.type.tensor_type
         dims = kind.shape.dim
-        shape = tuple(d.dim_value for d in dims)
-        if any(not d.HasField("dim_value") or d.dim_value < 0 for d in dims):
+        shape = tuple(dimension.dim_value for dimension in dims)
+        if any(
+            not dimension.HasField("dim_value") or dimension.dim_value < 0 for dimension in dims
+        ):
             raise ConvertError(f"the shape of input '{proto.name}' is not fixed", hint="--shape")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         last = (
             self._layout == "NHWC" and len(shape) == 4 and _is_image(self._model.graph, proto.name)
         )
         axes = NHWC if last else identity(len(shape))
-        tensor = self.graph.input(proto.name, tuple(shape[a] for a in axes), dtype)
+        tensor = self.graph.input(proto.name, tuple(shape[axis] for axis in axes), dtype)
         known[proto.name] = PlacedValue(shape, dtype, tensor, axes)
         return TensorSpec(proto.name, str(dtype), tensor.shape, "NHWC" if last else "")
 

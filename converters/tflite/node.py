@@ -31,7 +31,9 @@ class Node:
         self.emit, self.ints = self.graph.emit, self.graph.ints
         self.shapes, self.dtypes = shapes, dtypes  # of the outputs
         helper = need("onnx.helper", "onnx")
-        self.attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+        self.attributes = {
+            attribute.name: helper.get_attribute_value(attribute) for attribute in proto.attribute
+        }
 
     @property
     def shape(self) -> Shape:
@@ -71,9 +73,9 @@ class Node:
     ) -> list[int] | None:
         """A list that newer opsets give as a constant input and older ones as an attribute."""
         if self.has_input(index):
-            return [int(v) for v in self.require_constant(index, name).reshape(-1)]
-        found = self.attr(name, default)
-        return None if found is None else [int(v) for v in found]
+            return [int(number) for number in self.require_constant(index, name).reshape(-1)]
+        numbers = self.attr(name, default)
+        return None if numbers is None else [int(number) for number in numbers]
 
     def place_input(self, index: int, axes: Axes | None = None) -> Tensor:
         """An input in the order ``axes``, or in that of ONNX."""

@@ -32,21 +32,24 @@ POINTS = np.concatenate([np.linspace(-8, 8, 257), [-1000.0, -30.0, 30.0, 1000.0]
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 EVALUATED: dict[str, Callable[..., Array]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power,
-    "Neg": np.negative, "Tanh": np.tanh, "Erf": _erf, "Relu": lambda x: np.maximum(x, 0.0),
+    "Neg": np.negative, "Tanh": np.tanh, "Erf": _erf,
+    "Relu": lambda points: np.maximum(points, 0.0),
 }  # fmt: skip
 BINARY = ("Add", "Sub", "Mul", "Div")
 
 
-def _gelu(x: Array) -> Array:
-    return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))))
+def _gelu(points: Array) -> Array:
+    return np.asarray(0.5 * points * (1 + _erf(points / math.sqrt(2))))
 
 
-def _gelu_tanh(x: Array) -> Array:
-    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+def _gelu_tanh(points: Array) -> Array:
+    return np.asarray(
+        0.5 * points * (1 + np.tanh(math.sqrt(2 / math.pi) * (points + 0.044715 * points**3)))
+    )
 
 
-def _hard_swish(x: Array) -> Array:
-    return np.asarray(x * np.clip(x / 6 + 0.5, 0, 1))
+def _hard_swish(points: Array) -> Array:
+    return np.asarray(points * np.clip(points / 6 + 0.5, 0, 1))
 
 
 # By the op that every way to write the function has: the op it becomes, its attributes, its values.
@@ -61,21 +64,21 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str], Array]] = {
 def rewrite(model: ModelProto) -> ModelProto:
     """A copy in which these functions are one node each; the same results and names of outputs."""
     onnx = need("onnx", "onnx")
-    made: ModelProto = onnx.ModelProto()
-    made.CopyFrom(model)
-    graph = _Graph(made)
-    for node in list(made.graph.node):
-        found = graph.find_function(node) if node.op_type in FUNCTIONS and not node.domain else None
-        if found is not None:
-            last, x = found
+    copy: ModelProto = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = _Graph(copy)
+    for node in list(copy.graph.node):
+        match = graph.find_function(node) if node.op_type in FUNCTIONS and not node.domain else None
+        if match is not None:
+            last, name = match
             op, attributes, _ = FUNCTIONS[node.op_type]
             outputs = list(last.output)
-            new = onnx.helper.make_node(op, [x], outputs, last.name, domain=OWN, **attributes)
+            new = onnx.helper.make_node(op, [name], outputs, last.name, domain=OWN, **attributes)
             last.CopyFrom(new)
-    if any(n.domain == OWN for n in made.graph.node):
-        made.opset_import.append(onnx.helper.make_opsetid(OWN, 1))
-        _drop_dead(made)
-    return made
+    if any(node.domain == OWN for node in copy.graph.node):
+        copy.opset_import.append(onnx.helper.make_opsetid(OWN, 1))
+        _drop_dead(copy)
+    return copy
 
 
 class _Graph:
@@ -83,31 +86,35 @@ class _Graph:
 
     def __init__(self, model: ModelProto) -> None:
         onnx = need("onnx", "onnx")
-        self.makers = {o: n for n in model.graph.node for o in n.output}
+        self.makers = {name: node for node in model.graph.node for name in node.output}
         self.readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
-        for n in model.graph.node:
-            for i in n.input:
-                self.readers[i].append(n)
+        for node in model.graph.node:
+            for argument in node.input:
+                self.readers[argument].append(node)
         self.scalars: dict[str, float] = {}
-        tensors = [(t.name, t) for t in model.graph.initializer]
+        tensors = [(initializer.name, initializer) for initializer in model.graph.initializer]
         self.constants = {name for name, _ in tensors}
-        for n in model.graph.node:
-            if n.op_type == "Constant":
-                self.constants.update(n.output)
-                tensors += [(n.output[0], a.t) for a in n.attribute if a.name == "value"]
-        for name, t in tensors:
-            if t.data_type == onnx.TensorProto.FLOAT and list(t.dims) in ([], [1]):
-                self.scalars[name] = float(onnx.numpy_helper.to_array(t).reshape(()))
+        for node in model.graph.node:
+            if node.op_type == "Constant":
+                self.constants.update(node.output)
+                tensors += [
+                    (node.output[0], attribute.t)
+                    for attribute in node.attribute
+                    if attribute.name == "value"
+                ]
+        for name, tensor in tensors:
+            if tensor.data_type == onnx.TensorProto.FLOAT and list(tensor.dims) in ([], [1]):
+                self.scalars[name] = float(onnx.numpy_helper.to_array(tensor).reshape(()))
 
     def find_function(self, anchor: NodeProto) -> tuple[NodeProto, str] | None:
         """The node that gives the function's result and the name of its input; None if the
         anchor is no part of the function."""
-        wanted = FUNCTIONS[anchor.op_type][2]
+        expected = FUNCTIONS[anchor.op_type][2]
         for last in self._below(anchor):
-            for x in self._above(last):
-                values = self._values(last.output[0], x, DEPTH)
-                if values is not None and np.allclose(values, wanted, TOLERANCE, TOLERANCE):
-                    return last, x
+            for source in self._above(last):
+                values = self._values(last.output[0], source, DEPTH)
+                if values is not None and np.allclose(values, expected, TOLERANCE, TOLERANCE):
+                    return last, source
         return None
 
     def _below(self, anchor: NodeProto, depth: int = 5) -> Iterator[NodeProto]:
@@ -124,27 +131,35 @@ class _Graph:
         seen: dict[str, None] = {}
         wave = [node]
         for _ in range(DEPTH):
-            names = [i for n in wave for i in n.input if i and i not in self.constants]
+            names = [
+                name
+                for member in wave
+                for name in member.input
+                if name and name not in self.constants
+            ]
             seen.update(dict.fromkeys(names))
-            wave = [self.makers[i] for i in names if i in self.makers]
+            wave = [self.makers[name] for name in names if name in self.makers]
         return iter(seen)
 
-    def _values(self, name: str, x: str, depth: int) -> Array | None:
+    def _values(self, name: str, source: str, depth: int) -> Array | None:
         """``name`` as a function of ``x`` at POINTS; None if it is anything else as well."""
-        if name == x:
+        if name == source:
             return POINTS
         if name in self.scalars:
             return np.array(self.scalars[name])
         node = self.makers.get(name)
         if node is None or node.domain or not depth:
             return None
-        arguments = [None if not i else self._values(i, x, depth - 1) for i in node.input]
+        arguments = [
+            None if not argument else self._values(argument, source, depth - 1)
+            for argument in node.input
+        ]
         with np.errstate(all="ignore"):
             return _evaluate(node, arguments)
 
 
 def _evaluate(node: NodeProto, arguments: list[Array | None]) -> Array | None:
-    attributes = {a.name: a.f for a in node.attribute}
+    attributes = {item.name: item.f for item in node.attribute}
     if node.op_type == "Clip" and arguments[0] is not None:
         bounds = [attributes.get("min", -math.inf), attributes.get("max", math.inf)]
         for i, name in enumerate(node.input[1:]):
@@ -153,7 +168,7 @@ def _evaluate(node: NodeProto, arguments: list[Array | None]) -> Array | None:
                 return None
             bounds[i] = float(bound) if name and bound is not None else bounds[i]
         return np.asarray(np.clip(arguments[0], *bounds))
-    if any(a is None for a in arguments):
+    if any(item is None for item in arguments):
         return None
     if node.op_type == "HardSigmoid":
         alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
@@ -165,11 +180,13 @@ def _evaluate(node: NodeProto, arguments: list[Array | None]) -> Array | None:
 def _drop_dead(model: ModelProto) -> None:
     """Remove nodes whose results nobody reads any more."""
     while True:
-        read = {v.name for v in model.graph.output}
-        read |= {i for g in iter_graphs(model.graph) for n in g.node for i in n.input}
-        read |= {v.name for g in iter_graphs(model.graph) for v in g.output}
-        dead = [n for n in model.graph.node if not any(o in read for o in n.output)]
+        read = {value.name for value in model.graph.output}
+        read |= {
+            name for graph in iter_graphs(model.graph) for node in graph.node for name in node.input
+        }
+        read |= {value.name for graph in iter_graphs(model.graph) for value in graph.output}
+        dead = [node for node in model.graph.node if not any(name in read for name in node.output)]
         if not dead:
             return
-        for n in dead:
-            model.graph.node.remove(n)
+        for node in dead:
+            model.graph.node.remove(node)

@@ -56,12 +56,16 @@ class Scope:
         return Scope(self.graph, self.placer, self._lowerings, known, self.opsets)
 
     def _lower_node(self, proto: NodeProto) -> None:
-        inputs = [self.values[i] for i in proto.input if i]
-        plain = not any(a.HasField("g") or a.graphs for a in proto.attribute)
-        if plain and all(v.array is not None for v in inputs) and self._fold(proto):
+        inputs = [self.values[name] for name in proto.input if name]
+        plain = not any(
+            attribute.HasField("g") or attribute.graphs for attribute in proto.attribute
+        )
+        if plain and all(value.array is not None for value in inputs) and self._fold(proto):
             return
         if proto.op_type in ("Shape", "Size") and not proto.domain:
-            self._fold(proto, {i: np.empty(self.values[i].shape, np.int8) for i in proto.input})
+            self._fold(
+                proto, {name: np.empty(self.values[name].shape, np.int8) for name in proto.input}
+            )
             return
         if proto.domain == OWN:  # each element alone
             shapes, dtypes = [inputs[0].shape], [inputs[0].dtype]
@@ -80,38 +84,40 @@ class Scope:
         for i, name in enumerate(node.proto.output):
             if not name:
                 continue
-            made = self.values.get(name)
-            if made is None:
+            value = self.values.get(name)
+            if value is None:
                 raise node.refusal(f"its output {i} is not supported")
-            if i < len(node.shapes) and made.shape != node.shapes[i]:
-                raise node.refusal(f"lowered to shape {made.shape}, not {node.shapes[i]}")
-            if i < len(node.dtypes) and made.dtype != node.dtypes[i]:
-                raise node.refusal(f"lowered to {made.dtype}, not {node.dtypes[i]}")
+            if i < len(node.shapes) and value.shape != node.shapes[i]:
+                raise node.refusal(f"lowered to shape {value.shape}, not {node.shapes[i]}")
+            if i < len(node.dtypes) and value.dtype != node.dtypes[i]:
+                raise node.refusal(f"lowered to {value.dtype}, not {node.dtypes[i]}")
 
-    def _fold(self, proto: NodeProto, given: Mapping[str, Array] | None = None) -> bool:
+    def _fold(self, proto: NodeProto, stand_ins: Mapping[str, Array] | None = None) -> bool:
         """Compute a node whose inputs are constants; False if the reference has no answer."""
         onnx = need("onnx", "onnx")
         evaluator = need("onnx.reference", "onnx").ReferenceEvaluator
-        known = ((i, self.values[i].array) for i in proto.input if i)
-        feeds = given or {i: a for i, a in known if a is not None}
+        known = ((name, self.values[name].array) for name in proto.input if name)
+        feeds = stand_ins or {name: array for name, array in known if array is not None}
         empty = onnx.TensorProto.UNDEFINED
-        value = onnx.helper.make_tensor_value_info
+        value_info = onnx.helper.make_tensor_value_info
         graph = onnx.helper.make_graph(
             [proto], "folded",
-            [value(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()],  # noqa: E501
-            [value(n, empty, None) for n in proto.output if n],
+            [value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape) for name, array in feeds.items()],  # noqa: E501
+            [value_info(name, empty, None) for name in proto.output if name],
         )  # fmt: skip
-        imports = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets.items()]
+        imports = [
+            onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
+        ]
         try:
             model = onnx.helper.make_model(graph, opset_imports=imports)
             with np.errstate(all="ignore"):
                 results = evaluator(model).run(None, feeds)
         except Exception:  # noqa: BLE001  (whatever the reference lacks is lowered instead)
             return False
-        names = [n for n in proto.output if n]
-        if any(not isinstance(r, np.ndarray | np.generic) for r in results):
+        names = [name for name in proto.output if name]
+        if any(not isinstance(result, np.ndarray | np.generic) for result in results):
             return False
-        if any(np.asarray(r).nbytes > MAX_FOLDED for r in results):
+        if any(np.asarray(result).nbytes > MAX_FOLDED for result in results):
             return False
         for name, result in zip(names, results, strict=True):
             self.values[name] = constant(np.asarray(result))
@@ -123,29 +129,32 @@ class Scope:
         types, data = {}, {}
         for name in proto.input:
             if name:
-                v = self.values[name]
-                kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype))
-                types[name] = onnx.helper.make_tensor_type_proto(kind, v.shape)
-                if v.array is not None and v.array.nbytes < MAX_HINT:
-                    data[name] = onnx.numpy_helper.from_array(v.array, name)
-        if any(a.HasField("g") for a in proto.attribute):
+                value = self.values[name]
+                kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+                types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
+                if value.array is not None and value.array.nbytes < MAX_HINT:
+                    data[name] = onnx.numpy_helper.from_array(value.array, name)
+        if any(attribute.HasField("g") for attribute in proto.attribute):
             return [], []
-        imports = [onnx.helper.make_opsetid(d, v) for d, v in self.opsets.items()]
+        imports = [
+            onnx.helper.make_opsetid(domain, version)
+            for domain, version in self.opsets.items()
+        ]
         try:
-            found = onnx.shape_inference.infer_node_outputs(
+            inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, data, opset_imports=imports
             )
-        except Exception as e:
-            raise ConvertError(f"op {proto.op_type}: no shapes: {describe_error(e)}") from e
+        except Exception as error:
+            raise ConvertError(f"op {proto.op_type}: no shapes: {describe_error(error)}") from error
         shapes: list[Shape] = []
         dtypes: list[Any] = []
         for name in proto.output:
-            tensor = found[name].tensor_type if name in found else None
+            tensor = inferred[name].tensor_type if name in inferred else None
             if tensor is None or not tensor.HasField("shape"):
                 return shapes, dtypes
-            if any(not d.HasField("dim_value") for d in tensor.shape.dim):
+            if any(not dimension.HasField("dim_value") for dimension in tensor.shape.dim):
                 return shapes, dtypes
-            shapes.append(tuple(d.dim_value for d in tensor.shape.dim))
+            shapes.append(tuple(dimension.dim_value for dimension in tensor.shape.dim))
             dtypes.append(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         return shapes, dtypes
 
@@ -154,10 +163,10 @@ class Scope:
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         try:
             return onnx.defs.get_schema(proto.op_type, self.opsets.get(domain, 1), domain)
-        except onnx.defs.SchemaError as e:
+        except onnx.defs.SchemaError as error:
             raise ConvertError(
                 f"op {proto.domain}:{proto.op_type} is not lowered", hint=WAY_OUT
-            ) from e
+            ) from error
 
     def inline(self, node: Node) -> None:
         """Lower the body that the standard gives for a node."""
@@ -168,13 +177,15 @@ class Scope:
         if schema.has_context_dependent_function:
             types = []
             for name in proto.input:
-                t = onnx.TypeProto()
+                type_proto = onnx.TypeProto()
                 if name:
-                    v = self.values[name]
-                    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype))
-                    t = onnx.helper.make_tensor_type_proto(kind, v.shape)
-                types.append(t.SerializeToString())
-            version = max(v for v in schema.context_dependent_function_opset_versions)
+                    value = self.values[name]
+                    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+                    type_proto = onnx.helper.make_tensor_type_proto(kind, value.shape)
+                types.append(type_proto.SerializeToString())
+            version = max(
+                candidate for candidate in schema.context_dependent_function_opset_versions
+            )
             body.ParseFromString(
                 schema.get_context_dependent_function_with_opset_version(
                     version, proto.SerializeToString(), types
@@ -189,40 +200,46 @@ class Scope:
         self._run_body(node, body, opset)
 
     def _run_body(self, node: Node, body: Any, opset: int) -> None:
-        given = {a.name: a for a in node.proto.attribute}
-        defaults = {a.name: a for a in body.attribute_proto}
+        attributes = {attribute.name: attribute for attribute in node.proto.attribute}
+        defaults = {attribute.name: attribute for attribute in body.attribute_proto}
         schema_defaults = {
-            n: a.default_value for n, a in self._schema(node.proto).attributes.items()
-            if a.default_value.type
-        }  # fmt: skip
-        given = {**schema_defaults, **defaults, **given}
+            name: attribute.default_value
+            for name, attribute in self._schema(node.proto).attributes.items()
+            if attribute.default_value.type
+        }
+        attributes = {**schema_defaults, **defaults, **attributes}
         values: dict[str, PlacedValue] = {}
         for formal, actual in zip(body.input, node.proto.input, strict=False):
             if actual:
                 values[formal] = self.values[actual]
-        opsets = {i.domain: i.version for i in body.opset_import} or {"": opset}
+        opsets = {entry.domain: entry.version for entry in body.opset_import} or {"": opset}
         scope = Scope(self.graph, self.placer, self._lowerings, values, opsets)
         scope.lower_nodes(
-            [_bind_attributes(n, given, set(body.input) - set(values)) for n in body.node]
+            [
+                _bind_attributes(name, attributes, set(body.input) - set(values))
+                for name in body.node
+            ]
         )
         for formal, actual in zip(body.output, node.proto.output, strict=False):
             if actual:
                 self.values[actual] = scope.values[formal]
 
 
-def _bind_attributes(proto: NodeProto, given: Mapping[str, Any], missing: set[str]) -> NodeProto:
+def _bind_attributes(
+    proto: NodeProto, attributes: Mapping[str, Any], missing: set[str]
+) -> NodeProto:
     """A node of a function body with the caller's attributes in place."""
-    made: NodeProto = need("onnx", "onnx").NodeProto()
-    made.CopyFrom(proto)
-    for i, name in enumerate(made.input):
+    bound: NodeProto = need("onnx", "onnx").NodeProto()
+    bound.CopyFrom(proto)
+    for i, name in enumerate(bound.input):
         if name in missing:
-            made.input[i] = ""
-    for a in list(made.attribute):
-        if a.ref_attr_name:
-            name = a.name
-            made.attribute.remove(a)
-            if a.ref_attr_name in given:
-                kept = made.attribute.add()
-                kept.CopyFrom(given[a.ref_attr_name])
+            bound.input[i] = ""
+    for attribute in list(bound.attribute):
+        if attribute.ref_attr_name:
+            name = attribute.name
+            bound.attribute.remove(attribute)
+            if attribute.ref_attr_name in attributes:
+                kept = bound.attribute.add()
+                kept.CopyFrom(attributes[attribute.ref_attr_name])
                 kept.name = name
-    return made
+    return bound

@@ -44,7 +44,7 @@ def channels_last(rank: int) -> Axes:
 
 def memory_shape(shape: Sequence[int], axes: Axes) -> Shape:
     """The shape of a tensor that stores ``shape`` in the order ``axes``."""
-    return tuple(shape[a] for a in axes)
+    return tuple(shape[axis] for axis in axes)
 
 
 class Placer:
@@ -63,15 +63,15 @@ class Placer:
         assert tensor is not None
         if value.axes == axes:
             return tensor
-        key = (id(tensor), tuple(value.axes.index(a) for a in axes))
+        key = (id(tensor), tuple(value.axes.index(axis) for axis in axes))
         if key not in self._moved:
             self._moved[key] = self._move(tensor, key[1])
         return self._moved[key]
 
     def _move(self, tensor: Tensor, order: Axes) -> Tensor:
         """Axis i of the result is axis order[i] of ``tensor``."""
-        shape = tuple(tensor.shape[i] for i in order)
-        real = [i for i in order if tensor.shape[i] != 1]
+        shape = tuple(tensor.shape[axis] for axis in order)
+        real = [axis for axis in order if tensor.shape[axis] != 1]
         if real == sorted(real):  # only axes of size 1 move: the bytes stay where they are
             return reshape(self._graph, tensor, shape)
         if len(order) > MAX_TRANSPOSE:
@@ -81,16 +81,18 @@ class Placer:
     def _move_joined(self, tensor: Tensor, order: Axes, shape: Shape) -> Tensor:
         """A transpose of more axes than the kernel has: neighbours that stay so are one axis."""
         groups: list[list[int]] = []
-        for i in (i for i in order if tensor.shape[i] != 1):
-            if groups and i == groups[-1][-1] + 1:
-                groups[-1].append(i)
+        for axis in (axis for axis in order if tensor.shape[axis] != 1):
+            if groups and axis == groups[-1][-1] + 1:
+                groups[-1].append(axis)
             else:
-                groups.append([i])
-        by_source = sorted(range(len(groups)), key=lambda k: groups[k][0])
-        sizes = [int(np.prod([tensor.shape[i] for i in groups[k]])) for k in by_source]
+                groups.append([axis])
+        by_source = sorted(range(len(groups)), key=lambda group: groups[group][0])
+        sizes = [
+            int(np.prod([tensor.shape[axis] for axis in groups[group]])) for group in by_source
+        ]
         joined = reshape(self._graph, tensor, tuple(sizes))
-        perm = [by_source.index(k) for k in range(len(groups))]
-        out = tuple(sizes[p] for p in perm)
+        perm = [by_source.index(group) for group in range(len(groups))]
+        out = tuple(sizes[place] for place in perm)
         moved = self._graph.emit("TRANSPOSE", [joined, self._graph.ints(perm)], out)
         return reshape(self._graph, moved, shape)
 
@@ -100,7 +102,7 @@ MAX_TRANSPOSE = 6  # axes of the TRANSPOSE kernel, since TensorFlow 2.8
 
 def reshape(graph: Graph, tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """``tensor`` with the same bytes in another shape; itself if it has that shape."""
-    shape = tuple(int(d) for d in shape)
+    shape = tuple(int(size) for size in shape)
     if tensor.shape == shape:
         return tensor
     if tensor.data is not None:

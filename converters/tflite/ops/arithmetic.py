@@ -26,42 +26,47 @@ class Math:
     def __call__(
         self, code: str, *operands: Tensor | float, dtype: Any = None, **options: Any
     ) -> Tensor:
-        like = next(t for t in operands if isinstance(t, Tensor))
+        like = next(tensor for tensor in operands if isinstance(tensor, Tensor))
         tensors = [
-            t
-            if isinstance(t, Tensor)
-            else self._n.const(np.full((1,) * len(like.shape), t), like.dtype)
-            for t in operands
+            tensor
+            if isinstance(tensor, Tensor)
+            else self._n.const(np.full((1,) * len(like.shape), tensor), like.dtype)
+            for tensor in operands
         ]
         return emit_broadcast(self._n, code, tensors, dtype, **options)
 
-    def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
+    def clamp(self, tensor: Tensor, low: float, high: float) -> Tensor:
         """Values between the bounds; a bound at infinity is none."""
         whole = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
-        if x.dtype == np.float32 and (low, high) in whole:
-            return self(whole[low, high], x)
-        if x.dtype == np.float32 and low == 0.0:
-            return self("MINIMUM", self("RELU", x), high)
+        if tensor.dtype == np.float32 and (low, high) in whole:
+            return self(whole[low, high], tensor)
+        if tensor.dtype == np.float32 and low == 0.0:
+            return self("MINIMUM", self("RELU", tensor), high)
         if low != -math.inf:
-            x = self("MAXIMUM", x, low)
-        return self("MINIMUM", x, high) if high != math.inf else x
+            tensor = self("MAXIMUM", tensor, low)
+        return self("MINIMUM", tensor, high) if high != math.inf else tensor
 
 
-def cast(node: Node, x: Tensor, dtype: Any) -> Tensor:
+def cast(node: Node, tensor: Tensor, dtype: Any) -> Tensor:
     """Another type; itself if it has that type."""
     dtype = np.dtype(dtype)
-    if x.dtype == dtype:
-        return x
-    if x.data is not None:
-        return node.graph.constant(x.data.astype(dtype))
-    kinds = {np.dtype(k): v for k, v in _tensor_types().items()}
-    if dtype not in kinds or x.dtype not in kinds:
-        raise node.refusal(f"no cast from {x.dtype} to {dtype}")
-    if dtype == np.bool_ and x.dtype != np.bool_:
-        (x,), _ = widen_bytes(node, [x])
-        return Math(node)("NOT_EQUAL", x, 0, dtype=np.bool_)
+    if tensor.dtype == dtype:
+        return tensor
+    if tensor.data is not None:
+        return node.graph.constant(tensor.data.astype(dtype))
+    kinds = {np.dtype(name): number for name, number in _tensor_types().items()}
+    if dtype not in kinds or tensor.dtype not in kinds:
+        raise node.refusal(f"no cast from {tensor.dtype} to {dtype}")
+    if dtype == np.bool_ and tensor.dtype != np.bool_:
+        (tensor,), _ = widen_bytes(node, [tensor])
+        return Math(node)("NOT_EQUAL", tensor, 0, dtype=np.bool_)
     return node.emit(
-        "CAST", [x], x.shape, dtype, in_data_type=kinds[x.dtype], out_data_type=kinds[dtype]
+        "CAST",
+        [tensor],
+        tensor.shape,
+        dtype,
+        in_data_type=kinds[tensor.dtype],
+        out_data_type=kinds[dtype],
     )
 
 
@@ -93,50 +98,54 @@ def widen_bytes(
     """
     kind = tensors[0].dtype
     if kind not in BYTES:
-        return [*tensors], lambda y: y
-    return [cast(node, t, np.int32) for t in tensors], lambda y: cast(node, y, kind)
+        return [*tensors], lambda result: result
+    return [cast(node, tensor, np.int32) for tensor in tensors], lambda result: cast(
+        node, result, kind
+    )
 
 
-def divide_exactly(node: Node, a: Tensor, b: Tensor) -> Tensor:
+def divide_exactly(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
     """``a / b`` of int64 numbers that divide: TFLite divides no int64, so float32 does by steps."""
-    calc, total, rest = Math(node), None, a
+    calc, total, rest = Math(node), None, dividend
     for _ in range(QUOTIENT_STEPS):
-        part = calc("DIV", *(cast(node, t, np.float32) for t in (rest, b)))
+        part = calc("DIV", *(cast(node, operand, np.float32) for operand in (rest, divisor)))
         whole = cast(node, calc("ROUND", part), np.int64)
         total = whole if total is None else calc("ADD", total, whole)
-        rest = calc("SUB", a, calc("MUL", total, b))
+        rest = calc("SUB", dividend, calc("MUL", total, divisor))
     assert total is not None
     return total
 
 
-def compute_remainder(node: Node, a: Tensor, b: Tensor) -> Tensor:
+def compute_remainder(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
     """Of integers, with the sign of the dividend; FLOOR_MOD has that of the divisor."""
     calc = Math(node)
-    rest = calc("FLOOR_MOD", a, b)
-    below = [calc("LESS", t, 0, dtype=np.bool_) for t in (a, b)]
+    rest = calc("FLOOR_MOD", dividend, divisor)
+    below = [calc("LESS", tensor, 0, dtype=np.bool_) for tensor in (dividend, divisor)]
     other = calc(
         "LOGICAL_AND",
         calc("NOT_EQUAL", *below, dtype=np.bool_),
         calc("NOT_EQUAL", rest, 0, dtype=np.bool_),
     )
-    return calc("SELECT_V2", other, calc("SUB", rest, b), rest, dtype=rest.dtype)
+    return calc("SELECT_V2", other, calc("SUB", rest, divisor), rest, dtype=rest.dtype)
 
 
-def divide(node: Node, a: Tensor, b: Tensor) -> Tensor:
+def divide(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
     """The quotient as ONNX defines it: that of integers is cut towards zero."""
-    if a.dtype != np.int64:
-        return emit_broadcast(node, "DIV", [a, b])
-    return divide_exactly(node, Math(node)("SUB", a, compute_remainder(node, a, b)), b)
+    if dividend.dtype != np.int64:
+        return emit_broadcast(node, "DIV", [dividend, divisor])
+    return divide_exactly(
+        node, Math(node)("SUB", dividend, compute_remainder(node, dividend, divisor)), divisor
+    )
 
 
-def apply_to_integers(node: Node, code: str, x: Tensor) -> Tensor:
+def apply_to_integers(node: Node, code: str, tensor: Tensor) -> Tensor:
     """A unary operator of integers."""
-    (x,), back = widen_bytes(node, [x])
+    (tensor,), back = widen_bytes(node, [tensor])
     calc = Math(node)
     if code == "RELU":
-        return back(calc("MAXIMUM", x, 0))
-    if code == "ABS" and x.dtype == np.int64:
-        return calc("MAXIMUM", x, calc("NEG", x))
+        return back(calc("MAXIMUM", tensor, 0))
+    if code == "ABS" and tensor.dtype == np.int64:
+        return calc("MAXIMUM", tensor, calc("NEG", tensor))
     if code == "SIGN":
-        return back(cast(node, calc("SIGN", cast(node, x, np.float32)), x.dtype))
-    return back(calc(code, x))
+        return back(cast(node, calc("SIGN", cast(node, tensor, np.float32)), tensor.dtype))
+    return back(calc(code, tensor))

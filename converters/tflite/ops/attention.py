@@ -10,7 +10,7 @@ def lower_attention(node: Node) -> None:
     onnx = need("onnx", "onnx")
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)
-    for a in proto.attribute:
-        if a.name == "softmax_precision":
-            a.i = onnx.TensorProto.FLOAT  # TFLite's SOFTMAX has no other
+    for attribute in proto.attribute:
+        if attribute.name == "softmax_precision":
+            attribute.i = onnx.TensorProto.FLOAT  # TFLite's SOFTMAX has no other
     node.scope.inline(Node(node.scope, proto, node.shapes, node.dtypes))

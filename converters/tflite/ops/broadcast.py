@@ -25,24 +25,26 @@ def widen_rank(node: Node, value: PlacedValue, rank: int) -> PlacedValue:
         return PlacedValue(shape, value.dtype, array=value.array.reshape(shape))
     assert value.tensor is not None
     tensor = node.reshape(value.tensor, ones + value.tensor.shape)
-    return PlacedValue(shape, value.dtype, tensor, (*range(more), *(a + more for a in value.axes)))
+    return PlacedValue(
+        shape, value.dtype, tensor, (*range(more), *(axis + more for axis in value.axes))
+    )
 
 
 def align_operands(node: Node, values: Sequence[PlacedValue]) -> tuple[list[Tensor], Axes]:
     """Tensors of one rank and one order: that of the largest operand that is no constant."""
-    rank = max(len(v.shape) for v in values)
-    wide = [widen_rank(node, v, rank) for v in values]
+    rank = max(len(value.shape) for value in values)
+    wide = [widen_rank(node, value, rank) for value in values]
     order = identity(rank)
-    sized = [(math.prod(v.shape), v.axes == channels_last(rank), v.axes)
-             for v in wide if v.array is None]  # fmt: skip
+    sized = [(math.prod(value.shape), value.axes == channels_last(rank), value.axes)
+             for value in wide if value.array is None]  # fmt: skip
     if sized:
         order = max(sized)[2]
-    return [node.place(v, order) for v in wide], order
+    return [node.place(value, order) for value in wide], order
 
 
 def broadcast_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """The common shape."""
-    return tuple(int(d) for d in np.broadcast_shapes(*map(tuple, shapes)))
+    return tuple(int(size) for size in np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def apply_elementwise(
@@ -57,12 +59,21 @@ def emit_broadcast(
     node: Node, code: str, tensors: Sequence[Tensor], dtype: Any = None, **options: Any
 ) -> Tensor:
     """The operator over tensors of one rank; more axes than kernels broadcast are joined."""
-    shape = broadcast_shape([t.shape for t in tensors])
+    shape = broadcast_shape([tensor.shape for tensor in tensors])
     if len(shape) <= MAX_RANK:
         return node.emit(code, tensors, shape, dtype, **options)
-    joined = _join_axes([t.shape for t in tensors], shape)
-    small = [node.reshape(t, [math.prod(t.shape[i] for i in g) for g in joined]) for t in tensors]
-    out = node.emit(code, small, [math.prod(shape[i] for i in g) for g in joined], dtype, **options)
+    joined = _join_axes([tensor.shape for tensor in tensors], shape)
+    small = [
+        node.reshape(tensor, [math.prod(tensor.shape[axis] for axis in group) for group in joined])
+        for tensor in tensors
+    ]
+    out = node.emit(
+        code,
+        small,
+        [math.prod(shape[axis] for axis in group) for group in joined],
+        dtype,
+        **options,
+    )
     return node.reshape(out, shape)
 
 
@@ -73,7 +84,7 @@ def _join_axes(shapes: Sequence[Sequence[int]], shape: Sequence[int]) -> list[li
     for i, size in enumerate(shape):
         if size == 1:
             continue
-        kind = tuple(s[i] == 1 for s in shapes)
+        kind = tuple(shape[i] == 1 for shape in shapes)
         if groups and kind == previous:
             groups[-1].append(i)
         else:

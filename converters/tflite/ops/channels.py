@@ -19,41 +19,43 @@ def lower_batch_normalization(node: Node) -> None:
         node.require_constant(i, "a statistic").astype(np.float64) for i in range(1, 5)
     )
     factor = scale / np.sqrt(variance + node.attr("epsilon", 1e-5))
-    v = node.value(0)
-    x = node.place(v, v.axes)
-    y = emit_broadcast(node, "MUL", [x, place_per_channel(node, v, factor)])
+    value = node.value(0)
+    tensor = node.place(value, value.axes)
+    result = emit_broadcast(node, "MUL", [tensor, place_per_channel(node, value, factor)])
     node.set_output(
-        emit_broadcast(node, "ADD", [y, place_per_channel(node, v, bias - mean * factor)]), v.axes
+        emit_broadcast(node, "ADD", [result, place_per_channel(node, value, bias - mean * factor)]),
+        value.axes,
     )
 
 
 def lower_instance_normalization(node: Node) -> None:
-    v = node.value(0)
-    x = node.place(v, v.axes)
-    at = [i for i, a in enumerate(v.axes) if a > 1]
-    y = standardise(node, x, at, float(node.attr("epsilon", 1e-5)))
-    y = emit_broadcast(
-        node, "MUL", [y, place_per_channel(node, v, node.require_constant(1, "scale"))]
+    value = node.value(0)
+    tensor = node.place(value, value.axes)
+    at = [i for i, axis in enumerate(value.axes) if axis > 1]
+    result = standardise(node, tensor, at, float(node.attr("epsilon", 1e-5)))
+    result = emit_broadcast(
+        node, "MUL", [result, place_per_channel(node, value, node.require_constant(1, "scale"))]
     )
     node.set_output(
         emit_broadcast(
-            node, "ADD", [y, place_per_channel(node, v, node.require_constant(2, "bias"))]
+            node, "ADD", [result, place_per_channel(node, value, node.require_constant(2, "bias"))]
         ),
-        v.axes,
+        value.axes,
     )
 
 
 def lower_lrn(node: Node) -> None:
     size, alpha = int(node.attr("size")), float(node.attr("alpha", 1e-4))
     calc, last = Math(node), channels_last(len(node.shape))
-    x = node.place_input(0, last)
-    around = [*[(0, 0)] * (len(x.shape) - 1), ((size - 1) // 2, size // 2)]
-    squares = pad_tensor(node, calc("MUL", x, x), around)
+    tensor = node.place_input(0, last)
+    around = [*[(0, 0)] * (len(tensor.shape) - 1), ((size - 1) // 2, size // 2)]
+    squares = pad_tensor(node, calc("MUL", tensor, tensor), around)
     parts = [
-        slice_tensor(node, squares, [*[0] * (len(x.shape) - 1), i], x.shape) for i in range(size)
+        slice_tensor(node, squares, [*[0] * (len(tensor.shape) - 1), i], tensor.shape)
+        for i in range(size)
     ]
     total = parts[0]
     for part in parts[1:]:
         total = calc("ADD", total, part)
     base = calc("ADD", calc("MUL", total, alpha / size), float(node.attr("bias", 1.0)))
-    node.set_output(calc("DIV", x, calc("POW", base, float(node.attr("beta", 0.75)))), last)
+    node.set_output(calc("DIV", tensor, calc("POW", base, float(node.attr("beta", 0.75)))), last)

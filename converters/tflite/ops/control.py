@@ -29,36 +29,39 @@ FALLIBLE = {
 }  # fmt: skip
 
 
-def lower_body(node: Node, body: GraphProto, given: Sequence[PlacedValue]) -> list[PlacedValue]:
+def lower_body(node: Node, body: GraphProto, inputs: Sequence[PlacedValue]) -> list[PlacedValue]:
     """Lower a subgraph with these inputs; its outputs."""
     onnx = need("onnx", "onnx")
-    known = {t.name: constant(onnx.numpy_helper.to_array(t)) for t in body.initializer}
-    known |= {v.name: value for v, value in zip(body.input, given, strict=True)}
+    known = {
+        initializer.name: constant(onnx.numpy_helper.to_array(initializer))
+        for initializer in body.initializer
+    }
+    known |= {entry.name: value for entry, value in zip(body.input, inputs, strict=True)}
     scope = node.scope.make_inner(known)
     scope.lower_nodes(body.node)
-    return [scope.values[v.name] for v in body.output]
+    return [scope.values[entry.name] for entry in body.output]
 
 
 def lower_if(node: Node) -> None:
     condition = node.array(0)
     if condition is not None:
         chosen = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
-        for i, v in enumerate(lower_body(node, node.attributes[chosen], ())):
+        for i, value in enumerate(lower_body(node, node.attributes[chosen], ())):
             if node.has_output(i):
-                node.set_output_value(v, i)
+                node.set_output_value(value, i)
         return
     start = len(node.graph.ops)
-    yes = lower_body(node, node.attributes["then_branch"], ())
-    no = lower_body(node, node.attributes["else_branch"], ())
+    then_values = lower_body(node, node.attributes["then_branch"], ())
+    else_values = lower_body(node, node.attributes["else_branch"], ())
     for emitted in node.graph.ops[start:]:
         if _can_fail(emitted):
             raise node.refusal(
                 f"its condition is computed at run time, and {emitted.code} may fail in the branch "
                 "that is not taken"
             )
-    for i, (a, b) in enumerate(zip(yes, no, strict=True)):
+    for i, (yes_value, no_value) in enumerate(zip(then_values, else_values, strict=True)):
         if node.has_output(i):
-            node.set_output_value(_select(node, a, b), i)
+            node.set_output_value(_select(node, yes_value, no_value), i)
 
 
 def _can_fail(emitted: Op) -> bool:
@@ -71,22 +74,24 @@ def _can_fail(emitted: Op) -> bool:
     return tensor is not None and tensor.data is None
 
 
-def _select(node: Node, a: PlacedValue, b: PlacedValue) -> PlacedValue:
+def _select(node: Node, left: PlacedValue, right: PlacedValue) -> PlacedValue:
     """One of two values, by the condition of the If; both are computed."""
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if left.shape != right.shape or left.dtype != right.dtype:
         raise node.refusal(
-            f"its condition is computed at run time, and its branches give {a.dtype} {a.shape} "
-            f"and {b.dtype} {b.shape}"
+            f"its condition is computed at run time, and its branches give "
+            f"{left.dtype} {left.shape} and {right.dtype} {right.shape}"
         )
-    rank = len(a.shape)
-    axes = a.axes or b.axes or identity(rank)
-    left, right = node.place(a, axes), node.place(b, axes)
+    rank = len(left.shape)
+    axes = left.axes or right.axes or identity(rank)
+    left_tensor, right_tensor = node.place(left, axes), node.place(right, axes)
     condition = node.reshape(node.place_input(0), (1,) * rank)
     if rank:
-        tensor = emit_broadcast(node, "SELECT_V2", [condition, left, right], a.dtype)
+        tensor = emit_broadcast(
+            node, "SELECT_V2", [condition, left_tensor, right_tensor], left.dtype
+        )
     else:
-        tensor = node.emit("SELECT_V2", [condition, left, right], (), a.dtype)
-    return PlacedValue(a.shape, a.dtype, tensor, axes)
+        tensor = node.emit("SELECT_V2", [condition, left_tensor, right_tensor], (), left.dtype)
+    return PlacedValue(left.shape, left.dtype, tensor, axes)
 
 
 def lower_loop(node: Node) -> None:
@@ -106,18 +111,18 @@ def lower_loop(node: Node) -> None:
     trip = 0
     while going and (trips is None or trip < trips):
         _check_unrolled_size(node, len(body.node), trip + 1 if trips is None else trips)
-        given = [constant(np.array(trip, np.int64)), constant(np.array(True))]
-        again, *made = lower_body(node, body, [*given, *state])
+        trip_inputs = [constant(np.array(trip, np.int64)), constant(np.array(True))]
+        again, *results = lower_body(node, body, [*trip_inputs, *state])
         if again.array is None:
             raise node.refusal("whether it goes on is computed at run time")
         going = bool(again.array.reshape(-1)[0])
-        state = made[: len(state)]
-        for found, v in zip(collected, made[len(state) :], strict=True):
-            found.append(v)
+        state = results[: len(state)]
+        for series, value in zip(collected, results[len(state) :], strict=True):
+            series.append(value)
         trip += 1
     if any(node.has_output(len(state) + i) for i in range(len(collected))) and not trip:
         raise node.refusal("it makes no trip, so that an output is empty")
-    _set_outputs(node, [*state, *(stack_values(node, found, 0) for found in collected if found)])
+    _set_outputs(node, [*state, *(stack_values(node, series, 0) for series in collected if series)])
 
 
 def _check_unrolled_size(node: Node, nodes: int, trips: int) -> None:
@@ -129,93 +134,93 @@ def _check_unrolled_size(node: Node, nodes: int, trips: int) -> None:
 
 
 def _set_outputs(node: Node, values: Sequence[PlacedValue]) -> None:
-    for i, v in enumerate(values):
+    for i, value in enumerate(values):
         if node.has_output(i):
-            node.set_output_value(v, i)
+            node.set_output_value(value, i)
 
 
 def lower_scan(node: Node) -> None:
     if node.scope.opsets.get("", 9) < 9:
         _lower_scan_8(node)
         return
-    given = [node.value(i) for i in range(len(node.proto.input))]
-    _set_outputs(node, _unroll_scan(node, given))
+    inputs = [node.value(i) for i in range(len(node.proto.input))]
+    _set_outputs(node, _unroll_scan(node, inputs))
 
 
 def _lower_scan_8(node: Node) -> None:
     """Opset 8: a batch in axis 0 of everything, and the steps in axis 1."""
     if node.has_input(0):
         raise node.refusal("sequence_lens is not lowered", "export with opset 9 or later")
-    given = [node.value(i) for i in range(1, len(node.proto.input))]
+    inputs = [node.value(i) for i in range(1, len(node.proto.input))]
     rows = [
-        _unroll_scan(node, [take_index(node, v, 0, b) for v in given], "directions")
-        for b in range(given[0].shape[0])
+        _unroll_scan(node, [take_index(node, value, 0, row) for value in inputs], "directions")
+        for row in range(inputs[0].shape[0])
     ]
     _set_outputs(node, [stack_values(node, row, 0) for row in zip(*rows, strict=True)])
 
 
 def _unroll_scan(
-    node: Node, given: list[PlacedValue], directions: str = "scan_input_directions"
+    node: Node, inputs: list[PlacedValue], directions: str = "scan_input_directions"
 ) -> list[PlacedValue]:
     """The last states and what each trip gave, stacked."""
     body, count = node.attributes["body"], int(node.attr("num_scan_inputs"))
-    state, scanned = given[: len(given) - count], given[len(given) - count :]
-    axes = _read_axes(node, "scan_input_axes", [len(v.shape) for v in scanned])
+    state, scanned = inputs[: len(inputs) - count], inputs[len(inputs) - count :]
+    axes = _read_axes(node, "scan_input_axes", [len(value.shape) for value in scanned])
     backwards = node.attr(directions) or [0] * count
     trips = scanned[0].shape[axes[0]]
     _check_unrolled_size(node, len(body.node), trips)
     collected: list[list[PlacedValue]] = [[] for _ in body.output[len(state) :]]
     for trip in range(trips):
         parts = [
-            take_index(node, v, axis, trips - 1 - trip if back else trip)
-            for v, axis, back in zip(scanned, axes, backwards, strict=True)
+            take_index(node, value, axis, trips - 1 - trip if back else trip)
+            for value, axis, back in zip(scanned, axes, backwards, strict=True)
         ]
-        made = lower_body(node, body, [*state, *parts])
-        state = made[: len(state)]
-        for found, v in zip(collected, made[len(state) :], strict=True):
-            found.append(v)
+        results = lower_body(node, body, [*state, *parts])
+        state = results[: len(state)]
+        for series, value in zip(collected, results[len(state) :], strict=True):
+            series.append(value)
     if not trips:
         raise node.refusal("it makes no trip")
     out_axes = _read_axes(
-        node, "scan_output_axes", [len(found[0].shape) + 1 for found in collected]
+        node, "scan_output_axes", [len(series[0].shape) + 1 for series in collected]
     )
     reverse = node.attr("scan_output_directions") or [0] * len(collected)
     outputs = [
-        stack_values(node, found[::-1] if back else found, axis)
-        for found, axis, back in zip(collected, out_axes, reverse, strict=True)
+        stack_values(node, series[::-1] if back else series, axis)
+        for series, axis, back in zip(collected, out_axes, reverse, strict=True)
     ]
     return [*state, *outputs]
 
 
 def _read_axes(node: Node, name: str, ranks: list[int]) -> list[int]:
-    given = node.attr(name) or [0] * len(ranks)
-    return [int(a) % rank for a, rank in zip(given, ranks, strict=True)]
+    axes = node.attr(name) or [0] * len(ranks)
+    return [int(axis) % rank for axis, rank in zip(axes, ranks, strict=True)]
 
 
-def take_index(node: Node, v: PlacedValue, axis: int, index: int) -> PlacedValue:
+def take_index(node: Node, value: PlacedValue, axis: int, index: int) -> PlacedValue:
     """``v`` at one index of an axis, which it then has no more."""
-    shape = (*v.shape[:axis], *v.shape[axis + 1 :])
-    if v.array is not None:
-        return constant(v.array.take(index, axis))
-    x, at = node.place(v, v.axes), v.axes.index(axis)
-    begin = [index if i == at else 0 for i in range(len(x.shape))]
-    size = [1 if i == at else d for i, d in enumerate(x.shape)]
-    row = slice_tensor(node, x, begin, size)
-    row = node.reshape(row, [d for i, d in enumerate(x.shape) if i != at])
-    axes = tuple(a - (a > axis) for a in v.axes if a != axis)
-    return PlacedValue(shape, v.dtype, row, axes)
+    shape = (*value.shape[:axis], *value.shape[axis + 1 :])
+    if value.array is not None:
+        return constant(value.array.take(index, axis))
+    tensor, at = node.place(value, value.axes), value.axes.index(axis)
+    begin = [index if i == at else 0 for i in range(len(tensor.shape))]
+    size = [1 if i == at else size for i, size in enumerate(tensor.shape)]
+    row = slice_tensor(node, tensor, begin, size)
+    row = node.reshape(row, [size for i, size in enumerate(tensor.shape) if i != at])
+    axes = tuple(old_axis - (old_axis > axis) for old_axis in value.axes if old_axis != axis)
+    return PlacedValue(shape, value.dtype, row, axes)
 
 
 def stack_values(node: Node, values: Sequence[PlacedValue], axis: int) -> PlacedValue:
     """Values of one shape, along a new axis."""
-    arrays = [v.array for v in values if v.array is not None]
+    arrays = [value.array for value in values if value.array is not None]
     if len(arrays) == len(values):
         return constant(np.stack(arrays, axis))
     one = values[0].shape
-    if any(v.shape != one for v in values):
+    if any(value.shape != one for value in values):
         raise node.refusal("what its trips give differs in shape")
     before, after = math.prod(one[:axis]), math.prod(one[axis:])
-    tensors = [node.reshape(node.place(v), (before, after)) for v in values]
+    tensors = [node.reshape(node.place(value), (before, after)) for value in values]
     joined = tensors[0]
     if len(tensors) > 1:
         joined = node.emit("CONCATENATION", tensors, (before, after * len(tensors)), axis=1)

@@ -16,31 +16,33 @@ from edge_core.tensors import Array
 
 
 def lower_conv(node: Node) -> None:
-    x, weights = node.value(0), node.value(1)
-    rank = len(x.shape) - 2
-    if x.dtype != np.float32 or rank > 3:
-        raise node.refusal(f"TFLite has no {rank}-D convolution of {x.dtype}")
-    w = read_window(node, weights.shape[2:], x.shape[2:])
+    image, weights = node.value(0), node.value(1)
+    rank = len(image.shape) - 2
+    if image.dtype != np.float32 or rank > 3:
+        raise node.refusal(f"TFLite has no {rank}-D convolution of {image.dtype}")
+    window = read_window(node, weights.shape[2:], image.shape[2:])
     bias = node.place_input(2) if node.has_input(2) else node.const(np.zeros(weights.shape[0]))
     last = channels_last(rank + 2)
-    y = _emit_conv_3d(node, w, bias) if rank == 3 else _emit_conv_2d(node, w, bias)
-    node.set_output(node.reshape(y, memory_shape(node.shape, last)), last)
+    result = _emit_conv_3d(node, window, bias) if rank == 3 else _emit_conv_2d(node, window, bias)
+    node.set_output(node.reshape(result, memory_shape(node.shape, last)), last)
 
 
-def _emit_conv_2d(node: Node, w: Window, bias: Tensor) -> Tensor:
-    x, weights = node.value(0), node.value(1)
-    rank, groups, channels = len(x.shape) - 2, int(node.attr("group", 1)), x.shape[1]
+def _emit_conv_2d(node: Node, window: Window, bias: Tensor) -> Tensor:
+    value, weights = node.value(0), node.value(1)
+    rank, groups, channels = len(value.shape) - 2, int(node.attr("group", 1)), value.shape[1]
     depthwise = groups == channels > 1
     spatial = range(2, rank + 2)
     kernel = node.place(weights, (1, *spatial, 0) if depthwise else (0, *spatial, 1))
     image = node.place_input(0, channels_last(rank + 2))
     if rank == 1:
-        image, kernel, w = to_image_row(node, image), to_image_row(node, kernel), w.to_image()
-    image, padding = fit_padding(node, image, w)
+        image = to_image_row(node, image)
+        kernel = to_image_row(node, kernel)
+        window = window.to_image()
+    image, padding = fit_padding(node, image, window)
     shape = (node.shape[0], *((1,) if rank == 1 else ()), *node.shape[2:], node.shape[1])
     options = {
-        "padding": padding, "stride_h": w.strides[0], "stride_w": w.strides[1],
-        "dilation_h_factor": w.dilations[0], "dilation_w_factor": w.dilations[1],
+        "padding": padding, "stride_h": window.strides[0], "stride_w": window.strides[1],
+        "dilation_h_factor": window.dilations[0], "dilation_w_factor": window.dilations[1],
     }  # fmt: skip
     if depthwise:
         options["depth_multiplier"] = weights.shape[0] // channels
@@ -48,23 +50,23 @@ def _emit_conv_2d(node: Node, w: Window, bias: Tensor) -> Tensor:
     return node.emit(code, [image, kernel, bias], shape, **options)
 
 
-def _emit_conv_3d(node: Node, w: Window, bias: Tensor) -> Tensor:
+def _emit_conv_3d(node: Node, window: Window, bias: Tensor) -> Tensor:
     if int(node.attr("group", 1)) != 1:
         raise node.refusal("TFLite has no grouped 3-D convolution")
     last = channels_last(5)
-    image, padding = fit_padding(node, node.place_input(0, last), w)
+    image, padding = fit_padding(node, node.place_input(0, last), window)
     options: dict[str, int] = {}
-    for axis, stride, dilation in zip("dhw", w.strides, w.dilations, strict=True):
+    for axis, stride, dilation in zip("dhw", window.strides, window.dilations, strict=True):
         options |= {f"stride_{axis}": stride, f"dilation_{axis}_factor": dilation}
     inputs = [image, node.place_input(1, (2, 3, 4, 1, 0)), bias]
     return node.emit("CONV_3D", inputs, memory_shape(node.shape, last), padding=padding, **options)
 
 
 def lower_conv_transpose(node: Node) -> None:
-    x, weights = node.value(0), node.require_constant(1, "its weight")
-    rank = len(x.shape) - 2
-    if x.dtype != np.float32 or rank > 2:
-        raise node.refusal(f"TFLite has no {rank}-D transposed convolution of {x.dtype}")
+    image, weights = node.value(0), node.require_constant(1, "its weight")
+    rank = len(image.shape) - 2
+    if image.dtype != np.float32 or rank > 2:
+        raise node.refusal(f"TFLite has no {rank}-D transposed convolution of {image.dtype}")
     bias = (
         node.require_constant(2, "its bias")
         if node.has_input(2)
@@ -74,14 +76,14 @@ def lower_conv_transpose(node: Node) -> None:
     strides = node.attr("strides") or ones
     weights = _spread_kernel(weights, node.attr("dilations") or ones)
     last = channels_last(rank + 2)
-    image, size = node.place_input(0, last), node.shape[2:]
+    tensor, size = node.place_input(0, last), node.shape[2:]
     if rank == 1:
-        image, weights = to_image_row(node, image), weights[:, :, None]
+        tensor, weights = to_image_row(node, tensor), weights[:, :, None]
         strides, size = [1, *strides], (1, *size)
-    y = _crop(node, _emit_transpose_conv(node, image, weights, strides), size)
+    result = _crop(node, _emit_transpose_conv(node, tensor, weights, strides), size)
     if bias.any():
-        y = emit_broadcast(node, "ADD", [y, node.const(bias.reshape(1, 1, 1, -1))])
-    node.set_output(node.reshape(y, memory_shape(node.shape, last)), last)
+        result = emit_broadcast(node, "ADD", [result, node.const(bias.reshape(1, 1, 1, -1))])
+    node.set_output(node.reshape(result, memory_shape(node.shape, last)), last)
 
 
 def _emit_transpose_conv(
@@ -91,13 +93,13 @@ def _emit_transpose_conv(
     groups = int(node.attr("group", 1))
     each = image.shape[-1] // groups
     sizes = zip(image.shape[1:-1], strides, weights.shape[2:], strict=True)
-    full = [(d - 1) * s + k for d, s, k in sizes]
+    full = [(size - 1) * stride + length for size, stride, length in sizes]
     shape = (image.shape[0], *full, weights.shape[1])
     options = {"padding": VALID, "stride_h": strides[0], "stride_w": strides[1]}
     parts = []
-    for g in range(groups):
-        part = slice_tensor(node, image, (0, 0, 0, g * each), (*image.shape[:-1], each))
-        kernel = node.const(weights[g * each : (g + 1) * each].transpose(1, 2, 3, 0))
+    for group in range(groups):
+        part = slice_tensor(node, image, (0, 0, 0, group * each), (*image.shape[:-1], each))
+        kernel = node.const(weights[group * each : (group + 1) * each].transpose(1, 2, 3, 0))
         inputs = [node.ints(shape), kernel, part]
         parts.append(node.emit("TRANSPOSE_CONV", inputs, shape, np.float32, **options))
     if groups == 1:
@@ -105,25 +107,37 @@ def _emit_transpose_conv(
     return node.emit("CONCATENATION", parts, (*shape[:-1], shape[-1] * groups), axis=3)
 
 
-def _spread_kernel(w: Array, dilations: Sequence[int]) -> Array:
+def _spread_kernel(weights: Array, dilations: Sequence[int]) -> Array:
     """A dilated kernel as a plain one with zeros in it."""
-    kernel = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
-    spread = np.zeros((*w.shape[:2], *kernel), w.dtype)
-    spread[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = w
+    kernel = [
+        (length - 1) * dilation + 1
+        for length, dilation in zip(weights.shape[2:], dilations, strict=True)
+    ]
+    spread = np.zeros((*weights.shape[:2], *kernel), weights.dtype)
+    spread[(slice(None), slice(None), *(slice(None, None, dilation) for dilation in dilations))] = (
+        weights
+    )
     return spread
 
 
-def _crop(node: Node, y: Tensor, wanted: Sequence[int]) -> Tensor:
+def _crop(node: Node, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
     """What the node's pads leave of the full result; output_padding adds zeros at the end."""
-    full, how = y.shape[1:-1], node.attr("auto_pad", "NOTSET")
-    given, extra = node.attr("pads"), node.attr("output_padding") or []
+    full, how = tensor.shape[1:-1], node.attr("auto_pad", "NOTSET")
+    pads, extra = node.attr("pads"), node.attr("output_padding") or []
     front = [0] * (2 - len(node.shape[2:]))  # the axis that a row was given
     begin = [0, 0]
     if how in ("SAME_UPPER", "SAME_LOWER") or node.attr("output_shape"):
         more = front + (list(extra) or [0] * len(node.shape[2:]))
-        total = [max(f + e - o, 0) for f, e, o in zip(full, more, wanted, strict=True)]
-        begin = [t // 2 if how == "SAME_UPPER" else t - t // 2 for t in total]
-    elif given:
-        begin = front + list(given[: len(given) // 2])
-    around = [(-b, o + b - f) for b, o, f in zip(begin, wanted, full, strict=True)]
-    return pad_tensor(node, y, [(0, 0), *around, (0, 0)])
+        total = [
+            max(whole + added - new, 0) for whole, added, new in zip(full, more, sizes, strict=True)
+        ]
+        begin = [
+            surplus // 2 if how == "SAME_UPPER" else surplus - surplus // 2 for surplus in total
+        ]
+    elif pads:
+        begin = front + list(pads[: len(pads) // 2])
+    around = [
+        (-before, new + before - whole)
+        for before, new, whole in zip(begin, sizes, full, strict=True)
+    ]
+    return pad_tensor(node, tensor, [(0, 0), *around, (0, 0)])

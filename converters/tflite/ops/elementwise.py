@@ -50,14 +50,17 @@ Unary = Callable[["Math", Tensor], Tensor]
 
 def apply_unary(node: Node, function: Unary) -> None:
     """Apply a function to the first input, in the order in which it lies."""
-    v = node.value(0)
-    node.set_output(function(Math(node), node.place(v, v.axes)), v.axes)
+    value = node.value(0)
+    node.set_output(function(Math(node), node.place(value, value.axes)), value.axes)
 
 
 def lower_unary(node: Node) -> None:
     code = UNARY[node.op]
     whole = node.value(0).dtype.kind in "iu"
-    apply_unary(node, lambda m, x: apply_to_integers(node, code, x) if whole else m(code, x))
+    apply_unary(
+        node,
+        lambda calc, tensor: apply_to_integers(node, code, tensor) if whole else calc(code, tensor),
+    )
 
 
 def lower_identity(node: Node) -> None:
@@ -76,8 +79,8 @@ def lower_mean(node: Node) -> None:
     values = [node.value(i) for i in range(len(node.proto.input))]
     tensors, order = align_operands(node, values)
     total = tensors[0]
-    for t in tensors[1:]:
-        total = emit_broadcast(node, "ADD", [total, t])
+    for tensor in tensors[1:]:
+        total = emit_broadcast(node, "ADD", [total, tensor])
     node.set_output(Math(node)("MUL", total, 1 / len(tensors)), order)
 
 
@@ -88,9 +91,11 @@ def _reduce_left(node: Node, code: str, values: list[PlacedValue]) -> None:
     tensors, order = align_operands(node, values)
     tensors, back = widen_bytes(node, tensors)
     result = tensors[0]
-    for t in tensors[1:]:
+    for tensor in tensors[1:]:
         result = (
-            divide(node, result, t) if code == "DIV" else emit_broadcast(node, code, [result, t])
+            divide(node, result, tensor)
+            if code == "DIV"
+            else emit_broadcast(node, code, [result, tensor])
         )
     node.set_output(back(result), order)
 
@@ -108,33 +113,33 @@ def lower_where(node: Node) -> None:
 
 
 def lower_cast(node: Node) -> None:
-    v, dtype = node.value(0), np.dtype(node.dtypes[0])
-    if v.dtype == dtype:
-        node.set_output_value(v)
+    value, dtype = node.value(0), np.dtype(node.dtypes[0])
+    if value.dtype == dtype:
+        node.set_output_value(value)
         return
-    x = node.place(v, v.axes)
-    node.set_output(cast(node, x, dtype), v.axes)
+    tensor = node.place(value, value.axes)
+    node.set_output(cast(node, tensor, dtype), value.axes)
 
 
 def lower_clip(node: Node) -> None:
     bounds = []
     for i, (name, default) in enumerate((("min", -math.inf), ("max", math.inf)), start=1):
-        given = node.array(i)
-        if node.has_input(i) and given is None:
+        bound = node.array(i)
+        if node.has_input(i) and bound is None:
             _clip_by_tensors(node)
             return
-        bounds.append(node.attr(name, default) if given is None else given.item())
+        bounds.append(node.attr(name, default) if bound is None else bound.item())
     low, high = bounds
     if low > high:
         low = high  # as ONNX defines it
-    apply_unary(node, lambda m, x: m.clamp(x, low, high))
+    apply_unary(node, lambda calc, tensor: calc.clamp(tensor, low, high))
 
 
 def _clip_by_tensors(node: Node) -> None:
     value = node.value(0)
-    for i, code in ((1, "MAXIMUM"), (2, "MINIMUM")):
-        if node.has_input(i):
-            tensor, order = apply_elementwise(node, code, [value, node.value(i)])
+    for index, code in ((1, "MAXIMUM"), (2, "MINIMUM")):
+        if node.has_input(index):
+            tensor, order = apply_elementwise(node, code, [value, node.value(index)])
             value = PlacedValue(value.shape, value.dtype, tensor, order)
     node.set_output_value(value)
 
@@ -142,147 +147,173 @@ def _clip_by_tensors(node: Node) -> None:
 def lower_pow(node: Node) -> None:
     exponent = node.array(1)
     if exponent is not None and exponent.size == 1 and node.value(0).dtype == np.float32:
-        e = float(exponent.reshape(()))
-        v = widen_rank(node, node.value(0), len(node.shape))
-        x = node.place(v, v.axes)
-        if e == 2.0:
-            return node.set_output(emit_broadcast(node, "MUL", [x, x]), v.axes)
-        if e == 0.5:
-            return node.set_output(emit_broadcast(node, "SQRT", [x]), v.axes)
-        return node.set_output(Math(node)("POW", x, e), v.axes)
-    (a, b), order = align_operands(node, [node.value(0), node.value(1)])
-    if a.dtype.kind == "f":
-        return node.set_output(emit_broadcast(node, "POW", [a, cast(node, b, a.dtype)]), order)
-    exponents = b.data
+        power = float(exponent.reshape(()))
+        value = widen_rank(node, node.value(0), len(node.shape))
+        tensor = node.place(value, value.axes)
+        if power == 2.0:
+            return node.set_output(emit_broadcast(node, "MUL", [tensor, tensor]), value.axes)
+        if power == 0.5:
+            return node.set_output(emit_broadcast(node, "SQRT", [tensor]), value.axes)
+        return node.set_output(Math(node)("POW", tensor, power), value.axes)
+    (base, exponents_tensor), order = align_operands(node, [node.value(0), node.value(1)])
+    if base.dtype.kind == "f":
+        return node.set_output(
+            emit_broadcast(node, "POW", [base, cast(node, exponents_tensor, base.dtype)]), order
+        )
+    exponents = exponents_tensor.data
     if exponents is None or (exponents < 0).any() or (exponents % 1).any():
         raise node.refusal(
             "a power of integers needs constant whole exponents that are not negative"
         )
-    (x,), back = widen_bytes(node, [a])
-    return node.set_output(back(_raise_integers(node, x, exponents.astype(np.int64))), order)
+    (tensor,), back = widen_bytes(node, [base])
+    return node.set_output(back(_raise_integers(node, tensor, exponents.astype(np.int64))), order)
 
 
-def _raise_integers(node: Node, x: Tensor, exponents: Array) -> Tensor:
+def _raise_integers(node: Node, tensor: Tensor, exponents: Array) -> Tensor:
     """Integers to constant powers by squaring: float32, which POW computes in, has 24 bits."""
-    shape = np.broadcast_shapes(x.shape, exponents.shape)
-    one, y = node.const(np.ones((1,) * len(shape)), x.dtype), node.const(np.ones(shape), x.dtype)
+    shape = np.broadcast_shapes(tensor.shape, exponents.shape)
+    one = node.const(np.ones((1,) * len(shape)), tensor.dtype)
+    result = node.const(np.ones(shape), tensor.dtype)
     for bit in range(int(exponents.max(initial=0)).bit_length()):
-        x = emit_broadcast(node, "MUL", [x, x]) if bit else x
-        taken = node.const(exponents >> bit & 1, np.bool_)
-        y = emit_broadcast(
-            node, "MUL", [y, emit_broadcast(node, "SELECT_V2", [taken, x, one], x.dtype)]
+        tensor = emit_broadcast(node, "MUL", [tensor, tensor]) if bit else tensor
+        is_factor = node.const(exponents >> bit & 1, np.bool_)
+        result = emit_broadcast(
+            node,
+            "MUL",
+            [result, emit_broadcast(node, "SELECT_V2", [is_factor, tensor, one], tensor.dtype)],
         )
-    return y
+    return result
 
 
 def lower_mod(node: Node) -> None:
     tensors, order = align_operands(node, [node.value(0), node.value(1)])
-    (a, b), back = widen_bytes(node, tensors)
+    (dividend, divisor), back = widen_bytes(node, tensors)
     if not node.attr("fmod", 0):
-        node.set_output(back(emit_broadcast(node, "FLOOR_MOD", [a, b])), order)
+        node.set_output(back(emit_broadcast(node, "FLOOR_MOD", [dividend, divisor])), order)
         return
-    if a.dtype.kind in "iu":
-        node.set_output(back(compute_remainder(node, a, b)), order)
+    if dividend.dtype.kind in "iu":
+        node.set_output(back(compute_remainder(node, dividend, divisor)), order)
         return
     calc = Math(node)
     # The sign is that of the dividend: the remainder of the magnitudes is below the divisor's.
-    rest = calc("FLOOR_MOD", calc("ABS", a), calc("ABS", b))
-    node.set_output(calc("MUL", rest, calc("SIGN", a)), order)
+    rest = calc("FLOOR_MOD", calc("ABS", dividend), calc("ABS", divisor))
+    node.set_output(calc("MUL", rest, calc("SIGN", dividend)), order)
 
 
 def lower_leaky_relu(node: Node) -> None:
-    apply_unary(node, lambda m, x: m("LEAKY_RELU", x, alpha=float(node.attr("alpha", 0.01))))
+    apply_unary(
+        node, lambda calc, tensor: calc("LEAKY_RELU", tensor, alpha=float(node.attr("alpha", 0.01)))
+    )
 
 
 def lower_prelu(node: Node) -> None:
-    x = node.value(0)
-    a, b = node.place(x, x.axes), node.place(widen_rank(node, node.value(1), len(x.shape)), x.axes)
-    if b.data is not None and a.dtype == np.float32 and len(a.shape) == 4 and b.shape[0] == 1:
-        node.set_output(node.emit("PRELU", [a, node.reshape(b, b.shape[1:])], a.shape), x.axes)
+    value = node.value(0)
+    tensor = node.place(value, value.axes)
+    slope = node.place(widen_rank(node, node.value(1), len(value.shape)), value.axes)
+    if (
+        slope.data is not None
+        and tensor.dtype == np.float32
+        and len(tensor.shape) == 4
+        and slope.shape[0] == 1
+    ):
+        node.set_output(
+            node.emit("PRELU", [tensor, node.reshape(slope, slope.shape[1:])], tensor.shape),
+            value.axes,
+        )
         return
     calc = Math(node)
     node.set_output(
-        calc("ADD", calc("MAXIMUM", a, 0), calc("MUL", calc("MINIMUM", a, 0), b)), x.axes
+        calc("ADD", calc("MAXIMUM", tensor, 0), calc("MUL", calc("MINIMUM", tensor, 0), slope)),
+        value.axes,
     )
 
 
 def lower_gelu(node: Node) -> None:
     tanh = node.attr("approximate", "none") == "tanh"
-    apply_unary(node, lambda m, x: m("GELU", x, approximate=tanh))
+    apply_unary(node, lambda calc, tensor: calc("GELU", tensor, approximate=tanh))
 
 
-def _erf(calc: Math, x: Tensor) -> Tensor:
-    magnitude = calc("ABS", x)
-    t = calc("DIV", 1.0, calc("ADD", calc("MUL", magnitude, ERF_P), 1.0))
-    poly = calc("MUL", t, ERF_A[0])
-    for a in ERF_A[1:]:
-        poly = calc("MUL", calc("ADD", poly, a), t)
-    bell = calc("EXP", calc("NEG", calc("MUL", x, x)))
-    return calc("MUL", calc("SIGN", x), calc("SUB", 1.0, calc("MUL", poly, bell)))
+def _erf(calc: Math, tensor: Tensor) -> Tensor:
+    magnitude = calc("ABS", tensor)
+    reciprocal = calc("DIV", 1.0, calc("ADD", calc("MUL", magnitude, ERF_P), 1.0))
+    poly = calc("MUL", reciprocal, ERF_A[0])
+    for coefficient in ERF_A[1:]:
+        poly = calc("MUL", calc("ADD", poly, coefficient), reciprocal)
+    bell = calc("EXP", calc("NEG", calc("MUL", tensor, tensor)))
+    return calc("MUL", calc("SIGN", tensor), calc("SUB", 1.0, calc("MUL", poly, bell)))
 
 
-def softplus(calc: Math, x: Tensor) -> Tensor:
+def softplus(calc: Math, tensor: Tensor) -> Tensor:
     # log(1 + e^x) without overflow
-    tail = calc("LOG", calc("ADD", calc("EXP", calc("NEG", calc("ABS", x))), 1.0))
-    return calc("ADD", calc("RELU", x), tail)
+    tail = calc("LOG", calc("ADD", calc("EXP", calc("NEG", calc("ABS", tensor))), 1.0))
+    return calc("ADD", calc("RELU", tensor), tail)
 
 
-def elu(alpha: float, calc: Math, x: Tensor) -> Tensor:
+def elu(alpha: float, calc: Math, tensor: Tensor) -> Tensor:
     if alpha == 1.0:
-        return calc("ELU", x)
-    low = calc("MUL", calc("SUB", calc("EXP", calc("MINIMUM", x, 0.0)), 1.0), alpha)
-    return calc("ADD", calc("RELU", x), low)
+        return calc("ELU", tensor)
+    low = calc("MUL", calc("SUB", calc("EXP", calc("MINIMUM", tensor, 0.0)), 1.0), alpha)
+    return calc("ADD", calc("RELU", tensor), low)
 
 
-def _atan(calc: Math, x: Tensor) -> Tensor:
-    return calc("ATAN2", x, calc("ADD", calc("MUL", x, 0.0), 1.0))
+def _atan(calc: Math, tensor: Tensor) -> Tensor:
+    return calc("ATAN2", tensor, calc("ADD", calc("MUL", tensor, 0.0), 1.0))
 
 
-def _asin(calc: Math, x: Tensor) -> Tensor:
-    return calc("ATAN2", x, calc("SQRT", _one_minus_square(calc, x)))
+def _asin(calc: Math, tensor: Tensor) -> Tensor:
+    return calc("ATAN2", tensor, calc("SQRT", _one_minus_square(calc, tensor)))
 
 
-def _acos(calc: Math, x: Tensor) -> Tensor:
-    return calc("ATAN2", calc("SQRT", _one_minus_square(calc, x)), x)
+def _acos(calc: Math, tensor: Tensor) -> Tensor:
+    return calc("ATAN2", calc("SQRT", _one_minus_square(calc, tensor)), tensor)
 
 
-def _one_minus_square(calc: Math, x: Tensor) -> Tensor:
-    return calc("MUL", calc("SUB", 1.0, x), calc("ADD", x, 1.0))
+def _one_minus_square(calc: Math, tensor: Tensor) -> Tensor:
+    return calc("MUL", calc("SUB", 1.0, tensor), calc("ADD", tensor, 1.0))
 
 
-def _half_of_exps(calc: Math, x: Tensor, code: str) -> Tensor:
-    return calc("MUL", calc(code, calc("EXP", x), calc("EXP", calc("NEG", x))), 0.5)
+def _half_of_exps(calc: Math, tensor: Tensor, code: str) -> Tensor:
+    return calc("MUL", calc(code, calc("EXP", tensor), calc("EXP", calc("NEG", tensor))), 0.5)
 
 
-def _asinh(calc: Math, x: Tensor) -> Tensor:
-    a = calc("ABS", x)
+def _asinh(calc: Math, tensor: Tensor) -> Tensor:
+    magnitude = calc("ABS", tensor)
     return calc(
         "MUL",
-        calc("SIGN", x),
-        calc("LOG", calc("ADD", a, calc("SQRT", calc("ADD", calc("MUL", a, a), 1.0)))),
+        calc("SIGN", tensor),
+        calc(
+            "LOG",
+            calc(
+                "ADD", magnitude, calc("SQRT", calc("ADD", calc("MUL", magnitude, magnitude), 1.0))
+            ),
+        ),
     )
 
 
-def _acosh(calc: Math, x: Tensor) -> Tensor:
-    return calc("LOG", calc("ADD", x, calc("SQRT", calc("SUB", calc("MUL", x, x), 1.0))))
+def _acosh(calc: Math, tensor: Tensor) -> Tensor:
+    return calc(
+        "LOG", calc("ADD", tensor, calc("SQRT", calc("SUB", calc("MUL", tensor, tensor), 1.0)))
+    )
 
 
-def _atanh(calc: Math, x: Tensor) -> Tensor:
-    return calc("MUL", calc("LOG", calc("DIV", calc("ADD", x, 1.0), calc("SUB", 1.0, x))), 0.5)
+def _atanh(calc: Math, tensor: Tensor) -> Tensor:
+    return calc(
+        "MUL", calc("LOG", calc("DIV", calc("ADD", tensor, 1.0), calc("SUB", 1.0, tensor))), 0.5
+    )
 
 
 SIMPLE: dict[str, Unary] = {
     "Erf": _erf,
     "Softplus": softplus,
-    "Reciprocal": lambda m, x: m("DIV", 1.0, x),
-    "Softsign": lambda m, x: m("DIV", x, m("ADD", m("ABS", x), 1.0)),
-    "Mish": lambda m, x: m("MUL", x, m("TANH", softplus(m, x))),
-    "Tan": lambda m, x: m("DIV", m("SIN", x), m("COS", x)),
+    "Reciprocal": lambda calc, tensor: calc("DIV", 1.0, tensor),
+    "Softsign": lambda calc, tensor: calc("DIV", tensor, calc("ADD", calc("ABS", tensor), 1.0)),
+    "Mish": lambda calc, tensor: calc("MUL", tensor, calc("TANH", softplus(calc, tensor))),
+    "Tan": lambda calc, tensor: calc("DIV", calc("SIN", tensor), calc("COS", tensor)),
     "Atan": _atan, "Asin": _asin, "Acos": _acos, "Asinh": _asinh, "Acosh": _acosh,
     "Atanh": _atanh,
-    "Sinh": lambda m, x: _half_of_exps(m, x, "SUB"),
-    "Cosh": lambda m, x: _half_of_exps(m, x, "ADD"),
-    "IsNaN": lambda m, x: m("NOT_EQUAL", x, x, dtype=np.bool_),
+    "Sinh": lambda calc, tensor: _half_of_exps(calc, tensor, "SUB"),
+    "Cosh": lambda calc, tensor: _half_of_exps(calc, tensor, "ADD"),
+    "IsNaN": lambda calc, tensor: calc("NOT_EQUAL", tensor, tensor, dtype=np.bool_),
 }  # fmt: skip
 
 
@@ -297,9 +328,9 @@ def lower_elu(node: Node) -> None:
 def lower_celu(node: Node) -> None:
     alpha = float(node.attr("alpha", 1.0))
 
-    def celu(calc: Math, x: Tensor) -> Tensor:
-        low = calc("SUB", calc("EXP", calc("MUL", calc("MINIMUM", x, 0.0), 1 / alpha)), 1.0)
-        return calc("ADD", calc("RELU", x), calc("MUL", low, alpha))
+    def celu(calc: Math, tensor: Tensor) -> Tensor:
+        low = calc("SUB", calc("EXP", calc("MUL", calc("MINIMUM", tensor, 0.0), 1 / alpha)), 1.0)
+        return calc("ADD", calc("RELU", tensor), calc("MUL", low, alpha))
 
     apply_unary(node, celu)
 
@@ -307,35 +338,38 @@ def lower_celu(node: Node) -> None:
 def lower_selu(node: Node) -> None:
     alpha = float(node.attr("alpha", 1.67326319217681884765625))
     gamma = float(node.attr("gamma", 1.05070102214813232421875))
-    apply_unary(node, lambda m, x: m("MUL", elu(alpha, m, x), gamma))
+    apply_unary(node, lambda calc, tensor: calc("MUL", elu(alpha, calc, tensor), gamma))
 
 
 def lower_thresholded_relu(node: Node) -> None:
     alpha = float(node.attr("alpha", 1.0))
 
-    def above(calc: Math, x: Tensor) -> Tensor:
-        keep = cast(node, calc("GREATER", x, alpha, dtype=np.bool_), np.float32)
-        return calc("MUL", x, keep)
+    def above(calc: Math, tensor: Tensor) -> Tensor:
+        keep = cast(node, calc("GREATER", tensor, alpha, dtype=np.bool_), np.float32)
+        return calc("MUL", tensor, keep)
 
     apply_unary(node, above)
 
 
 def lower_hard_sigmoid(node: Node) -> None:
     alpha, beta = float(node.attr("alpha", 0.2)), float(node.attr("beta", 0.5))
-    apply_unary(node, lambda m, x: m.clamp(m("ADD", m("MUL", x, alpha), beta), 0.0, 1.0))
+    apply_unary(
+        node,
+        lambda calc, tensor: calc.clamp(calc("ADD", calc("MUL", tensor, alpha), beta), 0.0, 1.0),
+    )
 
 
 def lower_is_inf(node: Node) -> None:
     positive, negative = node.attr("detect_positive", 1), node.attr("detect_negative", 1)
 
-    def infinite(calc: Math, x: Tensor) -> Tensor:
+    def infinite(calc: Math, tensor: Tensor) -> Tensor:
         if positive and negative:
-            x = calc("ABS", x)
+            tensor = calc("ABS", tensor)
         elif negative:
-            x = calc("NEG", x)
+            tensor = calc("NEG", tensor)
         elif not positive:
-            return calc("LESS", calc("ABS", x), 0.0, dtype=np.bool_)
-        return calc("EQUAL", x, np.inf, dtype=np.bool_)
+            return calc("LESS", calc("ABS", tensor), 0.0, dtype=np.bool_)
+        return calc("EQUAL", tensor, np.inf, dtype=np.bool_)
 
     apply_unary(node, infinite)
 

@@ -44,12 +44,12 @@ def lower_gather(node: Node) -> None:
         _take_one(node, data, axis, int(index.array) % size)
         return
     at = wrap_indices(node, node.place(index), size)
-    x = node.place(data)
-    node.set_output(node.emit("GATHER", [x, at], node.shape, axis=axis))
+    tensor = node.place(data)
+    node.set_output(node.emit("GATHER", [tensor, at], node.shape, axis=axis))
 
 
-def _is_embedding_table(v: PlacedValue, axis: int) -> bool:
-    array = v.array
+def _is_embedding_table(value: PlacedValue, axis: int) -> bool:
+    array = value.array
     return (
         array is not None
         and array.dtype == np.float32
@@ -75,48 +75,50 @@ def _look_up_rows(node: Node, table: PlacedValue, ids: PlacedValue) -> Tensor:
 
 def _take_one(node: Node, data: PlacedValue, axis: int, index: int) -> None:
     at = data.axes.index(axis)
-    x = node.place(data, data.axes)
-    begin, size = [0] * len(x.shape), list(x.shape)
+    tensor = node.place(data, data.axes)
+    begin, size = [0] * len(tensor.shape), list(tensor.shape)
     begin[at], size[at] = index, 1
-    row = node.emit("SLICE", [x, node.ints(begin), node.ints(size)], size)
-    kept = [a for a in data.axes if a != axis]
-    shape = [d for i, d in enumerate(x.shape) if i != at]
-    node.set_output(node.reshape(row, shape), tuple(sorted(kept).index(a) for a in kept))
+    row = node.emit("SLICE", [tensor, node.ints(begin), node.ints(size)], size)
+    kept = [kept_axis for kept_axis in data.axes if kept_axis != axis]
+    shape = [size for i, size in enumerate(tensor.shape) if i != at]
+    node.set_output(
+        node.reshape(row, shape), tuple(sorted(kept).index(kept_axis) for kept_axis in kept)
+    )
 
 
-def widen_booleans(node: Node, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def widen_booleans(node: Node, tensor: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The tensor in a type that every kernel has, and the way back: booleans go as uint8."""
-    if x.dtype != np.bool_:
-        return x, lambda y: y
-    return cast(node, x, np.uint8), lambda y: cast(node, y, np.bool_)
+    if tensor.dtype != np.bool_:
+        return tensor, lambda result: result
+    return cast(node, tensor, np.uint8), lambda result: cast(node, result, np.bool_)
 
 
 def lower_gather_elements(node: Node) -> None:
     data, index = node.value(0), node.value(1)
     rank = len(data.shape)
     axis = int(node.attr("axis", 0)) % rank
-    order = (*(a for a in range(rank) if a != axis), axis)
+    order = (*(other for other in range(rank) if other != axis), axis)
     # Elsewhere than along the axis, an index looks into its own row only.
-    x = slice_tensor(
+    rows_tensor = slice_tensor(
         node,
         node.place(data, order),
         [0] * rank,
-        [*(index.shape[a] for a in order[:-1]), data.shape[axis]],
+        [*(index.shape[other] for other in order[:-1]), data.shape[axis]],
     )
     at = wrap_indices(node, cast(node, node.place(index, order), np.int32), data.shape[axis])
     rows, shape = math.prod(at.shape[:-1]), at.shape
-    x, back = widen_booleans(node, node.reshape(x, (rows, data.shape[axis])))
+    rows_tensor, back = widen_booleans(node, node.reshape(rows_tensor, (rows, data.shape[axis])))
     at = node.reshape(at, (rows, shape[-1]))
     if rows == 1:  # one row: GATHER as the oldest runtimes have it
-        y = node.emit(
+        result = node.emit(
             "GATHER",
-            [node.reshape(x, x.shape[1:]), node.reshape(at, at.shape[1:])],
+            [node.reshape(rows_tensor, rows_tensor.shape[1:]), node.reshape(at, at.shape[1:])],
             at.shape[1:],
             axis=0,
         )
     else:
-        y = node.emit("GATHER", [x, at], at.shape, axis=1, batch_dims=1)
-    node.set_output(node.reshape(back(y), shape), order)
+        result = node.emit("GATHER", [rows_tensor, at], at.shape, axis=1, batch_dims=1)
+    node.set_output(node.reshape(back(result), shape), order)
 
 
 def lower_gather_nd(node: Node) -> None:
@@ -131,20 +133,20 @@ def lower_gather_nd(node: Node) -> None:
             node, "ADD", [rows, node.const(np.arange(lead)[:, None] * inner, np.int32)]
         )
     count = math.prod(rows.shape)
-    x, back = widen_booleans(node, node.reshape(node.place(data), (lead * inner, rest)))
-    y = node.emit("GATHER", [x, node.reshape(rows, (count,))], (count, rest), axis=0)
-    node.set_output(node.reshape(back(y), node.shape))
+    table, back = widen_booleans(node, node.reshape(node.place(data), (lead * inner, rest)))
+    result = node.emit("GATHER", [table, node.reshape(rows, (count,))], (count, rest), axis=0)
+    node.set_output(node.reshape(back(result), node.shape))
 
 
 def flatten_indices(node: Node, index: Tensor, sizes: Sequence[int]) -> Tensor:
     """Index vectors [..., k] into axes of these sizes, as int32 indices into them all as one."""
-    k, count = len(sizes), math.prod(index.shape[:-1])
-    at = node.reshape(cast(node, index, np.int32), (count, k))
-    if not k:
+    depth, count = len(sizes), math.prod(index.shape[:-1])
+    at = node.reshape(cast(node, index, np.int32), (count, depth))
+    if not depth:
         return node.const(np.zeros(count), np.int32)
     if math.prod(sizes) > MAX_ROWS:
         raise node.refusal(f"{math.prod(sizes)} rows are more than 32-bit indices reach")
-    steps = np.array([math.prod(sizes[i + 1 :]) for i in range(k)], np.int32)
+    steps = np.array([math.prod(sizes[i + 1 :]) for i in range(depth)], np.int32)
     if at.data is not None:
         return node.const(
             (np.where(at.data < 0, at.data + np.array(sizes), at.data) * steps).sum(1), np.int32
@@ -162,16 +164,16 @@ def flatten_indices(node: Node, index: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def lower_trilu(node: Node) -> None:
-    v = node.value(0)
-    k = int(node.require_constant(1, "k").reshape(())) if node.has_input(1) else 0
-    if 0 in v.shape:
-        node.set_output_value(v)
+    value = node.value(0)
+    diagonal = int(node.require_constant(1, "k").reshape(())) if node.has_input(1) else 0
+    if 0 in value.shape:
+        node.set_output_value(value)
         return
-    keep = np.ones(v.shape[-2:], bool)
-    keep = np.triu(keep, k) if node.attr("upper", 1) else np.tril(keep, k)
-    keep = keep.reshape((1,) * (len(v.shape) - 2) + keep.shape)
-    tensor, back = widen_booleans(node, node.place(v))
-    nothing = node.const(np.zeros((1,) * len(v.shape)), tensor.dtype)
+    keep = np.ones(value.shape[-2:], bool)
+    keep = np.triu(keep, diagonal) if node.attr("upper", 1) else np.tril(keep, diagonal)
+    keep = keep.reshape((1,) * (len(value.shape) - 2) + keep.shape)
+    tensor, back = widen_booleans(node, node.place(value))
+    nothing = node.const(np.zeros((1,) * len(value.shape)), tensor.dtype)
     node.set_output(
         back(
             emit_broadcast(
@@ -188,69 +190,72 @@ def lower_eye_like(node: Node) -> None:
 
 def lower_compress(node: Node) -> None:
     kept = np.flatnonzero(node.require_constant(1, "its condition"))
-    v, axis = node.value(0), node.attr("axis")
+    value, axis = node.value(0), node.attr("axis")
     if axis is None:
-        x = node.reshape(node.place(v), (math.prod(v.shape),))
-        node.set_output(node.emit("GATHER", [x, node.ints(kept)], (len(kept),), axis=0))
+        tensor = node.reshape(node.place(value), (math.prod(value.shape),))
+        node.set_output(node.emit("GATHER", [tensor, node.ints(kept)], (len(kept),), axis=0))
         return
-    at, x = v.axes.index(axis % len(v.shape)), node.place(v, v.axes)
-    shape = (*x.shape[:at], len(kept), *x.shape[at + 1 :])
-    node.set_output(node.emit("GATHER", [x, node.ints(kept)], shape, axis=at), v.axes)
+    at, tensor = value.axes.index(axis % len(value.shape)), node.place(value, value.axes)
+    shape = (*tensor.shape[:at], len(kept), *tensor.shape[at + 1 :])
+    node.set_output(node.emit("GATHER", [tensor, node.ints(kept)], shape, axis=at), value.axes)
 
 
 def lower_one_hot(node: Node) -> None:
-    v = node.value(0)
+    value = node.value(0)
     depth = int(node.require_constant(1, "its depth").reshape(()))
-    axis = int(node.attr("axis", -1)) % (len(v.shape) + 1)
-    kind = np.int64 if v.dtype == np.int64 else np.int32
-    at = wrap_indices(node, cast(node, node.place(v), kind), depth)
+    axis = int(node.attr("axis", -1)) % (len(value.shape) + 1)
+    kind = np.int64 if value.dtype == np.int64 else np.int32
+    at = wrap_indices(node, cast(node, node.place(value), kind), depth)
     values = node.place_input(2)
-    off, on = (node.reshape(slice_tensor(node, values, [i], [1]), ()) for i in (0, 1))
+    off, on = (node.reshape(slice_tensor(node, values, [place], [1]), ()) for place in (0, 1))
     if values.data is not None:
-        off, on = (node.const(values.data[i], values.dtype) for i in (0, 1))
-    y = node.emit(
+        off, on = (node.const(values.data[place], values.dtype) for place in (0, 1))
+    result = node.emit(
         "ONE_HOT",
         [at, node.const(depth, np.int32), on, off],
-        (*v.shape, depth),
+        (*value.shape, depth),
         values.dtype,
         axis=-1,
     )
-    rank = len(v.shape) + 1
-    order = (*(a for a in range(rank) if a != axis), axis)
-    node.set_output(y, order)
+    rank = len(value.shape) + 1
+    order = (*(other for other in range(rank) if other != axis), axis)
+    node.set_output(result, order)
 
 
 def lower_reverse_sequence(node: Node) -> None:
-    v = node.value(0)
+    value = node.value(0)
     seq, batch = int(node.attr("time_axis", 0)), int(node.attr("batch_axis", 1))
-    inputs = [node.place(v, v.axes), node.place_input(1)]
-    options = {"seq_dim": v.axes.index(seq), "batch_dim": v.axes.index(batch)}
-    node.set_output(node.emit("REVERSE_SEQUENCE", inputs, inputs[0].shape, **options), v.axes)
+    inputs = [node.place(value, value.axes), node.place_input(1)]
+    options = {"seq_dim": value.axes.index(seq), "batch_dim": value.axes.index(batch)}
+    node.set_output(node.emit("REVERSE_SEQUENCE", inputs, inputs[0].shape, **options), value.axes)
 
 
 def lower_top_k(node: Node) -> None:
-    v = node.value(0)
+    value = node.value(0)
     old = node.scope.opsets.get("", 11) < 10
-    k = int(node.attr("k")) if old else int(node.require_constant(1, "k").reshape(()))
-    axis, largest = int(node.attr("axis", -1)) % len(v.shape), bool(node.attr("largest", 1))
-    x, order = place_axis_last(node, v, axis)
-    if v.dtype not in (np.float32, np.int32, np.int64):
-        x = cast(node, x, np.int32)
+    count = int(node.attr("k")) if old else int(node.require_constant(1, "k").reshape(()))
+    axis, largest = int(node.attr("axis", -1)) % len(value.shape), bool(node.attr("largest", 1))
+    tensor, order = place_axis_last(node, value, axis)
+    if value.dtype not in (np.float32, np.int32, np.int64):
+        tensor = cast(node, tensor, np.int32)
     calc = Math(node)
 
-    def turned(t: Tensor) -> Tensor:
+    def reverse_order(tensor: Tensor) -> Tensor:
         """The order reversed; of integers as -1 - x, which the lowest number has too."""
         if largest:
-            return t
-        return calc("NEG", t) if t.dtype == np.float32 else calc("SUB", -1, t)
+            return tensor
+        return calc("NEG", tensor) if tensor.dtype == np.float32 else calc("SUB", -1, tensor)
 
-    x = turned(x)
-    shape = (*x.shape[:-1], k)
+    tensor = reverse_order(tensor)
+    shape = (*tensor.shape[:-1], count)
     top, at = node.graph.emit_many(
-        "TOPK_V2", [x, node.const(k, np.int32)], [shape] * 2, dtypes=[x.dtype, np.int32]
+        "TOPK_V2",
+        [tensor, node.const(count, np.int32)],
+        [shape] * 2,
+        dtypes=[tensor.dtype, np.int32],
     )
     if node.has_output(0):
-        node.set_output(cast(node, turned(top), v.dtype), order)
+        node.set_output(cast(node, reverse_order(top), value.dtype), order)
     if node.has_output(1):
         node.set_output(cast(node, at, np.int64), order, 1)
 

@@ -13,13 +13,13 @@ from converters.tflite.ops.reductions import place_axis_last
 
 
 def lower_negative_log_likelihood_loss(node: Node) -> None:
-    x, _ = place_axis_last(node, node.value(0), 1)
-    _set_loss(node, x)
+    logs, _ = place_axis_last(node, node.value(0), 1)
+    _set_loss(node, logs)
 
 
 def lower_softmax_cross_entropy_loss(node: Node) -> None:
-    x, order = place_axis_last(node, node.value(0), 1)
-    logs = node.emit("LOG_SOFTMAX", [x], x.shape)
+    scores, order = place_axis_last(node, node.value(0), 1)
+    logs = node.emit("LOG_SOFTMAX", [scores], scores.shape)
     _set_loss(node, logs)
     if node.has_output(1):
         node.set_output(logs, order, 1)
@@ -28,10 +28,12 @@ def lower_softmax_cross_entropy_loss(node: Node) -> None:
 def _set_loss(node: Node, logs: Tensor) -> None:
     """The loss from log probabilities whose classes lie last in memory."""
     calc, classes = Math(node), logs.shape[-1]
-    v = node.value(1)
+    classes_value = node.value(1)
     # The other axes lie as axis_last() leaves them: those of the first input without the classes.
-    order = tuple(a - (a > 1) for a in node.value(0).axes or range(len(logs.shape)) if a != 1)
-    ids = node.reshape(node.place(v, order), (math.prod(v.shape),))
+    order = tuple(
+        axis - (axis > 1) for axis in node.value(0).axes or range(len(logs.shape)) if axis != 1
+    )
+    ids = node.reshape(node.place(classes_value, order), (math.prod(classes_value.shape),))
     ignored = node.attr("ignore_index")
     if ignored is not None:
         # -1 is no class: it has a row of False.
@@ -53,7 +55,9 @@ def _set_loss(node: Node, logs: Tensor) -> None:
     loss = calc("NEG", calc("MUL", picked, factor))
     how = node.attr("reduction", "mean")
     if how == "none":
-        node.set_output(node.reshape(loss, tuple(v.shape[a] for a in order)), order)
+        node.set_output(
+            node.reshape(loss, tuple(classes_value.shape[axis] for axis in order)), order
+        )
         return
     total = node.emit("SUM", [loss, node.ints([0])], (), keep_dims=False)
     if how == "mean":
@@ -61,5 +65,5 @@ def _set_loss(node: Node, logs: Tensor) -> None:
     node.set_output(total)
 
 
-def _sum_classes(node: Node, x: Tensor) -> Tensor:
-    return node.emit("SUM", [x, node.ints([1])], x.shape[:1], keep_dims=False)
+def _sum_classes(node: Node, tensor: Tensor) -> Tensor:
+    return node.emit("SUM", [tensor, node.ints([1])], tensor.shape[:1], keep_dims=False)

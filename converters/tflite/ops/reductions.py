@@ -29,8 +29,8 @@ EMPTY = {
 
 
 def lower_reduction(node: Node) -> None:
-    v = node.value(0)
-    rank = len(v.shape)
+    value = node.value(0)
+    rank = len(value.shape)
     axes = node.read_int_list(1, "axes", None)
     if not axes:
         if node.attr("noop_with_empty_axes", 0) and node.op in (
@@ -41,129 +41,143 @@ def lower_reduction(node: Node) -> None:
             "ReduceProd",
             "ReduceLogSumExp",
         ):
-            return node.set_output_value(v)
+            return node.set_output_value(value)
         axes = [] if node.attr("noop_with_empty_axes", 0) else list(range(rank))
-    axes = [a % rank for a in axes]
-    calc, x = Math(node), node.place(v, v.axes)
+    axes = [axis % rank for axis in axes]
+    calc, tensor = Math(node), node.place(value, value.axes)
     keep = bool(node.attr("keepdims", 1))
     if node.op == "ReduceL1":
-        x = calc("ABS", x)
+        tensor = calc("ABS", tensor)
     elif node.op in ("ReduceL2", "ReduceSumSquare"):
-        x = calc("MUL", x, x)
+        tensor = calc("MUL", tensor, tensor)
     elif node.op == "ReduceLogSumExp":
-        return _lower_log_sum_exp(node, x, v.axes, axes, keep)
-    kind = x.dtype
+        return _lower_log_sum_exp(node, tensor, value.axes, axes, keep)
+    kind = tensor.dtype
     if kind == np.bool_:
         code = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}.get(REDUCTIONS[node.op])
         if code is None:
             raise node.refusal("it has no boolean form")
-        y, order = reduce_axes(node, code, x, v.axes, axes, keep)
-        return node.set_output(y, order)
-    y, order = reduce_axes(node, REDUCTIONS[node.op], x, v.axes, axes, keep)
+        result, order = reduce_axes(node, code, tensor, value.axes, axes, keep)
+        return node.set_output(result, order)
+    result, order = reduce_axes(node, REDUCTIONS[node.op], tensor, value.axes, axes, keep)
     if node.op == "ReduceL2":
-        y = calc("SQRT", y)
+        result = calc("SQRT", result)
     elif node.op == "ReduceLogSum":
-        y = calc("LOG", y)
-    return node.set_output(y, order)
+        result = calc("LOG", result)
+    return node.set_output(result, order)
 
 
 def reduce_axes(
-    node: Node, code: str, x: Tensor, order: Axes, axes: list[int], keep: bool
+    node: Node, code: str, tensor: Tensor, order: Axes, axes: list[int], keep: bool
 ) -> tuple[Tensor, Axes]:
     """Reduce the ONNX axes ``axes`` of a tensor stored in ``order``; gives also the new order."""
-    at = sorted(order.index(a) for a in axes)
-    left = [d for i, d in enumerate(x.shape) if i not in at]
-    full = [1 if i in at else d for i, d in enumerate(x.shape)]
+    at = sorted(order.index(kept_axis) for kept_axis in axes)
+    left = [size for i, size in enumerate(tensor.shape) if i not in at]
+    full = [1 if i in at else size for i, size in enumerate(tensor.shape)]
     if not at:
-        return x, order
-    if 0 in x.shape:
-        y = node.const(np.full(full if keep else left, EMPTY[code]), x.dtype)
+        return tensor, order
+    if 0 in tensor.shape:
+        result = node.const(np.full(full if keep else left, EMPTY[code]), tensor.dtype)
     else:
-        y = node.emit(code, [x, node.ints(at)], full if keep else left, keep_dims=keep)
+        result = node.emit(code, [tensor, node.ints(at)], full if keep else left, keep_dims=keep)
     if keep:
-        return y, order
-    kept = [a for a in order if a not in axes]
-    ranks = {a: i for i, a in enumerate(sorted(kept))}
-    return y, tuple(ranks[a] for a in kept)
+        return result, order
+    kept = [kept_axis for kept_axis in order if kept_axis not in axes]
+    ranks = {kept_axis: i for i, kept_axis in enumerate(sorted(kept))}
+    return result, tuple(ranks[kept_axis] for kept_axis in kept)
 
 
-def _lower_log_sum_exp(node: Node, x: Tensor, order: Axes, axes: list[int], keep: bool) -> None:
+def _lower_log_sum_exp(
+    node: Node, tensor: Tensor, order: Axes, axes: list[int], keep: bool
+) -> None:
     calc = Math(node)
-    if 0 in x.shape or not axes:
-        y, order = reduce_axes(node, "SUM", calc("EXP", x), order, axes, keep)
-        return node.set_output(calc("LOG", y), order)
-    top, _ = reduce_axes(node, "REDUCE_MAX", x, order, axes, True)
-    total, out = reduce_axes(
-        node, "SUM", calc("EXP", emit_broadcast(node, "SUB", [x, top])), order, axes, keep
+    if 0 in tensor.shape or not axes:
+        total, order = reduce_axes(node, "SUM", calc("EXP", tensor), order, axes, keep)
+        return node.set_output(calc("LOG", total), order)
+    top, _ = reduce_axes(node, "REDUCE_MAX", tensor, order, axes, True)
+    inner_total, out = reduce_axes(
+        node, "SUM", calc("EXP", emit_broadcast(node, "SUB", [tensor, top])), order, axes, keep
     )
-    return node.set_output(calc("ADD", calc("LOG", total), node.reshape(top, total.shape)), out)
+    return node.set_output(
+        calc("ADD", calc("LOG", inner_total), node.reshape(top, inner_total.shape)), out
+    )
 
 
 def lower_arg_extremum(node: Node) -> None:
-    v = node.value(0)
-    rank = len(v.shape)
+    value = node.value(0)
+    rank = len(value.shape)
     axis = int(node.attr("axis", 0)) % rank
-    at, x = v.axes.index(axis), node.place(v, v.axes)
+    at, tensor = value.axes.index(axis), node.place(value, value.axes)
     last = bool(node.attr("select_last_index", 0))
     if last:
-        x = node.emit("REVERSE_V2", [x, node.ints([at])], x.shape)
-    shape = [d for i, d in enumerate(x.shape) if i != at]
+        tensor = node.emit("REVERSE_V2", [tensor, node.ints([at])], tensor.shape)
+    shape = [size for i, size in enumerate(tensor.shape) if i != at]
     code = "ARG_MAX" if node.op == "ArgMax" else "ARG_MIN"
-    y = node.emit(code, [x, node.ints([at])], shape, np.int64, output_type=4)
+    result = node.emit(code, [tensor, node.ints([at])], shape, np.int64, output_type=4)
     if last:
-        y = Math(node)("SUB", v.shape[axis] - 1, y)
+        result = Math(node)("SUB", value.shape[axis] - 1, result)
     if node.attr("keepdims", 1):
-        full = [1 if i == at else d for i, d in enumerate(x.shape)]
-        node.set_output(node.reshape(y, full), v.axes)
+        full = [1 if i == at else size for i, size in enumerate(tensor.shape)]
+        node.set_output(node.reshape(result, full), value.axes)
         return
-    kept = [a for a in v.axes if a != axis]
-    node.set_output(y, tuple(sorted(kept).index(a) for a in kept))
+    kept = [kept_axis for kept_axis in value.axes if kept_axis != axis]
+    node.set_output(result, tuple(sorted(kept).index(kept_axis) for kept_axis in kept))
 
 
-def place_axis_last(node: Node, v: PlacedValue, axis: int) -> tuple[Tensor, Axes]:
+def place_axis_last(node: Node, value: PlacedValue, axis: int) -> tuple[Tensor, Axes]:
     """The value with that axis last in memory, everything else as it lies."""
-    order = (*(a for a in v.axes if a != axis), axis) if v.axes else identity(len(v.shape))
-    return node.place(v, order), order
+    order = (
+        (*(kept_axis for kept_axis in value.axes if kept_axis != axis), axis)
+        if value.axes
+        else identity(len(value.shape))
+    )
+    return node.place(value, order), order
 
 
 def lower_softmax(node: Node) -> None:
-    v = node.value(0)
-    rank = len(v.shape)
+    value = node.value(0)
+    rank = len(value.shape)
     new = node.scope.opsets.get("", 13) >= 13
     axis = int(node.attr("axis", -1 if new else 1)) % max(rank, 1)
     if new:
-        x, order = place_axis_last(node, v, axis)
-        node.set_output(_emit_softmax(node, x), order)
+        tensor, order = place_axis_last(node, value, axis)
+        node.set_output(_emit_softmax(node, tensor), order)
         return
     # Up to opset 12 all axes from that one on are one.
-    flat = (math.prod(v.shape[:axis]), math.prod(v.shape[axis:]))
-    node.set_output(node.reshape(_emit_softmax(node, node.reshape(node.place(v), flat)), v.shape))
-
-
-def _emit_softmax(node: Node, x: Tensor) -> Tensor:
-    if node.op == "Softmax":
-        return node.emit("SOFTMAX", [x], x.shape, beta=1.0)
-    if node.op == "LogSoftmax":
-        return node.emit("LOG_SOFTMAX", [x], x.shape)
-    depth = x.shape[-1]
-    top = node.emit(
-        "ARG_MAX", [x, node.ints([len(x.shape) - 1])], x.shape[:-1], np.int32, output_type=2
+    flat = (math.prod(value.shape[:axis]), math.prod(value.shape[axis:]))
+    node.set_output(
+        node.reshape(_emit_softmax(node, node.reshape(node.place(value), flat)), value.shape)
     )
-    one, zero = node.const(1.0, x.dtype), node.const(0.0, x.dtype)
+
+
+def _emit_softmax(node: Node, tensor: Tensor) -> Tensor:
+    if node.op == "Softmax":
+        return node.emit("SOFTMAX", [tensor], tensor.shape, beta=1.0)
+    if node.op == "LogSoftmax":
+        return node.emit("LOG_SOFTMAX", [tensor], tensor.shape)
+    depth = tensor.shape[-1]
+    top = node.emit(
+        "ARG_MAX",
+        [tensor, node.ints([len(tensor.shape) - 1])],
+        tensor.shape[:-1],
+        np.int32,
+        output_type=2,
+    )
+    one, zero = node.const(1.0, tensor.dtype), node.const(0.0, tensor.dtype)
     inputs = [top, node.const(depth, np.int32), one, zero]
-    return node.emit("ONE_HOT", inputs, x.shape, x.dtype, axis=-1)
+    return node.emit("ONE_HOT", inputs, tensor.shape, tensor.dtype, axis=-1)
 
 
 def lower_cum_sum(node: Node) -> None:
-    v = node.value(0)
-    axis = int(node.require_constant(1, "axis").reshape(())) % len(v.shape)
-    x = node.place(v, v.axes)
-    inputs = [x, node.const(v.axes.index(axis), np.int32)]
+    value = node.value(0)
+    axis = int(node.require_constant(1, "axis").reshape(())) % len(value.shape)
+    tensor = node.place(value, value.axes)
+    inputs = [tensor, node.const(value.axes.index(axis), np.int32)]
     options = {
         "exclusive": bool(node.attr("exclusive", 0)),
         "reverse": bool(node.attr("reverse", 0)),
     }
-    node.set_output(node.emit("CUMSUM", inputs, x.shape, **options), v.axes)
+    node.set_output(node.emit("CUMSUM", inputs, tensor.shape, **options), value.axes)
 
 
 __all__ = ["cast", "place_axis_last", "reduce_axes"]

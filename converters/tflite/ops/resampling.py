@@ -4,6 +4,8 @@ Where TFLite's own image operator has the same matrix (or the same indices, for 
 operator is used; elsewhere the matrix is a FULLY_CONNECTED, and the indices a GATHER.
 """
 
+# structure: mathematics: x and a are the coordinate and the coefficient of ONNX's formulas
+
 from __future__ import annotations
 
 import math
@@ -38,61 +40,71 @@ class Axis(msgspec.Struct, frozen=True):
 
 
 def lower_resize(node: Node) -> None:
-    v, mode = node.value(0), node.attr("mode", "nearest")
+    value, mode = node.value(0), node.attr("mode", "nearest")
     mode = {"bilinear": "linear"}.get(mode, mode)
     axes = {
-        a: p for a, p in _read_axes(node, v).items() if p.new != p.size or p.cropped or p.scale != 1
+        axis: geometry
+        for axis, geometry in _read_axes(node, value).items()
+        if geometry.new != geometry.size or geometry.cropped or geometry.scale != 1
     }
     if not axes:
-        node.set_output_value(v)
+        node.set_output_value(value)
         return
     if mode == "nearest":
         tensor, order = _resize_nearest(
-            node, v, {a: _nearest_indices(node, p) for a, p in axes.items()}
+            node, value, {axis: _nearest_indices(node, geometry) for axis, geometry in axes.items()}
         )
-    elif v.dtype != np.float32:
-        raise node.refusal(f"mode '{mode}' of {v.dtype} is not in TFLite")
+    elif value.dtype != np.float32:
+        raise node.refusal(f"mode '{mode}' of {value.dtype} is not in TFLite")
     elif mode in ("linear", "cubic"):
         tensor, order = _resize_linear(
-            node, v, {a: _interpolation_matrix(node, p, mode == "cubic") for a, p in axes.items()}
+            node,
+            value,
+            {
+                axis: _interpolation_matrix(node, geometry, mode == "cubic")
+                for axis, geometry in axes.items()
+            },
         )
     else:
         raise node.refusal(f"mode '{mode}' is unknown")
     node.set_output(_extrapolate(node, tensor, order, axes), order)
 
 
-def _read_axes(node: Node, v: PlacedValue) -> dict[int, Axis]:
+def _read_axes(node: Node, value: PlacedValue) -> dict[int, Axis]:
     """Every axis that the node names."""
-    rank = len(v.shape)
-    named = [a % rank for a in node.attr("axes") or range(rank)]
+    rank = len(value.shape)
+    named = [axis % rank for axis in node.attr("axes") or range(rank)]
     old = node.op == "Upsample" or node.scope.opsets.get("", 11) < 11
-    scales = _read_scales(node, v, named, 1 if old else 2)
+    scales = _read_scales(node, value, named, 1 if old else 2)
     how = node.attr("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
     crop = how == "tf_crop_and_resize"
     roi = node.require_constant(1, "roi") if crop else np.zeros(0)
-    found = {}
-    for i, (a, scale) in enumerate(zip(named, scales, strict=True)):
+    geometries = {}
+    for i, (axis, scale) in enumerate(zip(named, scales, strict=True)):
         span = (float(roi[i]), float(roi[i + len(named)])) if crop else (0.0, 1.0)
-        size, new = v.shape[a], node.shape[a]
+        size, new = value.shape[axis], node.shape[axis]
         if new != size or scale != 1:
             _check_scale(node, how, size, new, scale)
-        found[a] = Axis(
+        geometries[axis] = Axis(
             size, new, float(scale), _compute_places(node, how, size, new, scale, span), crop
         )
-    return found
+    return geometries
 
 
-def _read_scales(node: Node, v: PlacedValue, named: list[int], at: int) -> list[np.float32]:
+def _read_scales(node: Node, value: PlacedValue, named: list[int], at: int) -> list[np.float32]:
     """New elements per old one, of each named axis."""
-    given = (
+    numbers = (
         node.require_constant(at, "scales")
         if node.has_input(at)
         else np.array(node.attr("scales", ()), np.float32)
     )
-    if given.size:
-        return [np.float32(s) for s in given]
-    sizes = [int(s) for s in node.require_constant(3, "sizes")]
-    scales = [np.float32(s) / np.float32(v.shape[a]) for s, a in zip(sizes, named, strict=True)]
+    if numbers.size:
+        return [np.float32(number) for number in numbers]
+    sizes = [int(number) for number in node.require_constant(3, "sizes")]
+    scales = [
+        np.float32(number) / np.float32(value.shape[axis])
+        for number, axis in zip(sizes, named, strict=True)
+    ]
     policy = node.attr("keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         scales = [min(scales) if policy == "not_larger" else max(scales)] * len(scales)
@@ -132,7 +144,7 @@ def _compute_places(
     if how == "align_corners":
         return x * np.float32(size - 1) / (real - one) if real != 1 else np.zeros(new, np.float32)
     if how == "tf_crop_and_resize":
-        start, end = (np.float32(s) for s in span)
+        start, end = (np.float32(bound) for bound in span)
         last = np.float32(size - 1)
         if new == 1:
             return np.full(1, (start + end) * last / 2, np.float32)
@@ -140,37 +152,38 @@ def _compute_places(
     raise node.refusal(f"coordinate_transformation_mode '{how}' is unknown")
 
 
-def _nearest_indices(node: Node, p: Axis) -> Array:
+def _nearest_indices(node: Node, geometry: Axis) -> Array:
     """The old element that each new one is."""
     old = node.op == "Upsample" or node.scope.opsets.get("", 11) < 11
     how = node.attr("nearest_mode", "floor" if old else "round_prefer_floor")
-    x, half = p.places, np.float32(0.5)
+    x, half = geometry.places, np.float32(0.5)
     rounded = {
         "floor": np.floor(x), "ceil": np.ceil(x),
         "round_prefer_floor": np.ceil(x - half), "round_prefer_ceil": np.floor(x + half),
     }  # fmt: skip
     if how not in rounded:
         raise node.refusal(f"nearest_mode '{how}' is unknown")
-    return np.clip(rounded[how], 0, p.size - 1).astype(np.int32)
+    return np.clip(rounded[how], 0, geometry.size - 1).astype(np.int32)
 
 
-def _interpolation_matrix(node: Node, p: Axis, cubic: bool) -> Array:
+def _interpolation_matrix(node: Node, geometry: Axis, cubic: bool) -> Array:
     """[new, old]: how much of each old element is in each new one."""
-    shrink = min(p.scale, 1.0) if node.attr("antialias", 0) else 1.0
+    shrink = min(geometry.scale, 1.0) if node.attr("antialias", 0) else 1.0
     reach = math.ceil((2 if cubic else 1) / shrink)
-    x = p.places.astype(np.float64)[:, None]
-    first, last = min(math.floor(x.min()), 0) - reach, max(math.ceil(x.max()), p.size) + reach
+    x = geometry.places.astype(np.float64)[:, None]
+    first = min(math.floor(x.min()), 0) - reach
+    last = max(math.ceil(x.max()), geometry.size) + reach
     taps = np.arange(first, last + 1)
     far = np.abs(taps - x) * shrink
     weights = (
         _cubic_weights(far, node.attr("cubic_coeff_a", -0.75)) if cubic else np.maximum(1 - far, 0)
     )
     if node.attr("exclude_outside", 0):
-        weights = weights * ((taps >= 0) & (taps < p.size))
+        weights = weights * ((taps >= 0) & (taps < geometry.size))
     weights /= weights.sum(axis=1, keepdims=True)
     # What lies outside is the element at the edge.
-    table = np.zeros((p.size, p.new))
-    np.add.at(table, np.clip(taps, 0, p.size - 1), weights.T)
+    table = np.zeros((geometry.size, geometry.new))
+    np.add.at(table, np.clip(taps, 0, geometry.size - 1), weights.T)
     return table.T.astype(np.float32)
 
 
@@ -181,46 +194,50 @@ def _cubic_weights(x: Array, a: float) -> Array:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _resize_nearest(node: Node, v: PlacedValue, tables: Mapping[int, Array]) -> tuple[Tensor, Axes]:
-    flags = _matching_flags(v, tables, _tflite_indices, 0.0) if v.dtype in NEAREST else None
+def _resize_nearest(
+    node: Node, value: PlacedValue, tables: Mapping[int, Array]
+) -> tuple[Tensor, Axes]:
+    flags = _matching_flags(value, tables, _tflite_indices, 0.0) if value.dtype in NEAREST else None
     if flags is not None:
-        return _emit_resize(node, v, "RESIZE_NEAREST_NEIGHBOR", flags)
-    x = node.place(v, v.axes)
+        return _emit_resize(node, value, "RESIZE_NEAREST_NEIGHBOR", flags)
+    tensor = node.place(value, value.axes)
     for axis, table in tables.items():
-        if np.array_equal(table, np.arange(v.shape[axis])):
+        if np.array_equal(table, np.arange(value.shape[axis])):
             continue
-        at = v.axes.index(axis)
-        shape = (*x.shape[:at], len(table), *x.shape[at + 1 :])
-        x = node.emit("GATHER", [x, node.ints(table)], shape, axis=at)
-    return x, v.axes
+        at = value.axes.index(axis)
+        shape = (*tensor.shape[:at], len(table), *tensor.shape[at + 1 :])
+        tensor = node.emit("GATHER", [tensor, node.ints(table)], shape, axis=at)
+    return tensor, value.axes
 
 
-def _resize_linear(node: Node, v: PlacedValue, tables: Mapping[int, Array]) -> tuple[Tensor, Axes]:
-    flags = _matching_flags(v, tables, _tflite_matrix, SAME)
+def _resize_linear(
+    node: Node, value: PlacedValue, tables: Mapping[int, Array]
+) -> tuple[Tensor, Axes]:
+    flags = _matching_flags(value, tables, _tflite_matrix, SAME)
     if flags is not None:
-        return _emit_resize(node, v, "RESIZE_BILINEAR", flags)
+        return _emit_resize(node, value, "RESIZE_BILINEAR", flags)
     # The axis that lies last goes first: it need not be moved.
-    for axis in sorted(tables, key=v.axes.index, reverse=True):
-        if tables[axis].shape[0] == v.shape[axis] and np.array_equal(
-            tables[axis], np.eye(v.shape[axis])
+    for axis in sorted(tables, key=value.axes.index, reverse=True):
+        if tables[axis].shape[0] == value.shape[axis] and np.array_equal(
+            tables[axis], np.eye(value.shape[axis])
         ):
             continue
-        order = (*(a for a in v.axes if a != axis), axis)
-        y = emit_fully_connected(node, node.place(v, order), tables[axis])
-        shape = (*v.shape[:axis], len(tables[axis]), *v.shape[axis + 1 :])
-        v = PlacedValue(shape, v.dtype, y, order)
-    return node.place(v, v.axes), v.axes
+        order = (*(other for other in value.axes if other != axis), axis)
+        result = emit_fully_connected(node, node.place(value, order), tables[axis])
+        shape = (*value.shape[:axis], len(tables[axis]), *value.shape[axis + 1 :])
+        value = PlacedValue(shape, value.dtype, result, order)
+    return node.place(value, value.axes), value.axes
 
 
 def _matching_flags(
-    v: PlacedValue, tables: Mapping[int, Array], own: TfliteTable, tolerance: float
+    value: PlacedValue, tables: Mapping[int, Array], own: TfliteTable, tolerance: float
 ) -> Flags | None:
     """The flags with which TFLite's operator has these tables; None: with none."""
-    if len(v.shape) != 4 or not set(tables) <= {2, 3}:
+    if len(value.shape) != 4 or not set(tables) <= {2, 3}:
         return None
     for flags in FLAGS:
         for axis in (2, 3):
-            size = v.shape[axis]
+            size = value.shape[axis]
             table = tables.get(axis)
             other = own(size, size if table is None else len(table), flags)
             mine = own(size, size, (False, False)) if table is None else table
@@ -254,23 +271,27 @@ def _tflite_matrix(size: int, new: int, flags: Flags) -> Array:
     return np.asarray(np.maximum(1 - np.abs(np.arange(size) - x[:, None]), 0))
 
 
-def _emit_resize(node: Node, v: PlacedValue, code: str, flags: Flags) -> tuple[Tensor, Axes]:
+def _emit_resize(node: Node, value: PlacedValue, code: str, flags: Flags) -> tuple[Tensor, Axes]:
     last = channels_last(4)
     shape = memory_shape(node.shape, last)
-    inputs = [node.place(v, last), node.ints(shape[1:3])]
+    inputs = [node.place(value, last), node.ints(shape[1:3])]
     options = {"align_corners": flags[0], "half_pixel_centers": flags[1]}
     return node.emit(code, inputs, shape, **options), last
 
 
-def _extrapolate(node: Node, x: Tensor, order: Axes, axes: Mapping[int, Axis]) -> Tensor:
+def _extrapolate(node: Node, tensor: Tensor, order: Axes, axes: Mapping[int, Axis]) -> Tensor:
     """A crop beyond the input has one value there."""
     outside = np.zeros((1,) * len(order), bool)
-    for axis, p in axes.items():
-        if p.cropped:
-            beyond = (p.places < 0) | (p.places > p.size - 1)
-            outside = outside | beyond.reshape([-1 if a == axis else 1 for a in range(len(order))])
+    for axis, geometry in axes.items():
+        if geometry.cropped:
+            beyond = (geometry.places < 0) | (geometry.places > geometry.size - 1)
+            outside = outside | beyond.reshape(
+                [-1 if other == axis else 1 for other in range(len(order))]
+            )
     if not outside.any():
-        return x
+        return tensor
     full = np.broadcast_to(outside, node.shape).transpose(order)
-    value = node.const(np.full((1,) * len(order), node.attr("extrapolation_value", 0.0)), x.dtype)
-    return emit_broadcast(node, "SELECT_V2", [node.const(full, bool), value, x], x.dtype)
+    value = node.const(
+        np.full((1,) * len(order), node.attr("extrapolation_value", 0.0)), tensor.dtype
+    )
+    return emit_broadcast(node, "SELECT_V2", [node.const(full, bool), value, tensor], tensor.dtype)

@@ -4,6 +4,8 @@ An image is a table of rows, one for each pixel, with a column for each channel.
 place becomes taps: a whole index and what it counts; the taps of all axes are multiplied out.
 """
 
+# structure: mathematics: a, t, u and d are the symbols of the cubic convolution kernel
+
 from __future__ import annotations
 
 import itertools
@@ -67,18 +69,22 @@ def sum_taps(
     return result
 
 
-def linear_taps(node: Node, x: Tensor) -> list[Tap]:
+def _nearest_tap(node: Node, places: Tensor) -> list[Tap]:
+    return [(Math(node)("ROUND", places), None)]
+
+
+def linear_taps(node: Node, tensor: Tensor) -> list[Tap]:
     """The two neighbours of ``x``."""
     calc = Math(node)
-    low = calc("FLOOR", x)
-    high_part = calc("SUB", x, low)
+    low = calc("FLOOR", tensor)
+    high_part = calc("SUB", tensor, low)
     return [(low, calc("SUB", 1.0, high_part)), (calc("ADD", low, 1.0), high_part)]
 
 
-def _cubic_taps(node: Node, x: Tensor) -> list[Tap]:
+def _cubic_taps(node: Node, tensor: Tensor) -> list[Tap]:
     calc, a = Math(node), CUBIC_A
-    low = calc("FLOOR", x)
-    t = calc("SUB", x, low)
+    low = calc("FLOOR", tensor)
+    t = calc("SUB", tensor, low)
 
     def near(d: Tensor) -> Tensor:  # ((a + 2) d - (a + 3)) d d + 1
         inner = calc("SUB", calc("MUL", d, a + 2), a + 3)
@@ -90,12 +96,12 @@ def _cubic_taps(node: Node, x: Tensor) -> list[Tap]:
 
     u = calc("SUB", 1.0, t)
     weights = far(calc("ADD", t, 1.0)), near(t), near(u), far(calc("ADD", u, 1.0))
-    return [(calc("ADD", low, float(i - 1)), w) for i, w in enumerate(weights)]
+    return [(calc("ADD", low, float(i - 1)), weight) for i, weight in enumerate(weights)]
 
 
 def zero_outside(node: Node, taps: Sequence[Tap], size: int) -> list[Tap]:
     """Taps outside the image count nothing."""
-    calc, found = Math(node), list[Tap]()
+    calc, kept = Math(node), list[Tap]()
     for at, weight in taps:
         inside = calc(
             "LOGICAL_AND",
@@ -103,16 +109,16 @@ def zero_outside(node: Node, taps: Sequence[Tap], size: int) -> list[Tap]:
             calc("LESS_EQUAL", at, float(size - 1), dtype=np.bool_),
         )
         counts = cast(node, inside, np.float32)
-        found.append((at, counts if weight is None else calc("MUL", weight, counts)))
-    return found
+        kept.append((at, counts if weight is None else calc("MUL", weight, counts)))
+    return kept
 
 
 def lower_grid_sample(node: Node) -> None:
-    v, grid = node.value(0), node.value(1)
-    sizes, corners = v.shape[2:], bool(node.attr("align_corners", 0))
+    value, grid = node.value(0), node.value(1)
+    sizes, corners = value.shape[2:], bool(node.attr("align_corners", 0))
     mode, padding = node.attr("mode", "linear"), node.attr("padding_mode", "zeros")
     functions: dict[str, Callable[[Node, Tensor], list[Tap]]] = {
-        "nearest": lambda n, x: [(Math(n)("ROUND", x), None)], "linear": linear_taps,
+        "nearest": _nearest_tap, "linear": linear_taps,
         "bilinear": linear_taps, "cubic": _cubic_taps, "bicubic": _cubic_taps,
     }  # fmt: skip
     if mode not in functions or padding not in ("zeros", "border", "reflection"):
@@ -123,68 +129,74 @@ def lower_grid_sample(node: Node) -> None:
     axes = []
     for i, size in enumerate(sizes):
         # The last coordinate is that of the first axis.
-        x = node.reshape(slice_tensor(node, where, [0, rank - 1 - i], [count, 1]), (count,))
+        places = node.reshape(slice_tensor(node, where, [0, rank - 1 - i], [count, 1]), (count,))
         scale = (size - 1) / 2 if corners else size / 2
-        x = calc("ADD", calc("MUL", x, scale), (size - 1) / 2)
+        places = calc("ADD", calc("MUL", places, scale), (size - 1) / 2)
         if mode == "nearest":
-            x = calc("ROUND", x)
+            places = calc("ROUND", places)
         low, high = (0.0, size - 1.0) if corners else (-0.5, size - 0.5)
         if padding == "reflection":
-            x = _reflect(node, x, low, high)
+            places = _reflect(node, places, low, high)
         else:  # farther out than any tap reaches, all places are the same
-            x = calc("MINIMUM", calc("MAXIMUM", x, -REACH), size - 1 + REACH)
-        taps = functions[mode](node, x)
+            places = calc("MINIMUM", calc("MAXIMUM", places, -REACH), size - 1 + REACH)
+        taps = functions[mode](node, places)
         if padding == "zeros":
             taps = zero_outside(node, taps, size)
         elif padding == "reflection" and _cubic_taps is functions[mode]:
-            taps = [(_reflect(node, at, low, high), w) for at, w in taps]
+            taps = [(_reflect(node, at, low, high), weight) for at, weight in taps]
         axes.append(taps)
-    base = np.repeat(np.arange(v.shape[0]) * math.prod(sizes), count // v.shape[0])
-    y = sum_taps(node, place_pixels(node, 0), node.const(base, np.int32), sizes, axes)
+    base = np.repeat(np.arange(value.shape[0]) * math.prod(sizes), count // value.shape[0])
+    result = sum_taps(node, place_pixels(node, 0), node.const(base, np.int32), sizes, axes)
     last = channels_last(len(node.shape))
-    node.set_output(node.reshape(y, (v.shape[0], *grid.shape[1:-1], v.shape[1])), last)
+    node.set_output(node.reshape(result, (value.shape[0], *grid.shape[1:-1], value.shape[1])), last)
 
 
-def _reflect(node: Node, x: Tensor, low: float, high: float) -> Tensor:
+def _reflect(node: Node, tensor: Tensor, low: float, high: float) -> Tensor:
     """Places beyond a border come back as from a mirror."""
     calc, span = Math(node), high - low
     if not span:
-        return calc("MUL", x, 0.0)
-    rest = calc("FLOOR_MOD", calc("ABS", calc("SUB", x, low)), 2 * span)
+        return calc("MUL", tensor, 0.0)
+    rest = calc("FLOOR_MOD", calc("ABS", calc("SUB", tensor, low)), 2 * span)
     return calc("ADD", calc("MINIMUM", rest, calc("SUB", 2 * span, rest)), low)
 
 
 def lower_affine_grid(node: Node) -> None:
-    size = [int(d) for d in node.require_constant(1, "size")]
+    size = [int(length) for length in node.require_constant(1, "size")]
     batch, spatial = size[0], size[2:]
     lines = [
-        np.linspace(-1, 1, d) if node.attr("align_corners", 0) else (2 * np.arange(d) + 1) / d - 1
-        for d in spatial
+        np.linspace(-1, 1, length)
+        if node.attr("align_corners", 0)
+        else (2 * np.arange(length) + 1) / length - 1
+        for length in spatial
     ]
     points = np.meshgrid(*lines, indexing="ij")
     table = np.stack([*points[::-1], np.ones(spatial)], -1).reshape(-1, len(spatial) + 1)
     theta = node.reshape(node.place(node.value(0)), (batch * len(spatial), len(spatial) + 1))
-    y = node.reshape(emit_fully_connected(node, theta, table), (batch, len(spatial), len(table)))
-    y = node.emit("TRANSPOSE", [y, node.ints([0, 2, 1])], (batch, len(table), len(spatial)))
-    node.set_output(node.reshape(y, node.shape))
+    result = node.reshape(
+        emit_fully_connected(node, theta, table), (batch, len(spatial), len(table))
+    )
+    result = node.emit(
+        "TRANSPOSE", [result, node.ints([0, 2, 1])], (batch, len(table), len(spatial))
+    )
+    node.set_output(node.reshape(result, node.shape))
 
 
 def lower_det(node: Node) -> None:
-    v, size = node.value(0), node.value(0).shape[-1]
+    value, size = node.value(0), node.value(0).shape[-1]
     if size > MAX_DET:
         raise node.refusal(f"it is lowered up to {MAX_DET} x {MAX_DET}, not {size} x {size}")
-    count = math.prod(v.shape[:-2])
-    x, calc = node.reshape(node.place(v), (count, size * size)), Math(node)
+    count = math.prod(value.shape[:-2])
+    elements, calc = node.reshape(node.place(value), (count, size * size)), Math(node)
 
     def minor(row: int, columns: tuple[int, ...]) -> Tensor | None:
         result: Tensor | None = None
-        for i, c in enumerate(columns):
-            term = slice_tensor(node, x, [0, row * size + c], [count, 1])
+        for i, column in enumerate(columns):
+            term = slice_tensor(node, elements, [0, row * size + column], [count, 1])
             below = minor(row + 1, columns[:i] + columns[i + 1 :])
             term = term if below is None else calc("MUL", term, below)
             result = term if result is None else calc("SUB" if i % 2 else "ADD", result, term)
         return result
 
-    y = minor(0, tuple(range(size)))
-    assert y is not None
-    node.set_output(node.reshape(y, node.shape))
+    result = minor(0, tuple(range(size)))
+    assert result is not None
+    node.set_output(node.reshape(result, node.shape))

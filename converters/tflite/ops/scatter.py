@@ -67,10 +67,10 @@ def _overwrite_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor) -> 
 
 def _combine_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
     """Every place against every update: TFLite's scatter knows only sums."""
-    (count, width), k = data.shape, rows.shape[0]
-    if count * k * width > MAX_DENSE:
+    (count, width), many = data.shape, rows.shape[0]
+    if count * many * width > MAX_DENSE:
         raise node.refusal(
-            f"reduction '{how}' of {k} updates into {count} rows of {width} is too much"
+            f"reduction '{how}' of {many} updates into {count} rows of {width} is too much"
         )
     kind = data.dtype
     if how == "mul":
@@ -81,19 +81,23 @@ def _combine_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: 
         bounds = np.iinfo(kind)
         neutral = bounds.min if how == "max" else bounds.max
     places = node.const(np.arange(count)[:, None], np.int32)
-    hit = emit_broadcast(node, "EQUAL", [node.reshape(rows, (1, k)), places], np.bool_)
-    given = node.reshape(updates, (1, k, width))
+    hit = emit_broadcast(node, "EQUAL", [node.reshape(rows, (1, many)), places], np.bool_)
+    candidates = node.reshape(updates, (1, many, width))
     none = node.const(np.full((1, 1, 1), neutral), kind)
     spread = emit_broadcast(
-        node, "SELECT_V2", [node.reshape(hit, (count, k, 1)), given, none], kind
+        node, "SELECT_V2", [node.reshape(hit, (count, many, 1)), candidates, none], kind
     )
     each = node.emit(REDUCED[how], [spread, node.ints([1])], data.shape, keep_dims=False)
     return emit_broadcast(node, COMBINED[how], [data, each])
 
 
-def _to_arithmetic_type(node: Node, x: Tensor, how: str) -> Tensor:
+def _to_arithmetic_type(node: Node, tensor: Tensor, how: str) -> Tensor:
     """8-bit integers are combined as int32: TFLite's own would be quantised arithmetic."""
-    return cast(node, x, np.int32) if how != "none" and x.dtype in (np.int8, np.uint8) else x
+    return (
+        cast(node, tensor, np.int32)
+        if how != "none" and tensor.dtype in (np.int8, np.uint8)
+        else tensor
+    )
 
 
 def _set_scattered(
@@ -102,12 +106,12 @@ def _set_scattered(
     """Lower to scattered() and give the result the shape of the data."""
     how, kind = node.attr("reduction", "none"), parts[0].dtype
     (data, back), (updates, _) = (
-        widen_booleans(node, _to_arithmetic_type(node, t, how)) for t in parts
+        widen_booleans(node, _to_arithmetic_type(node, tensor, how)) for tensor in parts
     )
     if kind == np.bool_ and how != "none":
         raise node.refusal(f"reduction '{how}' of booleans is not lowered")
-    y = back(scatter_rows(node, data, rows, updates, how))
-    node.set_output(node.reshape(cast(node, y, kind), shape))
+    result = back(scatter_rows(node, data, rows, updates, how))
+    node.set_output(node.reshape(cast(node, result, kind), shape))
 
 
 def lower_scatter_nd(node: Node) -> None:
@@ -131,9 +135,11 @@ def lower_scatter_elements(node: Node) -> None:
     steps = [math.prod(data.shape[i + 1 :]) for i in range(len(data.shape))]
     at = wrap_indices(node, cast(node, node.place(index), np.int32), data.shape[axis])
     base = sum(
-        i * s
-        for a, (i, s) in enumerate(zip(np.indices(index.shape, sparse=True), steps, strict=True))
-        if a != axis
+        positions * step
+        for other, (positions, step) in enumerate(
+            zip(np.indices(index.shape, sparse=True), steps, strict=True)
+        )
+        if other != axis
     )
     if at.data is not None:
         rows = node.const(at.data * steps[axis] + base, np.int32)
@@ -158,7 +164,7 @@ def lower_tensor_scatter(node: Node) -> None:
     cache, update = node.value(0), node.value(1)
     rank = len(cache.shape)
     axis = int(node.attr("axis", -2)) % rank
-    order = (0, axis, *(a for a in range(1, rank) if a != axis))
+    order = (0, axis, *(other for other in range(1, rank) if other != axis))
     past, new = node.place(cache, order), node.place(update, order)
     (batch, size), length, width = past.shape[:2], new.shape[1], math.prod(past.shape[2:])
     start = node.place_input(2) if node.has_input(2) else node.const(np.zeros(batch), np.int64)
@@ -169,13 +175,13 @@ def lower_tensor_scatter(node: Node) -> None:
         at = calc("FLOOR_MOD", at, size)
     at = emit_broadcast(node, "ADD", [at, node.const(np.arange(batch)[:, None] * size, np.int32)])
     parts = node.reshape(past, (batch * size, width)), node.reshape(new, (batch * length, width))
-    y = _overwrite_rows(node, parts[0], node.reshape(at, (batch * length,)), parts[1])
-    node.set_output(node.reshape(y, past.shape), order)
+    result = _overwrite_rows(node, parts[0], node.reshape(at, (batch * length,)), parts[1])
+    node.set_output(node.reshape(result, past.shape), order)
 
 
 def lower_col2im(node: Node) -> None:
-    v, size = node.value(0), [int(d) for d in node.require_constant(1, "image_shape")]
-    block = [int(d) for d in node.require_constant(2, "block_shape")]
+    value, size = node.value(0), [int(length) for length in node.require_constant(1, "image_shape")]
+    block = [int(length) for length in node.require_constant(2, "block_shape")]
     rank, many = len(size), [1] * len(size)
     strides, dilations = node.attr("strides") or many, node.attr("dilations") or many
     around = node.attr("pads") or [0] * 2 * rank
@@ -188,53 +194,65 @@ def lower_col2im(node: Node) -> None:
             np.arange(block[i])[:, None] * dilations[i] + np.arange(count) * strides[i] - around[i]
         )
     flat, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
-    for g, d in zip(grids, size, strict=True):
-        wide_shape = (flat.shape[0] * g.shape[0], flat.shape[1] * g.shape[1])
-        flat = (flat[:, None, :, None] * d + g[None, :, None, :]).reshape(wide_shape)
-        inside = (inside[:, None, :, None] & ((g >= 0) & (g < d))[None, :, None, :]).reshape(
-            wide_shape
-        )
-    area, (k, places) = math.prod(size), flat.shape
-    batch, channels = v.shape[0], v.shape[1] // k
-    x = node.reshape(node.place(v), (batch * channels, k * places))
-    x = node.emit("TRANSPOSE", [x, node.ints([1, 0])], x.shape[::-1])
+    for grid, length in zip(grids, size, strict=True):
+        wide_shape = (flat.shape[0] * grid.shape[0], flat.shape[1] * grid.shape[1])
+        flat = (flat[:, None, :, None] * length + grid[None, :, None, :]).reshape(wide_shape)
+        inside = (
+            inside[:, None, :, None] & ((grid >= 0) & (grid < length))[None, :, None, :]
+        ).reshape(wide_shape)
+    area, (taps, places) = math.prod(size), flat.shape
+    batch, channels = value.shape[0], value.shape[1] // taps
+    columns = node.reshape(node.place(value), (batch * channels, taps * places))
+    columns = node.emit("TRANSPOSE", [columns, node.ints([1, 0])], columns.shape[::-1])
     # What lies in the padding goes to one row more.
     rows = node.const(np.where(inside, flat, area).reshape(-1), np.int32)
-    y = _scatter_sums(node, rows, x, (area + 1, batch * channels))
-    y = node.emit(
-        "SLICE", [y, node.ints([0, 0]), node.ints([area, y.shape[1]])], (area, y.shape[1])
+    result = _scatter_sums(node, rows, columns, (area + 1, batch * channels))
+    result = node.emit(
+        "SLICE",
+        [result, node.ints([0, 0]), node.ints([area, result.shape[1]])],
+        (area, result.shape[1]),
     )
-    y = node.emit("TRANSPOSE", [y, node.ints([1, 0])], y.shape[::-1])
-    node.set_output(node.reshape(y, node.shape))
+    result = node.emit("TRANSPOSE", [result, node.ints([1, 0])], result.shape[::-1])
+    node.set_output(node.reshape(result, node.shape))
 
 
 def lower_max_unpool(node: Node) -> None:
-    v, rank = node.value(0), len(node.value(0).shape) - 2
+    value, rank = node.value(0), len(node.value(0).shape) - 2
     kernel, strides = node.attr("kernel_shape"), node.attr("strides") or [1] * rank
     around = node.attr("pads") or [0] * 2 * rank
     spatial = [
-        (d - 1) * s - around[i] - around[i + rank] + k
-        for i, (d, s, k) in enumerate(zip(v.shape[2:], strides, kernel, strict=True))
+        (size - 1) * stride - around[i] - around[i + rank] + length
+        for i, (size, stride, length) in enumerate(
+            zip(value.shape[2:], strides, kernel, strict=True)
+        )
     ]
-    shape, count = (*v.shape[:2], *spatial), math.prod(v.shape)
+    shape, count = (*value.shape[:2], *spatial), math.prod(value.shape)
     rows = node.reshape(cast(node, node.place_input(1), np.int32), (count,))
-    y = _scatter_sums(node, rows, node.reshape(node.place(v), (count, 1)), (math.prod(shape), 1))
-    wanted = (
-        [int(d) for d in node.require_constant(2, "output_shape")] if node.has_input(2) else shape
+    result = _scatter_sums(
+        node, rows, node.reshape(node.place(value), (count, 1)), (math.prod(shape), 1)
     )
-    more = [(0, w - d) for w, d in zip(wanted, shape, strict=True)]
-    node.set_output(pad_tensor(node, node.reshape(y, shape), more))
+    full_shape = (
+        [int(size) for size in node.require_constant(2, "output_shape")]
+        if node.has_input(2)
+        else shape
+    )
+    more = [(0, wanted_size - size) for wanted_size, size in zip(full_shape, shape, strict=True)]
+    node.set_output(pad_tensor(node, node.reshape(result, shape), more))
 
 
 def lower_indexed_max_pool(node: Node, around: Sequence[tuple[int, int]]) -> None:
     """A MaxPool that any type can have, with the flat index of each maximum in its input."""
-    v, rank = node.value(0), len(around)
+    value, rank = node.value(0), len(around)
     strides, dilations = node.attr("strides") or [1] * rank, node.attr("dilations") or [1] * rank
-    size, out = v.shape[2:], node.shape[2:]
+    size, out = value.shape[2:], node.shape[2:]
     # Per axis: which element is tap k of window o; -1: none.
     axes = []
-    for i, k in enumerate(node.attr("kernel_shape")):
-        at = np.arange(out[i])[:, None] * strides[i] - around[i][0] + np.arange(k) * dilations[i]
+    for i, length in enumerate(node.attr("kernel_shape")):
+        at = (
+            np.arange(out[i])[:, None] * strides[i]
+            - around[i][0]
+            + np.arange(length) * dilations[i]
+        )
         axes.append(np.where((at >= 0) & (at < size[i]), at, -1))
     table, by_column = (_window_table(axes, size, order) for order in ("C", "F"))
     if (table < 0).all(axis=1).any():
@@ -242,20 +260,27 @@ def lower_indexed_max_pool(node: Node, around: Sequence[tuple[int, int]]) -> Non
     # A tap in the padding repeats the first one that is not: it changes no maximum.
     first = (table >= 0).argmax(axis=1)[:, None]
     table, by_column = (
-        np.where(t < 0, np.take_along_axis(t, first, 1), t) for t in (table, by_column)
+        np.where(entries < 0, np.take_along_axis(entries, first, 1), entries)
+        for entries in (table, by_column)
     )
-    kind = v.dtype
-    planes, (windows, taps) = math.prod(v.shape[:2]), table.shape
-    x = node.reshape(node.place(v), (planes, math.prod(size)))
-    x = x if kind == np.float32 else cast(node, x, np.int32)
-    x = node.emit("GATHER", [x, node.ints(table.reshape(-1))], (planes, windows * taps), axis=1)
-    x = node.reshape(x, (planes, windows, taps))
-    top = node.emit("REDUCE_MAX", [x, node.ints([2])], (planes, windows), keep_dims=False)
+    kind = value.dtype
+    planes, (windows, taps) = math.prod(value.shape[:2]), table.shape
+    windows_tensor = node.reshape(node.place(value), (planes, math.prod(size)))
+    windows_tensor = windows_tensor if kind == np.float32 else cast(node, windows_tensor, np.int32)
+    windows_tensor = node.emit(
+        "GATHER", [windows_tensor, node.ints(table.reshape(-1))], (planes, windows * taps), axis=1
+    )
+    windows_tensor = node.reshape(windows_tensor, (planes, windows, taps))
+    top = node.emit(
+        "REDUCE_MAX", [windows_tensor, node.ints([2])], (planes, windows), keep_dims=False
+    )
     node.set_output(cast(node, node.reshape(top, node.shape), kind))
     if not node.has_output(1):
         return
     names = by_column if node.attr("storage_order", 0) else table
-    tap = node.emit("ARG_MAX", [x, node.ints([2])], (planes, windows), np.int32, output_type=2)
+    tap = node.emit(
+        "ARG_MAX", [windows_tensor, node.ints([2])], (planes, windows), np.int32, output_type=2
+    )
     entry = emit_broadcast(
         node, "ADD", [tap, node.const(np.arange(windows)[None] * taps, np.int32)]
     )

@@ -42,38 +42,42 @@ def _check_matrix_size(node: Node, elements: int) -> None:
 
 
 def lower_dft(node: Node) -> None:
-    v = node.value(0)
-    if v.dtype != np.float32:
-        raise node.refusal(f"{v.dtype} is not lowered")
-    rank = len(v.shape)
+    value = node.value(0)
+    if value.dtype != np.float32:
+        raise node.refusal(f"{value.dtype} is not lowered")
+    rank = len(value.shape)
     axis = int(node.attr("axis", 1))
     if node.scope.opsets.get("", 20) >= 20:
         axis = int(node.require_constant(2, "its axis").reshape(())) if node.has_input(2) else -2
     axis %= rank
-    length, parts = v.shape[axis], v.shape[-1]
+    length, parts = value.shape[axis], value.shape[-1]
     inverse, onesided = bool(node.attr("inverse", 0)), bool(node.attr("onesided", 0))
     points = 2 * (length - 1) if inverse and onesided else length
     if node.has_input(1):
         points = int(node.require_constant(1, "its length").reshape(()))
     _check_matrix_size(node, length * parts * points * 2)
     matrix = fourier_matrix(length, parts, points, inverse=inverse, onesided=onesided)
-    order = (*(a for a in range(rank - 1) if a != axis), axis, rank - 1)
-    moved = transpose_value(v, order)
+    order = (*(other for other in range(rank - 1) if other != axis), axis, rank - 1)
+    moved = transpose_value(value, order)
     others = moved.shape[:-2]
     flat = reshape_value(node, moved, (*others, length * parts))
-    made = emit_fully_connected(node, node.place(flat), np.ascontiguousarray(matrix.T, np.float32))
+    spectrum = emit_fully_connected(
+        node, node.place(flat), np.ascontiguousarray(matrix.T, np.float32)
+    )
     out_parts = 1 if inverse and onesided else 2
     shape = (*others, matrix.shape[1] // out_parts, out_parts)
-    result = PlacedValue(shape, v.dtype, node.reshape(made, shape), identity(rank))
-    node.set_output_value(transpose_value(result, tuple(order.index(a) for a in range(rank))))
+    result = PlacedValue(shape, value.dtype, node.reshape(spectrum, shape), identity(rank))
+    node.set_output_value(
+        transpose_value(result, tuple(order.index(other) for other in range(rank)))
+    )
 
 
 def lower_stft(node: Node) -> None:
     """A convolution: each filter is a row of the matrix, times the window."""
-    v = node.value(0)
-    if v.dtype != np.float32:
-        raise node.refusal(f"{v.dtype} is not lowered")
-    batch, length, parts = (*v.shape, 1)[:3]
+    value = node.value(0)
+    if value.dtype != np.float32:
+        raise node.refusal(f"{value.dtype} is not lowered")
+    batch, length, parts = (*value.shape, 1)[:3]
     step = int(node.require_constant(1, "its step").reshape(()))
     window = node.require_constant(2, "its window") if node.has_input(2) else None
     size = length if window is None else len(window)
@@ -86,40 +90,40 @@ def lower_stft(node: Node) -> None:
     filters = matrix.T.reshape(-1, 1, size, parts)
     if window is not None:
         filters = filters * window.reshape(1, 1, size, 1)
-    x = node.reshape(node.place_input(0), (batch, 1, length, parts))
+    wave = node.reshape(node.place_input(0), (batch, 1, length, parts))
     frames = (length - size) // step + 1
-    y = node.emit(
-        "CONV_2D", [x, node.const(filters), node.const(np.zeros(len(filters)))],
+    result = node.emit(
+        "CONV_2D", [wave, node.const(filters), node.const(np.zeros(len(filters)))],
         (batch, 1, frames, len(filters)), padding=VALID, stride_h=1, stride_w=step,
         dilation_h_factor=1, dilation_w_factor=1,
     )  # fmt: skip
     shape = (batch, frames, len(filters) // 2, 2)
     node.shapes = [shape]  # onnx 1.23 infers that of onesided=0 where the attribute is left out
-    node.set_output(node.reshape(y, shape))
+    node.set_output(node.reshape(result, shape))
 
 
 def lower_cum_prod(node: Node) -> None:
     """Doubling: after k passes each element is the product of up to 2 ** k neighbours."""
-    v = node.value(0)
-    axis = int(node.require_constant(1, "its axis").reshape(())) % len(v.shape)
-    at, x = v.axes.index(axis), node.place(v, v.axes)
+    value = node.value(0)
+    axis = int(node.require_constant(1, "its axis").reshape(())) % len(value.shape)
+    at, tensor = value.axes.index(axis), node.place(value, value.axes)
     if node.attr("exclusive", 0):
-        x = _shift(node, x, at, 1)
+        tensor = _shift(node, tensor, at, 1)
     distance = 1
-    while distance < x.shape[at]:
-        x = emit_broadcast(node, "MUL", [x, _shift(node, x, at, distance)])
+    while distance < tensor.shape[at]:
+        tensor = emit_broadcast(node, "MUL", [tensor, _shift(node, tensor, at, distance)])
         distance *= 2
-    node.set_output(x, v.axes)
+    node.set_output(tensor, value.axes)
 
 
-def _shift(node: Node, x: Tensor, at: int, distance: int) -> Tensor:
+def _shift(node: Node, tensor: Tensor, at: int, distance: int) -> Tensor:
     """``x`` moved along an axis, with ones where nothing is left."""
     back = bool(node.attr("reverse", 0))
-    around = [(0, 0)] * len(x.shape)
+    around = [(0, 0)] * len(tensor.shape)
     around[at] = (0, distance) if back else (distance, 0)
-    begin = [distance if i == at and back else 0 for i in range(len(x.shape))]
-    size = [max(d - distance, 0) if i == at else d for i, d in enumerate(x.shape)]
-    return pad_tensor(node, slice_tensor(node, x, begin, size), around, fill=1)
+    begin = [distance if i == at and back else 0 for i in range(len(tensor.shape))]
+    size = [max(size - distance, 0) if i == at else size for i, size in enumerate(tensor.shape)]
+    return pad_tensor(node, slice_tensor(node, tensor, begin, size), around, fill=1)
 
 
 def refuse_run_time_window(node: Node) -> None:

@@ -26,11 +26,11 @@ class Window(msgspec.Struct, frozen=True):
     def extent(self) -> tuple[int, ...]:
         """Elements from the first to the last that are seen."""
         pairs = zip(self.kernel, self.dilations, strict=True)
-        return tuple((k - 1) * d + 1 for k, d in pairs)
+        return tuple((length - 1) * dilation + 1 for length, dilation in pairs)
 
     @property
-    def dilated(self) -> bool:
-        return any(d != 1 for d in self.dilations)
+    def is_dilated(self) -> bool:
+        return any(dilation != 1 for dilation in self.dilations)
 
     def to_image(self) -> Window:
         """The same over an image of one row, for one axis."""
@@ -53,35 +53,37 @@ def read_window(node: Node, kernel: Sequence[int], size: Sequence[int]) -> Windo
     return msgspec.structs.replace(plain, around=_read_padding(node, plain, size))
 
 
-def _read_padding(node: Node, w: Window, size: Sequence[int]) -> Pairs:
+def _read_padding(node: Node, window: Window, size: Sequence[int]) -> Pairs:
     how = node.attr("auto_pad", "NOTSET")
     if how == "SAME_UPPER":
-        return same_padding(w, size)
+        return same_padding(window, size)
     if how == "SAME_LOWER":
-        return tuple((b, a) for a, b in same_padding(w, size))
-    given = node.attr("pads") if how == "NOTSET" else None
-    given = given or [0] * 2 * len(size)
-    return tuple(zip(given[: len(size)], given[len(size) :], strict=True))
+        return tuple((after, before) for before, after in same_padding(window, size))
+    pads = node.attr("pads") if how == "NOTSET" else None
+    pads = pads or [0] * 2 * len(size)
+    return tuple(zip(pads[: len(size)], pads[len(size) :], strict=True))
 
 
-def same_padding(w: Window, size: Sequence[int]) -> Pairs:
+def same_padding(window: Window, size: Sequence[int]) -> Pairs:
     """TFLite's SAME: as many outputs as strides fit, the odd element after."""
     total = [
-        max((-(-d // s) - 1) * s + e - d, 0)
-        for d, e, s in zip(size, w.extent, w.strides, strict=True)
+        max((-(-length // stride) - 1) * stride + extent - length, 0)
+        for length, extent, stride in zip(size, window.extent, window.strides, strict=True)
     ]
-    return tuple((t // 2, t - t // 2) for t in total)
+    return tuple((surplus // 2, surplus - surplus // 2) for surplus in total)
 
 
-def fit_padding(node: Node, x: Tensor, w: Window, fill: float = 0.0) -> tuple[Tensor, int]:
+def fit_padding(
+    node: Node, tensor: Tensor, window: Window, fill: float = 0.0
+) -> tuple[Tensor, int]:
     """The tensor (N, spatial axes, C), padded unless the operator's own padding is the same."""
-    if not any(a or b for a, b in w.around):
-        return x, VALID
-    if w.around == same_padding(w, x.shape[1:-1]):
-        return x, SAME
-    return pad_tensor(node, x, [(0, 0), *w.around, (0, 0)], fill=fill), VALID
+    if not any(before or after for before, after in window.around):
+        return tensor, VALID
+    if window.around == same_padding(window, tensor.shape[1:-1]):
+        return tensor, SAME
+    return pad_tensor(node, tensor, [(0, 0), *window.around, (0, 0)], fill=fill), VALID
 
 
-def to_image_row(node: Node, x: Tensor) -> Tensor:
+def to_image_row(node: Node, tensor: Tensor) -> Tensor:
     """[N, W, C] as an image of one row."""
-    return node.reshape(x, (x.shape[0], 1, *x.shape[1:]))
+    return node.reshape(tensor, (tensor.shape[0], 1, *tensor.shape[1:]))
