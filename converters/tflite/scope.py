@@ -137,8 +137,7 @@ class Scope:
         if any(attribute.HasField("g") for attribute in proto.attribute):
             return [], []
         imports = [
-            onnx.helper.make_opsetid(domain, version)
-            for domain, version in self.opsets.items()
+            onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
         ]
         try:
             inferred = onnx.shape_inference.infer_node_outputs(

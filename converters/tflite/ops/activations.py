@@ -42,7 +42,7 @@ def _hard_sigmoid(calc: Math, tensor: Tensor, alpha: float, beta: float) -> Tens
     return calc.clamp(_affine(calc, tensor, alpha, beta), 0.0, 1.0)
 
 
-# What must be given: the standard has no default, or ONNX Runtime takes 0 in its place.
+# An argument without a default: the standard has none, or ONNX Runtime takes 0 in its place.
 REQUIRED = math.nan
 # The function, and the defaults of its alpha and its beta; None: it takes none.
 CURVES: dict[str, tuple[Curve, float | None, float | None]] = {

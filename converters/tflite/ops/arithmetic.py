@@ -92,9 +92,9 @@ def _tensor_types() -> dict[str, int]:
 def widen_bytes(
     node: Node, tensors: Sequence[Tensor]
 ) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
-    """8-bit integers as int32, and the way back, which wraps around; other types as they are.
+    """8-bit integers as int32, and the function that casts back (it wraps around).
 
-    TFLite's own 8-bit operators are quantised arithmetic.
+    TFLite's own 8-bit operators are quantised arithmetic. Other types stay as they are.
     """
     kind = tensors[0].dtype
     if kind not in BYTES:
@@ -105,7 +105,9 @@ def widen_bytes(
 
 
 def divide_exactly(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
-    """``a / b`` of int64 numbers that divide: TFLite divides no int64, so float32 does by steps."""
+    """The quotient of int64 numbers that divide without remainder.
+
+    TFLite has no int64 DIV: float32 approximates, and each step divides what remains."""
     calc, total, rest = Math(node), None, dividend
     for _ in range(QUOTIENT_STEPS):
         part = calc("DIV", *(cast(node, operand, np.float32) for operand in (rest, divisor)))

@@ -198,7 +198,7 @@ def _read_axes(node: Node, name: str, ranks: list[int]) -> list[int]:
 
 
 def take_index(node: Node, value: PlacedValue, axis: int, index: int) -> PlacedValue:
-    """``v`` at one index of an axis, which it then has no more."""
+    """``value`` at one index of an axis; the axis is removed."""
     shape = (*value.shape[:axis], *value.shape[axis + 1 :])
     if value.array is not None:
         return constant(value.array.take(index, axis))

@@ -207,7 +207,7 @@ def pad_tensor(
     mode: str = "constant",
     fill: float = 0,
 ) -> Tensor:
-    """``x`` with more elements at both ends of each axis; negative counts take some away."""
+    """``tensor`` with (before, after) elements added per stored axis; negative counts crop."""
     cut = [(max(-before, 0), max(-after, 0)) for before, after in around]
     if any(before or after for before, after in cut):
         tensor = pick_ranges(

@@ -46,7 +46,7 @@ def _require_float(node: Node) -> PlacedValue:
 
 
 def _apply_parameter(node: Node, result: Tensor, code: str, index: int, axes: Axes) -> Tensor:
-    """``y`` with an input that broadcasts with its last axes, if that input is there."""
+    """``result`` combined with an input that broadcasts with its last axes, if there is one."""
     if not node.has_input(index):
         return result
     wide = widen_rank(node, node.value(index), len(axes))

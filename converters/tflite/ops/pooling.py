@@ -148,7 +148,7 @@ def _pool_axis_by_axis(
 def _count_elements(
     window: Window, size: Sequence[int], beyond: Sequence[int], include: bool
 ) -> Array:
-    """How many elements each window's mean is over."""
+    """How many elements each window averages, in the shape of the spatial output."""
     total: Array = np.ones(())
     for i, (before, after) in enumerate(window.around):
         real = np.zeros(before + size[i] + after + beyond[i])

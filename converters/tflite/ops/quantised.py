@@ -26,7 +26,7 @@ QUANTISED = (np.int8, np.uint8, np.int16)
 
 
 def _place_parameter(node: Node, index: int, value: PlacedValue, order: Axes) -> Tensor:
-    """A scale or zero point as float, ready to meet ``x`` in ``order``."""
+    """A scale or zero point as float, shaped to broadcast with ``value`` in ``order``."""
     parameter, rank = node.value(index), len(value.shape)
     axis = int(node.attr("axis", 1)) % max(rank, 1)
     block = int(node.attr("block_size", 0))

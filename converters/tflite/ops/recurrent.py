@@ -59,7 +59,9 @@ class Cell(abc.ABC):
         return emit_fully_connected(self.node, tensor, self.input_weights, self.input_bias)
 
     def multiply_state(self, state: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A state times weights; computed here where the state is constant."""
+        """A state [batch, hidden] times weights [gates, hidden]: [batch, gates].
+
+        Computed here if the state is constant."""
         shape = (state.shape[0], weights.shape[0])
         if state.data is not None and weights.data is not None:
             extra = 0.0 if bias is None or bias.data is None else bias.data
@@ -67,7 +69,7 @@ class Cell(abc.ABC):
         return self.node.emit("FULLY_CONNECTED", [state, weights, bias], shape, keep_num_dims=False)
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
-        """a + b, where b may be a constant of nothing but zeros."""
+        """The sum; nothing is emitted if ``right`` is a constant of zeros."""
         return (
             left
             if right.data is not None and not right.data.any()
@@ -75,7 +77,7 @@ class Cell(abc.ABC):
         )
 
     def multiply(self, left: Tensor, right: Tensor) -> Tensor:
-        """a * b, where b may be a constant of nothing but zeros."""
+        """The product; nothing is emitted if ``right`` is a constant of zeros."""
         return (
             right
             if right.data is not None and not right.data.any()
@@ -87,7 +89,7 @@ class Cell(abc.ABC):
         return self.functions[function](self.calc, self.calc.clamp(tensor, -self.clip, self.clip))
 
     def split_columns(self, tensor: Tensor, count: int) -> list[Tensor]:
-        """``x`` in ``count`` equal pieces of its columns."""
+        """[rows, columns] as ``count`` tensors [rows, columns / count]."""
         if count == 1:
             return [tensor]
         axis, shape = self.node.const(1, np.int32), (tensor.shape[0], tensor.shape[1] // count)
@@ -209,7 +211,7 @@ def _state_inputs(node: Node) -> tuple[int, ...]:
 
 
 def _initial_state(node: Node, index: int, direction: int, shape: tuple[int, int]) -> Tensor:
-    """The state before the first step of direction ``d``."""
+    """The state before the first step of a direction, [batch, hidden]."""
     if not node.has_input(index):
         return node.const(np.zeros(shape))
     state = node.place_input(index, (1, 0, 2) if node.attr("layout", 0) else None)
@@ -247,7 +249,7 @@ def _unroll(
 
 
 def _step_mask(node: Node, step: int, batch: int) -> Tensor | None:
-    """Which sequences have a step ``t``, [batch, 1]; None: all."""
+    """Which sequences have that step, bool [batch, 1]; None: all of them."""
     if not node.has_input(4):
         return None
     lengths = node.array(4)
@@ -283,7 +285,7 @@ def _output_order(batch_first: Axes, layout: bool) -> Axes | None:
 
 
 def _stack_rows(node: Node, tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    """Tensors of one shape below each other, then in the shape given."""
+    """Tensors [rows, columns] concatenated along axis 0, then reshaped to ``shape``."""
     if len(tensors) > 1:
         joined = (len(tensors) * tensors[0].shape[0], tensors[0].shape[1])
         return node.reshape(node.emit("CONCATENATION", tensors, joined, axis=0), shape)

@@ -74,7 +74,7 @@ def _nearest_tap(node: Node, places: Tensor) -> list[Tap]:
 
 
 def linear_taps(node: Node, tensor: Tensor) -> list[Tap]:
-    """The two neighbours of ``x``."""
+    """The two pixels around each place, [places] or any other shape, with linear weights."""
     calc = Math(node)
     low = calc("FLOOR", tensor)
     high_part = calc("SUB", tensor, low)

@@ -117,7 +117,7 @@ def lower_cum_prod(node: Node) -> None:
 
 
 def _shift(node: Node, tensor: Tensor, at: int, distance: int) -> Tensor:
-    """``x`` moved along an axis, with ones where nothing is left."""
+    """``tensor`` moved along the stored axis ``at``; ones fill the gap."""
     back = bool(node.attr("reverse", 0))
     around = [(0, 0)] * len(tensor.shape)
     around[at] = (0, distance) if back else (distance, 0)
