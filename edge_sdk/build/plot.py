@@ -23,8 +23,8 @@ class Point(msgspec.Struct, frozen=True):
 
     number: int  # its row in the table
     name: str
-    x: float
-    y: float
+    size_mb: float
+    latency_ms: float
     loss: float | None  # points
     fits: bool
     front: bool  # is it on the Pareto front?
@@ -61,68 +61,69 @@ class Plot(msgspec.Struct, frozen=True):
     bottom: float = BOTTOM
 
 
-def plot(points: Sequence[Point]) -> Plot | None:
+def plot_points(points: Sequence[Point]) -> Plot | None:
     """Place the points; None when there are fewer than two, which show no trade-off."""
     if len(points) < 2:
         return None
-    x_ticks = _ticks(max(p.x for p in points))
-    y_ticks = _ticks(max(p.y for p in points))
+    sizes = _ticks(max(point.size_mb for point in points))
+    latencies = _ticks(max(point.latency_ms for point in points))
 
-    def px(x: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * x / x_ticks[-1], 1)
+    def to_x(size_mb: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * size_mb / sizes[-1], 1)
 
-    def py(y: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * y / y_ticks[-1], 1)
+    def to_y(latency_ms: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * latency_ms / latencies[-1], 1)
 
-    worst = max(LEAST_SPAN, *(p.loss or 0.0 for p in points))
-    downwards = sorted(points, key=lambda p: (-p.y, p.x, p.number))
-    spots = [(px(p.x), py(p.y)) for p in downwards]
+    worst = max(LEAST_SPAN, *(point.loss or 0.0 for point in points))
+    downwards = sorted(points, key=lambda point: (-point.latency_ms, point.size_mb, point.number))
+    spots = [(to_x(point.size_mb), to_y(point.latency_ms)) for point in downwards]
     marks = [
-        Mark(p, x, y, label_y, colour(p.loss, worst))
-        for p, (x, y), label_y in zip(downwards, spots, _labels(spots), strict=True)
+        Mark(point, *spot, label_y, mix_colour(point.loss, worst))
+        for point, spot, label_y in zip(downwards, spots, _place_labels(spots), strict=True)
     ]
-    front = sorted((m for m in marks if m.point.front), key=lambda m: m.x)
+    front = sorted((mark for mark in marks if mark.point.front), key=lambda mark: mark.x)
     return Plot(
         marks=tuple(marks),
-        front=" ".join(f"{m.x},{m.y}" for m in front),
-        x_ticks=tuple(Tick(px(t), f"{t:g}") for t in x_ticks),
-        y_ticks=tuple(Tick(py(t), f"{t:g}") for t in y_ticks),
+        front=" ".join(f"{mark.x},{mark.y}" for mark in front),
+        x_ticks=tuple(Tick(to_x(size), f"{size:g}") for size in sizes),
+        y_ticks=tuple(Tick(to_y(latency), f"{latency:g}") for latency in latencies),
         worst=worst,
     )
 
 
-def colour(loss: float | None, worst: float) -> str:
+def mix_colour(loss: float | None, worst: float) -> str:
     """From teal (no loss) to magenta (``worst``); grey when the loss is not known."""
     if loss is None:
         return "#808080"
     at = min(max(loss / worst, 0.0), 1.0) * (len(RAMP) - 1)
-    i = min(int(at), len(RAMP) - 2)
-    mixed = (round(a + (b - a) * (at - i)) for a, b in zip(RAMP[i], RAMP[i + 1], strict=True))
-    return "#" + "".join(f"{c:02x}" for c in mixed)
+    index = min(int(at), len(RAMP) - 2)
+    ends = zip(RAMP[index], RAMP[index + 1], strict=True)
+    mixed = (round(start + (end - start) * (at - index)) for start, end in ends)
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
-def _labels(spots: Sequence[tuple[float, float]]) -> list[float]:
-    """Where each label goes, for spots from top to bottom: apart from its neighbours', in view."""
-    near = [
+def _place_labels(spots: Sequence[tuple[float, float]]) -> list[float]:
+    """The y of each label, for spots from top to bottom: apart from its neighbours', in view."""
+    neighbours = [
         [j for j in range(i) if abs(spots[i][0] - spots[j][0]) < 2 * LABEL]
         for i in range(len(spots))
     ]
-    ys = [y for _, y in spots]
-    for i in range(len(ys)):  # push down
-        ys[i] = max([ys[i], *(ys[j] + LABEL for j in near[i])])
-    for i in reversed(range(len(ys))):  # and up again, where that went below the axis
-        ys[i] = min(ys[i], BOTTOM)
-        for j in near[i]:
-            ys[j] = min(ys[j], ys[i] - LABEL)
-    return ys
+    label_ys = [y for _, y in spots]
+    for i in range(len(label_ys)):  # push down
+        label_ys[i] = max([label_ys[i], *(label_ys[j] + LABEL for j in neighbours[i])])
+    for i in reversed(range(len(label_ys))):  # and up again, where that went below the axis
+        label_ys[i] = min(label_ys[i], BOTTOM)
+        for j in neighbours[i]:
+            label_ys[j] = min(label_ys[j], label_ys[i] - LABEL)
+    return label_ys
 
 
-def _ticks(top: float) -> list[float]:
-    """Zero to the first round number that is not below ``top``, in 4 to 10 steps."""
-    step = 10.0 ** math.floor(math.log10(top)) if top > 0 else 1.0
+def _ticks(largest: float) -> list[float]:
+    """Zero to the first round number that is not below ``largest``, in 4 to 10 steps."""
+    step = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
     for share in (1.0, 0.5, 0.2):
-        if top / (step * share) >= 4 or share == 0.2:
+        if largest / (step * share) >= 4 or share == 0.2:
             step *= share
             break
-    count = max(1, math.ceil(top / step - 1e-9))
+    count = max(1, math.ceil(largest / step - 1e-9))
     return [float(f"{i * step:.6g}") for i in range(count + 1)]

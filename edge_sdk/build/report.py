@@ -1,12 +1,13 @@
 """The report beside a package: every number of a build with how it is known, as HTML and JSON.
 
 render(report) is one page without scripts, fonts or images from elsewhere; stages.to_json(report)
-is the same as data. What varies from run to run is here and not in the package, whose digest the
+is the same as data. What varies between runs is here and not in the package, whose digest the
 report names (docs/adr/0004).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -17,7 +18,7 @@ import msgspec
 from edge_core.extras import need
 from edge_core.profile import Profile
 from edge_sdk.build.judge import GATES
-from edge_sdk.build.plot import Plot, Point, plot
+from edge_sdk.build.plot import Plot, Point, plot_points
 from edge_sdk.build.stages import Artifact, Judged, Measurement, Model, Plan, Quantity, Verdict
 
 
@@ -77,27 +78,28 @@ class Row(msgspec.Struct, frozen=True):
 
 def render(report: Report) -> str:
     """The page; raises MissingExtra without Jinja2."""
-    rows = _rows(report)
-    winner = next((r for r in rows if r.name == report.verdict.winner), None)
-    used = [c for c in COLUMNS if any(_shown(c, r.measurement) for r in rows)]
-    latency, drawn = _drawn(rows)
+    rows = _make_rows(report)
+    winner = next((row for row in rows if row.name == report.verdict.winner), None)
+    columns = [one for one in COLUMNS if any(_is_shown(one, row.measurement) for row in rows)]
+    latency, latency_plot = _plot_latency(rows)
+    decisions = report.plan.decisions
     budgets = msgspec.structs.asdict(report.profile.budgets)
     page: str = _template().render(
-        r=report,
+        report=report,
         headline=_headline(report, winner),
-        tiles=_tiles(report, winner) if winner else (),
+        tiles=_make_tiles(report, winner) if winner else (),
         rows=rows,
         winner=winner,
-        columns=used,
-        groups=_groups(used),
-        sources=_sources(rows, used),
+        columns=columns,
+        groups=_group_columns(columns),
+        sources=_letter_sources(rows, columns),
         latency=latency,
-        plot=drawn,
-        refused=[d for d in report.plan.decisions if d.verdict == "out"],
-        chosen=[d for d in report.plan.decisions if d.verdict == "in"],
-        toolchain=_toolchain(report.artifacts),
-        budgets={k: v for k, v in budgets.items() if v is not None},
-        units={name: limit.unit for name, limit in GATES.items()},
+        plot=latency_plot,
+        refused=[decision for decision in decisions if decision.verdict == "out"],
+        chosen=[decision for decision in decisions if decision.verdict == "in"],
+        toolchain=_merge_toolchains(report.artifacts),
+        budgets={name: limit for name, limit in budgets.items() if limit is not None},
+        units={name: rule.unit for name, rule in GATES.items()},
     )
     return page
 
@@ -108,13 +110,15 @@ def _template() -> Any:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "span": span, "shape": _shape, "delegated": str}
+    environment.filters |= {
+        "number": format_number, "span": format_span, "shape": _format_shape, "text": str,
+    }  # fmt: skip
     return environment.from_string(
         files("edge_sdk.build").joinpath("report.html").read_text("utf-8")
     )
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Three digits, and all of those before the point; ``unknown`` for None."""
     if value is None:
         return "unknown"
@@ -123,47 +127,44 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
-def span(value: Quantity) -> str:
+def format_span(quantity: Quantity) -> str:
     """``low to high``, or nothing for a value without bounds."""
-    if value.low is None or value.high is None or value.low == value.high:
+    if quantity.low is None or quantity.high is None or quantity.low == quantity.high:
         return ""
-    return f"{number(value.low)} to {number(value.high)}"
+    return f"{format_number(quantity.low)} to {format_number(quantity.high)}"
 
 
-def _shape(shape: Iterable[int | str]) -> str:
+def _format_shape(shape: Iterable[int | str]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _shown(column: Column, m: Measurement) -> bool:
+def _is_shown(column: Column, measurement: Measurement) -> bool:
     """Energy is rarely known; a column without a number is left to the details below."""
-    return column.value in m.values and (
-        column.value != "energy_mj" or m.values[column.value].value is not None
-    )
+    quantity = measurement.values.get(column.value)
+    return quantity is not None and (column.value != "energy_mj" or quantity.value is not None)
 
 
-def _rows(report: Report) -> list[Row]:
+def _make_rows(report: Report) -> list[Row]:
     """The winner first, then by outcome, in the order of measurement."""
-    judged = {j.candidate: j for j in report.verdict.judged}
-    artifacts = {a.candidate: a for a in report.artifacts}
+    judged = {one.candidate: one for one in report.verdict.judged}
+    artifacts = {artifact.candidate: artifact for artifact in report.artifacts}
     rank = {"pass": 0, "inconclusive": 1, "fail": 2}
-    order = sorted(
-        (m for m in report.measurements if m.candidate in judged),
-        key=lambda m: (
-            m.candidate != report.verdict.winner,
-            bool(m.error),
-            rank[judged[m.candidate].outcome],
-        ),
-    )
+
+    def order(measurement: Measurement) -> tuple[bool, bool, int]:
+        name = measurement.candidate
+        return name != report.verdict.winner, bool(measurement.error), rank[judged[name].outcome]
+
+    ordered = sorted((one for one in report.measurements if one.candidate in judged), key=order)
     return [
-        Row(i, m.candidate, judged[m.candidate], m, artifacts.get(m.candidate))
-        for i, m in enumerate(order, start=1)
+        Row(number, one.candidate, judged[one.candidate], one, artifacts.get(one.candidate))
+        for number, one in enumerate(ordered, start=1)
     ]
 
 
 def _headline(report: Report, winner: Row | None) -> str:
     if winner is None:
         return f"Nothing fits {report.profile.title}"
-    doubtful = sum(g.outcome == "inconclusive" for g in winner.judged.gates)
+    doubtful = sum(gate.outcome == "inconclusive" for gate in winner.judged.gates)
     if not doubtful:
         return f"{winner.name} fits {report.profile.title}"
     gates = "1 gate is" if doubtful == 1 else f"{doubtful} gates are"
@@ -178,16 +179,16 @@ class Tile(msgspec.Struct, frozen=True):
     note: str
 
 
-def _tiles(report: Report, winner: Row) -> list[Tile]:
+def _make_tiles(report: Report, winner: Row) -> list[Tile]:
     values = winner.measurement.values
-    by_metric = report.metric if report.metric in _ACCURACY else "accuracy_drop_points"
-    wanted = (
-        ("Model file", "package_mb", _against(values, "package_mb", report.model.bytes / 1e6)),
-        (_ACCURACY[by_metric], by_metric, "" if report.metric == by_metric else report.metric),
-        ("Latency, p50", "latency_p50_ms", _faster(report, values)),
+    accuracy = report.metric if report.metric in _ACCURACY else "accuracy_drop_points"
+    tiles = (
+        ("Model file", "package_mb", _compare_size(values, report.model.bytes / 1e6)),
+        (_ACCURACY[accuracy], accuracy, "" if report.metric == accuracy else report.metric),
+        ("Latency, p50", "latency_p50_ms", _compare_latency(report, values)),
         ("Peak memory", "memory_peak_mb", ""),
     )
-    return [Tile(title, values[name], note) for title, name, note in wanted if name in values]
+    return [Tile(title, values[name], note) for title, name, note in tiles if name in values]
 
 
 _ACCURACY = {
@@ -195,73 +196,84 @@ _ACCURACY = {
     "cosine": "Cosine to the original",
     "accuracy_drop_points": "Accuracy drop",
 }
+_BASELINE = "onnx-fp32"  # what the winner's latency is compared with
 
 
-def _against(values: Mapping[str, Quantity], name: str, original: float) -> str:
-    now = values[name].value if name in values else None
-    if now is None or not original:
+def _compare_size(values: Mapping[str, Quantity], original_mb: float) -> str:
+    size = _number_of(values, "package_mb")
+    if size is None or not original_mb:
         return ""
-    return f"{number(100 * now / original)} % of the original's {number(original)} MB"
+    share = format_number(100 * size / original_mb)
+    return f"{share} % of the original's {format_number(original_mb)} MB"
 
 
-def _faster(report: Report, values: Mapping[str, Quantity]) -> str:
+def _compare_latency(report: Report, values: Mapping[str, Quantity]) -> str:
     """How the winner compares with the float model on this host, where both were run."""
-    float32 = next((m for m in report.measurements if m.candidate == "onnx-fp32"), None)
-    here, there = values.get("host_p50_ms"), _known(float32, "host_p50_ms") if float32 else None
-    if here is None or not here.value or not there or report.verdict.winner == "onnx-fp32":
+    if report.verdict.winner == _BASELINE:
         return ""
-    return f"on this host {number(here.value)} ms, onnx-fp32 {number(there)} ms"
+    baseline = next((one for one in report.measurements if one.candidate == _BASELINE), None)
+    here = _number_of(values, "host_p50_ms")
+    float_ms = _number_of(baseline.values, "host_p50_ms") if baseline else None
+    if not here or not float_ms:
+        return ""
+    return f"on this host {format_number(here)} ms, {_BASELINE} {format_number(float_ms)} ms"
 
 
-def _known(m: Measurement, name: str) -> float | None:
-    return m.values[name].value if name in m.values else None
+def _number_of(values: Mapping[str, Quantity], name: str) -> float | None:
+    return values[name].value if name in values else None
 
 
-def _groups(columns: Iterable[Column]) -> list[tuple[str, int]]:
+def _group_columns(columns: Iterable[Column]) -> list[tuple[str, int]]:
     """Headings over neighbouring columns, each with how many it spans."""
-    counts: dict[str, int] = {}
-    for c in columns:
-        counts[c.group] = counts.get(c.group, 0) + 1
+    counts = Counter(column.group for column in columns)  # in the order of the columns
     return list(counts.items())
 
 
-def _sources(rows: Iterable[Row], columns: Iterable[Column]) -> dict[str, str]:
+def _letter_sources(rows: Iterable[Row], columns: Iterable[Column]) -> dict[str, str]:
     """Where the table's values are from -> a letter."""
-    names = [c.value for c in columns]
-    values = [r.measurement.values[n] for r in rows for n in names if n in r.measurement.values]
-    places = dict.fromkeys(v.where for v in values if v.where)
-    return {where: _letter(i) for i, where in enumerate(places)}
+    names = [column.value for column in columns]
+    values = [row.measurement.values.get(name) for row in rows for name in names]
+    places = dict.fromkeys(value.where for value in values if value and value.where)
+    return {where: _to_letters(i) for i, where in enumerate(places)}
 
 
-def _letter(i: int) -> str:
-    return chr(ord("a") + i) if i < 26 else _letter(i // 26 - 1) + _letter(i % 26)
+def _to_letters(index: int) -> str:
+    """a, b, ... z, aa, ab, ..."""
+    if index < 26:
+        return chr(ord("a") + index)
+    return _to_letters(index // 26 - 1) + _to_letters(index % 26)
 
 
-def _drawn(rows: Iterable[Row]) -> tuple[str, Plot | None]:
+def _plot_latency(rows: Iterable[Row]) -> tuple[str, Plot | None]:
     """The name of the latency that is drawn (the device's, if it is known) and the plot."""
     for latency in ("latency_p50_ms", "host_p50_ms"):
-        points = [
-            Point(
-                number=r.number,
-                name=r.name,
-                x=x,
-                y=y,
-                loss=_known(r.measurement, "loss_points"),
-                fits=r.judged.outcome != "fail",
-                front=r.judged.pareto,
-            )
-            for r in rows
-            if (x := _known(r.measurement, "package_mb")) is not None
-            and (y := _known(r.measurement, latency)) is not None
-        ]
-        if drawn := plot(points):
-            return latency, drawn
+        points = [point for row in rows if (point := _to_point(row, latency)) is not None]
+        if result := plot_points(points):
+            return latency, result
     return "", None
 
 
-def _toolchain(artifacts: Iterable[Artifact]) -> dict[str, str]:
-    found: dict[str, set[str]] = {}
-    for a in artifacts:
-        for name, version in a.toolchain.items():
-            found.setdefault(name, set()).add(version)
-    return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
+def _to_point(row: Row, latency: str) -> Point | None:
+    """A candidate in the plot; None where its size or this latency is not known."""
+    values = row.measurement.values
+    size_mb, latency_ms = _number_of(values, "package_mb"), _number_of(values, latency)
+    if size_mb is None or latency_ms is None:
+        return None
+    return Point(
+        number=row.number,
+        name=row.name,
+        size_mb=size_mb,
+        latency_ms=latency_ms,
+        loss=_number_of(values, "loss_points"),
+        fits=row.judged.outcome != "fail",
+        front=row.judged.pareto,
+    )
+
+
+def _merge_toolchains(artifacts: Iterable[Artifact]) -> dict[str, str]:
+    """Tool -> its version, or versions where candidates were made with several."""
+    versions: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        for name, version in artifact.toolchain.items():
+            versions.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(versions[name])) for name in sorted(versions)}
