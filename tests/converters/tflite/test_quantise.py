@@ -29,7 +29,6 @@ from converters.tflite.lower import to_tflite
 from edge_core.errors import ConvertError, InputError
 from examples import data
 
-Q = quantise
 SMALL = st.integers(-8, 7)
 
 
@@ -192,19 +191,19 @@ def test_tensors_that_share_a_buffer_share_its_float16_form(floats, samples, tmp
 @pytest.mark.parametrize(
     ("name", "recipe_", "least_db", "least_share"),
     [
-        ("digits", Q.DYNAMIC, 40, 0.98),
-        ("digits", Q.DYNAMIC_PER_TENSOR, 40, 0.98),
-        ("digits", Q.WEIGHT_ONLY, 40, 0.98),
-        ("digits", Q.STATIC, 40, 0.98),
-        ("digits", Q.STATIC_PLAIN, 33, 0.98),
-        ("digits", Q.STATIC_INTEGER_IO, 33, 0.98),
-        ("digits", Q.INT16X8, 38, 0.98),
-        ("digits", Q.INT4, 20, 0.25),
-        ("digits", Q.INT4_BLOCKS, 20, 0.25),
-        ("keywords", Q.DYNAMIC, 28, 0.97),
-        ("keywords", Q.WEIGHT_ONLY, 32, 0.97),
-        ("keywords", Q.STATIC, 23, 0.97),
-        ("keywords", Q.INT16X8, 32, 0.96),
+        ("digits", quantise.DYNAMIC, 40, 0.98),
+        ("digits", quantise.DYNAMIC_PER_TENSOR, 40, 0.98),
+        ("digits", quantise.WEIGHT_ONLY, 40, 0.98),
+        ("digits", quantise.STATIC, 40, 0.98),
+        ("digits", quantise.STATIC_PLAIN, 33, 0.98),
+        ("digits", quantise.STATIC_INTEGER_IO, 33, 0.98),
+        ("digits", quantise.INT16X8, 38, 0.98),
+        ("digits", quantise.INT4, 20, 0.25),
+        ("digits", quantise.INT4_BLOCKS, 20, 0.25),
+        ("keywords", quantise.DYNAMIC, 28, 0.97),
+        ("keywords", quantise.WEIGHT_ONLY, 32, 0.97),
+        ("keywords", quantise.STATIC, 23, 0.97),
+        ("keywords", quantise.INT16X8, 32, 0.96),
     ],
 )
 def test_each_recipe_stays_close_to_the_float_model(
@@ -212,7 +211,7 @@ def test_each_recipe_stays_close_to_the_float_model(
 ):
     source, out = floats(name), tmp_path / "made.tflite"
     calibration, held_out = samples[name]
-    result = Q.write(source, out, recipe_, calibration)
+    result = quantise.write_quantised(source, out, recipe_, calibration)
     assert result.share == flatbuffer.compute_quantised_share(flatbuffer.read(out)) > least_share
     wanted, found = (answers(p.read_bytes(), held_out) for p in (source, out))
     assert decibels(wanted, found) > least_db
@@ -222,23 +221,27 @@ def test_the_same_inputs_give_the_same_bytes(floats, samples, tmp_path):
     calibration, _ = samples["digits"]
     files = [tmp_path / "one.tflite", tmp_path / "other.tflite"]
     for file in files:
-        Q.write(floats("digits"), file, Q.STATIC, calibration)
+        quantise.write_quantised(floats("digits"), file, quantise.STATIC, calibration)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_int8_inputs_and_outputs_keep_their_names_and_have_a_scale(floats, samples, tmp_path):
     out = tmp_path / "made.tflite"
-    Q.write(floats("digits"), out, Q.STATIC_INTEGER_IO, samples["digits"][0])
+    quantise.write_quantised(
+        floats("digits"), out, quantise.STATIC_INTEGER_IO, samples["digits"][0]
+    )
     graph = flatbuffer.read(out).subgraphs[0]
     ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     assert [flatbuffer.tensor_name(t) for t in ends] == ["input", "logits"]
     assert all(flatbuffer.type_name(t) == "INT8" and flatbuffer.has_scale(t) for t in ends)
 
 
-@pytest.mark.parametrize("recipe_", [Q.DYNAMIC, Q.STATIC, Q.STATIC_PLAIN, Q.INT16X8])
+@pytest.mark.parametrize(
+    "recipe_", [quantise.DYNAMIC, quantise.STATIC, quantise.STATIC_PLAIN, quantise.INT16X8]
+)
 def test_float_inputs_and_outputs_stay_as_they_are(floats, samples, tmp_path, recipe_):
     out = tmp_path / "made.tflite"
-    Q.write(floats("digits"), out, recipe_, samples["digits"][0])
+    quantise.write_quantised(floats("digits"), out, recipe_, samples["digits"][0])
     graph = flatbuffer.read(out).subgraphs[0]
     ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     assert [(flatbuffer.tensor_name(t), flatbuffer.type_name(t)) for t in ends] == [
@@ -248,7 +251,9 @@ def test_float_inputs_and_outputs_stay_as_they_are(floats, samples, tmp_path, re
 
 
 def test_the_slowness_of_16_bits_is_told(floats, samples, tmp_path):
-    result = Q.write(floats("digits"), tmp_path / "o.tflite", Q.INT16X8, samples["digits"][0])
+    result = quantise.write_quantised(
+        floats("digits"), tmp_path / "o.tflite", quantise.INT16X8, samples["digits"][0]
+    )
     assert "34 times as long" in result.notes[1]
 
 
@@ -256,7 +261,7 @@ def test_four_bit_blocks_need_rows_that_divide_into_them(tmp_path):
     source, out = tmp_path / "float.tflite", tmp_path / "made.tflite"
     for width, kind in ((64, "INT4"), (48, "INT8")):
         flatbuffer.write(small(width=width), source)
-        Q.write(source, out, Q.INT4_BLOCKS)
+        quantise.write_quantised(source, out, quantise.INT4_BLOCKS)
         assert kind in {
             flatbuffer.type_name(t) for t in flatbuffer.iter_weights(flatbuffer.read(out))
         }
@@ -264,27 +269,29 @@ def test_four_bit_blocks_need_rows_that_divide_into_them(tmp_path):
 
 def test_a_recipe_that_takes_hardly_any_weights_is_refused(floats, tmp_path):
     with pytest.raises(ConvertError, match=r"no-op: the recipe takes 0\.\d% of the weight bytes"):
-        Q.write(floats("keywords"), tmp_path / "made.tflite", Q.INT4)
+        quantise.write_quantised(floats("keywords"), tmp_path / "made.tflite", quantise.INT4)
     assert not (tmp_path / "made.tflite").exists()
 
 
 def test_a_quantised_file_is_not_quantised_again(floats, tmp_path):
     once = tmp_path / "once.tflite"
-    Q.write(floats("digits"), once, Q.DYNAMIC)
+    quantise.write_quantised(floats("digits"), once, quantise.DYNAMIC)
     with pytest.raises(ConvertError, match=r"once\.tflite is quantised already"):
-        Q.write(once, tmp_path / "twice.tflite", Q.DYNAMIC)
+        quantise.write_quantised(once, tmp_path / "twice.tflite", quantise.DYNAMIC)
 
 
 def test_static_recipes_need_samples(floats, tmp_path):
     with pytest.raises(ConvertError, match="needs calibration samples"):
-        Q.write(floats("digits"), tmp_path / "made.tflite", Q.STATIC)
+        quantise.write_quantised(floats("digits"), tmp_path / "made.tflite", quantise.STATIC)
 
 
 def test_int8_inputs_stand_for_floats_only(tmp_path):
     flatbuffer.write(small(), tmp_path / "float.tflite")
     feeds = [{"ids": np.zeros((2, 3), np.int32)}]
     with pytest.raises(ConvertError, match="'ids' is INT32"):
-        Q.write(tmp_path / "float.tflite", tmp_path / "o.tflite", Q.STATIC_INTEGER_IO, feeds)
+        quantise.write_quantised(
+            tmp_path / "float.tflite", tmp_path / "o.tflite", quantise.STATIC_INTEGER_IO, feeds
+        )
 
 
 def test_layers_named_to_stay_float_do(floats, samples, tmp_path):
@@ -295,8 +302,8 @@ def test_layers_named_to_stay_float_do(floats, samples, tmp_path):
         if flatbuffer.op_name(model, op) == "CONV_2D"
     )
     name = flatbuffer.tensor_name(model.subgraphs[0].tensors[first.outputs[0]])
-    kept = msgspec.structs.replace(Q.STATIC, keep_float=(name,))
-    Q.write(floats("digits"), tmp_path / "made.tflite", kept, samples["digits"][0])
+    kept = msgspec.structs.replace(quantise.STATIC, keep_float=(name,))
+    quantise.write_quantised(floats("digits"), tmp_path / "made.tflite", kept, samples["digits"][0])
     made = flatbuffer.read(tmp_path / "made.tflite")
     convs = [
         op for _, op in flatbuffer.iter_operators(made) if flatbuffer.op_name(made, op) == "CONV_2D"
@@ -325,7 +332,7 @@ def test_ids_of_64_bits_are_left_to_gather():
 
 def test_a_table_of_four_bits_is_stored_in_half_bytes(tmp_path):
     flatbuffer.write(small(rows=400), tmp_path / "float.tflite")
-    Q.write(tmp_path / "float.tflite", tmp_path / "made.tflite", Q.INT4)
+    quantise.write_quantised(tmp_path / "float.tflite", tmp_path / "made.tflite", quantise.INT4)
     made = flatbuffer.read(tmp_path / "made.tflite")
     sizes = [len(made.buffers[t.buffer].data) for t in flatbuffer.iter_weights(made)]
     assert 400 * 32 // 2 in sizes
@@ -358,7 +365,7 @@ def test_photos_are_told_apart_better_than_by_the_quantiser_alone(floats, tmp_pa
     held_out = nhwc(list(data.photo_crops_eval())[::5])
     wanted = answers(source.read_bytes(), held_out)
     theirs = answers(by_the_quantiser_alone(source, calibration), held_out)
-    Q.write(source, out, Q.STATIC, calibration)
+    quantise.write_quantised(source, out, quantise.STATIC, calibration)
     ours = answers(out.read_bytes(), held_out)
     assert out.stat().st_size < 0.30 * source.stat().st_size
     assert decibels(wanted, ours) > decibels(wanted, theirs) + 3  # 200 crops: 24.6 and 19.4
@@ -372,7 +379,7 @@ def test_photos_are_told_apart_better_than_by_the_quantiser_alone(floats, tmp_pa
 
 def test_kernels_keep_their_sums(floats, tmp_path):
     source, out = floats("digits"), tmp_path / "made.tflite"
-    Q.write(source, out, Q.WEIGHT_ONLY)
+    quantise.write_quantised(source, out, quantise.WEIGHT_ONLY)
     model, made = flatbuffer.read(source), flatbuffer.read(out)
     weights = {flatbuffer.tensor_name(t): t for t in flatbuffer.iter_weights(made)}
     checked = 0
@@ -439,8 +446,8 @@ def test_the_bias_of_a_dead_channel_is_kept():
     inputs = [x, graph.constant(weights), graph.constant(biases)]
     graph.outputs.append(graph.emit("FULLY_CONNECTED", inputs, (1, 2)))
     feeds = [{"x": np.array([v], np.float32)} for v in ([0, 1, 2, 3], [3, 2, 1, 0])]
-    source = Q.Source(graph.to_model(), "dead", feeds)
-    made, _ = source.quantised(Q.STATIC_PLAIN)
+    source = quantise.FloatModel(graph.to_model(), "dead", feeds)
+    made, _ = source.quantised(quantise.STATIC_PLAIN)
     found = answers(flatbuffer.to_bytes(made), feeds)
     assert np.allclose(found[:, 1], 0.7, atol=0.02)
 
@@ -532,8 +539,8 @@ def test_layers_that_do_not_help_are_not_taken():
 def test_a_search_writes_a_better_file_and_tells_its_cost(floats, samples, tmp_path):
     source, out, plain = floats("keywords"), tmp_path / "found.tflite", tmp_path / "plain.tflite"
     calibration, held_out = samples["keywords"]
-    Q.write(source, plain, Q.STATIC, calibration)
-    found = sensitivity.search_float_layers(source, out, Q.STATIC, calibration, gain_db=1.0)
+    quantise.write_quantised(source, plain, quantise.STATIC, calibration)
+    found = sensitivity.search_float_layers(source, out, quantise.STATIC, calibration, gain_db=1.0)
     wanted, before, after = (answers(p.read_bytes(), held_out) for p in (source, plain, out))
     assert decibels(wanted, after) > decibels(wanted, before)
     assert found.decibels[1] > found.decibels[0]
@@ -558,8 +565,8 @@ def test_a_search_without_time_or_samples_is_refused(floats, samples, tmp_path):
     out = tmp_path / "found.tflite"
     with pytest.raises(ConvertError, match="in 0 s"):
         sensitivity.search_float_layers(
-            floats("digits"), out, Q.STATIC, samples["digits"][0], budget_s=0
+            floats("digits"), out, quantise.STATIC, samples["digits"][0], budget_s=0
         )
     with pytest.raises(ConvertError, match="needs calibration samples"):
-        sensitivity.search_float_layers(floats("digits"), out, Q.STATIC, [])
+        sensitivity.search_float_layers(floats("digits"), out, quantise.STATIC, [])
     assert not out.exists()
