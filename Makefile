@@ -34,6 +34,7 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks.structure --check
 	$(BIN)/cog --check -I . $(DOCS)
 	$(BIN)/python -m pytest --quiet tests/test_docs.py
 

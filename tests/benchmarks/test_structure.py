@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import structure
+from benchmarks.structure import __main__ as structure
+from benchmarks.structure.names import is_participle
 
 Write = Callable[[dict[str, str]], Path]
 
@@ -70,12 +71,12 @@ def test_a_file_declares_mathematics_with_a_reason_only(write, capsys):
 
 @pytest.mark.parametrize("name", ["found", "_kept", "signed_by", "_made_here", "embedded"])
 def test_a_past_participle_is_known(name):
-    assert structure.is_participle(name)
+    assert is_participle(name)
 
 
 @pytest.mark.parametrize("name", ["need", "embed", "_feed_all", "read", "run", "load", "sampling"])
 def test_a_verb_or_noun_is_no_participle(name):
-    assert not structure.is_participle(name)
+    assert not is_participle(name)
 
 
 def test_an_import_of_ours_in_a_function_is_hidden_and_so_is_one_by_a_string(write, capsys):
