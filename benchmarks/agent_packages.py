@@ -26,6 +26,7 @@ from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
 from edge_core.package.preprocess import BUILT_IN, ImageRecipe
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Feeds
+from examples import data
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "agent-packages"
@@ -57,8 +58,6 @@ def digits() -> Path:
     """The CNN for handwritten digits with a free first dimension."""
 
     def make(out: Path) -> None:
-        from examples import data
-
         model = free_batch(example("digits"), out.with_suffix(".onnx"))
         samples = [{"input": x} for x in itertools.islice(data.digits_calibration(), GOLDEN)]
         write(out, model, samples, name="digits", recipe=BUILT_IN["mnist"])
@@ -70,8 +69,6 @@ def magika() -> Path:
     """Content types of files; the first dimension is free as the model comes."""
 
     def make(out: Path) -> None:
-        from examples import data
-
         samples = [{"bytes": x} for x in itertools.islice(data.magika_calibration(), GOLDEN)]
         write(out, example("magika"), samples, name="magika")
 

@@ -26,6 +26,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from edge_sdk.build.runtime_env import provide
+
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ROOT / "converters" / "onnx" / "ort_facts.json"
 # The newest release of every line that has wheels for Python 3.11 on x86-64.
@@ -132,15 +134,16 @@ def matches(since: int, start: int, end: int) -> bool:
 
 def measure(version: str, cache: Path, models: Path) -> dict[str, Any]:
     """Install ``version`` if need be and ask it."""
-    sys.path.insert(0, str(ROOT))
-    from edge_sdk.build.runtime_env import provide
-
     env = provide("onnxruntime", version, cache)
     if env.version != version:
         raise SystemExit(f"onnxruntime {version}: {env.note}")
+    paths = [*([env.site] if env.site else []), ROOT]
     done = subprocess.run(
-        [sys.executable, __file__, "--ask", str(models)],
-        env={**os.environ, "PYTHONPATH": str(env.site or "")},
+        [sys.executable, "-m", "benchmarks.ort_facts", "--ask", str(models)],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        },
         stdout=subprocess.PIPE,
         check=True,
     )

@@ -10,7 +10,6 @@ the ONNX model.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,22 +33,6 @@ class Samples:
             if self._layout == "NHWC":
                 sample = {n: a.transpose(0, 2, 3, 1) for n, a in sample.items()}
             yield {n: np.array(a, order="C") for n, a in sample.items()}
-
-
-def ours(model: str, candidate: str, feeds: str, out: str) -> None:
-    """One candidate through the stages of `edge build`, with nothing in the cache."""
-    from converters.spec import Ceiling
-    from edge_core.runtimes import registry as runtimes
-    from edge_sdk.build import convert
-    from edge_sdk.build.workspace import Workspace
-
-    work = Workspace(Path(out).with_suffix(".cache"), jobs=1)
-    prepared = convert.prepare(work, Path(model), convert.digest(Path(model)), {})
-    artifact = convert.convert(
-        work, prepared, candidate, ceiling=Ceiling(opset=0, ir=0), arch="x86_64",
-        runtime_version=runtimes.get("litert").version(), layout="NHWC", feeds=Path(feeds),
-    )  # fmt: skip
-    shutil.copy(artifact.path, out)
 
 
 def quantizer(float_file: str, recipe: str, feeds: str, out: str) -> None:
@@ -191,7 +174,7 @@ _TENSORFLOW_OPS: dict[str, Callable[..., Any]] = {
 }
 
 MAKERS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (ours, quantizer, onnxruntime_qdq, litert_torch_lite0, tensorflow)
+    f.__name__: f for f in (quantizer, onnxruntime_qdq, litert_torch_lite0, tensorflow)
 }
 
 if __name__ == "__main__":

@@ -103,7 +103,12 @@ class Bench:
         self.files[name] = File(kind, out, total)
 
     def ours(self, candidate: str, kind: str) -> None:
-        make = self._program("ours", self.model, candidate, self._feeds)
+        def make(out: Path) -> Cost:
+            program = [sys.executable, "-m", "benchmarks.tflite_ours"]
+            command = [*program, *map(str, (self.model, candidate, self._feeds, out))]
+            paths = {"PYTHONPATH": str(MAKERS.parent.parent)}
+            return peer_env.run(command, log=out.with_suffix(".log"), env=paths)
+
         self.add(f"edge: {candidate}", kind, make)
 
     def onnx2tf(self, shapes: Mapping[str, str]) -> None:
