@@ -45,10 +45,18 @@ def main() -> int:
         right=("MB", "ms", "metric", "lost points", "cosine"),
     )  # fmt: skip
     for model, built in rows.items():
-        ruled = {d.candidate: d.verdict for d in built.plan.decisions}
-        ruled |= {d.candidate: "out" for d in built.plan.decisions if "--with" in d.reason}
-        for m in sorted(built.measurements, key=lambda m: m.candidate):
-            table.add_row(model, m.candidate, ruled[m.candidate], *_numbers(m))
+        ruled = {decision.candidate: decision.verdict for decision in built.plan.decisions}
+        ruled |= {
+            decision.candidate: "out"
+            for decision in built.plan.decisions
+            if "--with" in decision.reason
+        }
+        for measurement in sorted(
+            built.measurements, key=lambda measurement: measurement.candidate
+        ):
+            table.add_row(
+                model, measurement.candidate, ruled[measurement.candidate], *_numbers(measurement)
+            )
     console.stdout().print(table)
     return check(rows)
 
@@ -70,8 +78,12 @@ def check(rows: dict[str, Built]) -> int:
     """The figures that the project holds itself to."""
 
     def value(model: str, candidate: str, name: str) -> float:
-        m = next(m for m in rows[model].measurements if m.candidate == candidate)
-        found = m.values[name].value
+        measurement = next(
+            measurement
+            for measurement in rows[model].measurements
+            if measurement.candidate == candidate
+        )
+        found = measurement.values[name].value
         assert found is not None
         return found
 
@@ -85,7 +97,9 @@ def check(rows: dict[str, Built]) -> int:
     met = {}
     for name, named in pairs.items():
         for model in named:
-            lost, left = (value(model, name, n) for n in ("accuracy_drop_points", "metric"))
+            lost, left = (
+                value(model, name, quantity) for quantity in ("accuracy_drop_points", "metric")
+            )
             text = f"{model}: float {left + lost:.2f}, {name} {left:.2f}: {lost:.2f} points lost"
             met[f"{text} (at most 0.5)"] = lost <= 0.5
     mb, cosine = value("MiniLM", "onnx-int4", "package_mb"), value("MiniLM", "onnx-int4", "cosine")
@@ -97,11 +111,11 @@ def check(rows: dict[str, Built]) -> int:
     return 0 if all(met.values()) else 2
 
 
-def _numbers(m: Measurement) -> list[str]:
-    if m.error:
-        return ["", "", "", m.error, ""]
+def _numbers(measurement: Measurement) -> list[str]:
+    if measurement.error:
+        return ["", "", "", measurement.error, ""]
     names = ("package_mb", "host_p50_ms", "metric", "loss_points", "cosine")
-    return [format_quantity(m.values.get(n)) for n in names]
+    return [format_quantity(measurement.values.get(name)) for name in names]
 
 
 if __name__ == "__main__":

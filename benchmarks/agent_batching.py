@@ -39,12 +39,12 @@ Key = tuple[str, bool, int]  # where, batching, clients
 class Found(msgspec.Struct, frozen=True):
     """One model."""
 
-    measured: Batching  # by the installation
+    batching: Batching  # by the installation
     loads: dict[Key, list[Load]]
     batches: int  # inferences with more than one request, all rounds, batching allowed
 
     def all(self, where: str, batching: bool, clients: int) -> Load:
-        return load.pooled(self.loads[where, batching, clients])
+        return load.pool_loads(self.loads[where, batching, clients])
 
     def speed(self, where: str, clients: int) -> float:
         """Throughput with batching over that without, in the same round; median of the rounds."""
@@ -52,7 +52,7 @@ class Found(msgspec.Struct, frozen=True):
         return statistics.median(on.per_s / off.per_s for on, off in both)
 
 
-def measured(path: Path, folder: Path, rounds: int, seconds: float) -> Found:
+def measure_clients(path: Path, folder: Path, rounds: int, seconds: float) -> Found:
     """Both settings, in turn, each installed once."""
     opened = package.open(path)
     name = opened.manifest.name
@@ -88,7 +88,7 @@ def _here(agent: Agent, name: str, feeds: Feeds, clients: int, seconds: float) -
 def _over_http(
     config: Config, name: str, opened: package.Package, feeds: Feeds, clients: int, seconds: float
 ) -> Load:
-    outputs = [o.name for o in opened.manifest.outputs]
+    outputs = [spec.name for spec in opened.manifest.outputs]
     body, headers = agent_daemon.infer_body(feeds, outputs)
     url = f"http://127.0.0.1:{config.http.port}/v2/models/{name}/infer"
     request = load.post(url, body, headers)
@@ -98,30 +98,32 @@ def _over_http(
 
 def rows(table: Table, name: str, found: Found) -> None:
     for where in (THREADS, HTTP):
-        for n in CLIENTS:
+        for clients in CLIENTS:
             for on in (False, True):
-                x = found.all(where, on, n)
+                load = found.all(where, on, clients)
                 table.add_row(
-                    name, where, str(n), "on" if on else "off",
-                    f"{x.per_s:.0f}", f"{found.speed(where, n):.2f}x" if on else "",
-                    f"{x.quantile(0.5):.2f}", f"{x.quantile(0.99):.2f}", str(x.failed),
+                    name, where, str(clients), "on" if on else "off",
+                    f"{load.per_s:.0f}", f"{found.speed(where, clients):.2f}x" if on else "",
+                    f"{load.quantile(0.5):.2f}", f"{load.quantile(0.99):.2f}", str(load.failed),
                 )  # fmt: skip
 
 
 def verdicts(pays: Found, does_not: Found) -> dict[str, bool]:
     """What both are held to."""
     told = {
-        f"digits: the installation says {pays.measured.why!r}": pays.measured.pays,
-        f"magika: the installation says {does_not.measured.why!r}": not does_not.measured.pays,
+        f"digits: the installation says {pays.batching.why!r}": pays.batching.pays,
+        f"magika: the installation says {does_not.batching.why!r}": not does_not.batching.pays,
         f"magika: {does_not.batches} batches although allowed (0)": does_not.batches == 0,
     }
-    for n in CLIENTS[1:]:
-        speed = pays.speed(THREADS, n)
-        told[f"digits, {n} threads: {speed:.2f} times the throughput (above 1)"] = speed > 1
-        on, off = (pays.all(THREADS, x, n).quantile(0.99) for x in (True, False))
-        told[f"digits, {n} threads: p99 {on:.2f} ms with, {off:.2f} without (at most)"] = on <= off
-        speed = pays.speed(HTTP, n)
-        told[f"digits, {n} over HTTP: {speed:.2f} times the throughput (above 1)"] = speed > 1
+    for clients in CLIENTS[1:]:
+        speed = pays.speed(THREADS, clients)
+        told[f"digits, {clients} threads: {speed:.2f} times the throughput (above 1)"] = speed > 1
+        on, off = (pays.all(THREADS, batched, clients).quantile(0.99) for batched in (True, False))
+        told[f"digits, {clients} threads: p99 {on:.2f} ms with, {off:.2f} without (at most)"] = (
+            on <= off
+        )
+        speed = pays.speed(HTTP, clients)
+        told[f"digits, {clients} over HTTP: {speed:.2f} times the throughput (above 1)"] = speed > 1
     for where in (THREADS, HTTP):
         speed = pays.speed(where, 1)
         told[f"digits, one client, {where}: {speed:.2f} times (at least {SAME})"] = speed >= SAME
@@ -132,8 +134,8 @@ def main(rounds: int, seconds: float) -> int:
     columns = ("clients", "1/s", "of off", "p50 ms", "p99 ms", "failed")
     table = console.new_table("model", "where", "clients", "batching", *columns[1:], right=columns)
     with tempfile.TemporaryDirectory(prefix="edge-batch-") as folder:
-        digits = measured(agent_packages.digits(), Path(folder) / "digits", rounds, seconds)
-        magika = measured(agent_packages.magika(), Path(folder) / "magika", rounds, seconds)
+        digits = measure_clients(agent_packages.digits(), Path(folder) / "digits", rounds, seconds)
+        magika = measure_clients(agent_packages.magika(), Path(folder) / "magika", rounds, seconds)
     rows(table, "digits", digits)
     rows(table, "magika", magika)
     console.stdout().print(table)

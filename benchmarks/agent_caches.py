@@ -64,36 +64,36 @@ class Cache(msgspec.Struct, frozen=True):
 
 
 def ours(folder: Path) -> Cache:
-    c = ResultCache(folder / "results.db", max_bytes=MAX_BYTES, ttl_s=3600)
+    cache = ResultCache(folder / "results.db", max_bytes=MAX_BYTES, ttl_s=3600)
     return Cache(
-        look=lambda feeds: c.get(MODEL, c.key(MODEL, feeds)),
-        put=lambda feeds, outputs: c.put(MODEL, c.key(MODEL, feeds), outputs),
-        flush=c.flush,
-        close=c.close,
+        look=lambda feeds: cache.get(MODEL, cache.key(MODEL, feeds)),
+        put=lambda feeds, outputs: cache.put(MODEL, cache.key(MODEL, feeds), outputs),
+        flush=cache.store.flush,
+        close=cache.store.close,
     )
 
 
 def theirs(folder: Path, key: Callable[[Feeds], bytes], *, packed: bool = False) -> Cache:
-    c = diskcache.Cache(str(folder), size_limit=8 * MAX_BYTES)  # it never evicts
+    cache = diskcache.Cache(str(folder), size_limit=8 * MAX_BYTES)  # it never evicts
 
     def look(feeds: Feeds) -> Feeds | None:
-        found = c.get(key(feeds))
+        found = cache.get(key(feeds))
         return unpack(found) if packed and found is not None else found
 
     def put(feeds: Feeds, outputs: Feeds) -> None:
-        c.set(key(feeds), pack(outputs) if packed else outputs)
+        cache.set(key(feeds), pack(outputs) if packed else outputs)
 
-    return Cache(look, put, flush=lambda: None, close=c.close)
+    return Cache(look, put, flush=lambda: None, close=cache.close)
 
 
 def caches(folder: Path) -> dict[str, Cache]:
-    def hashed(feeds: Feeds) -> bytes:
+    def hash_feeds(feeds: Feeds) -> bytes:
         return input_key(1, MODEL, feeds)
 
     return {
         OURS: ours(folder / "ours"),
-        THEIRS: theirs(folder / "hashed", hashed),
-        PACKED: theirs(folder / "packed", hashed, packed=True),
+        THEIRS: theirs(folder / "hashed", hash_feeds),
+        PACKED: theirs(folder / "packed", hash_feeds, packed=True),
         BYTES: theirs(folder / "bytes", lambda feeds: feeds["x"].tobytes()),
     }
 
@@ -106,22 +106,22 @@ class Workload:
         self._x = self.rng.random(SHAPE, np.float32)
         self._y = self.rng.random((1, CLASSES), np.float32)
 
-    def input(self, n: int) -> Feeds:
+    def input(self, number: int) -> Feeds:
         """Input number n, just written, so near to the processor as a request's is."""
-        x = self._x.copy()
-        x[0, 0, 0, 0] = n
-        return {"x": x}
+        values = self._x.copy()
+        values[0, 0, 0, 0] = number
+        return {"x": values}
 
-    def outputs(self, n: int) -> Feeds:
-        y = self._y.copy()
-        y[0, 0] = n
-        return {"y": y}
+    def outputs(self, number: int) -> Feeds:
+        values = self._y.copy()
+        values[0, 0] = number
+        return {"y": values}
 
-    def mixed(self, numbers: np.ndarray, names: list[str]) -> Iterator[tuple[int, str]]:
+    def mix_reads(self, numbers: np.ndarray, names: list[str]) -> Iterator[tuple[int, str]]:
         """Each number with each name; the names in another order each time."""
-        for n in numbers:
-            for i in self.rng.permutation(len(names)):
-                yield int(n), names[i]
+        for number in numbers:
+            for order in self.rng.permutation(len(names)):
+                yield int(number), names[order]
 
 
 def measure(all_caches: dict[str, Cache], rounds: int) -> tuple[Times, dict[str, float]]:
@@ -134,31 +134,31 @@ def measure(all_caches: dict[str, Cache], rounds: int) -> tuple[Times, dict[str,
         if (name != BYTES or n < FEW) and cache.look(feeds) is None:
             cache.put(feeds, load.outputs(n))
             if n % 100 == 0:
-                cache.store.flush()
+                cache.flush()
     all_caches[OURS].flush()
-    for r, names in itertools.product(range(rounds), (COMPARED, [BYTES])):
-        _look(load, all_caches, times, AGAIN, load.mixed(load.rng.permutation(FEW), names))
+    for round_number, names in itertools.product(range(rounds), (COMPARED, [BYTES])):
+        _look(load, all_caches, times, AGAIN, load.mix_reads(load.rng.permutation(FEW), names))
         if names == COMPARED:
             some = load.rng.integers(FEW, INPUTS, FEW)
-            _look(load, all_caches, times, ANY, load.mixed(some, names))
-        unknown = np.arange(8) + INPUTS * (r + 1)
-        _look(load, all_caches, times, MISS, load.mixed(unknown, names))
+            _look(load, all_caches, times, ANY, load.mix_reads(some, names))
+        unknown = np.arange(8) + INPUTS * (round_number + 1)
+        _look(load, all_caches, times, MISS, load.mix_reads(unknown, names))
     return times, _put(load, all_caches, times, max(rounds // 8, 2))
 
 
 def _stream(load: Workload, all_caches: dict[str, Cache], times: Times, requests: int) -> None:
     often = 1 / np.arange(1, INPUTS + 1)
     numbers = load.rng.choice(INPUTS, requests, p=often / often.sum())
-    for n, name in load.mixed(numbers, COMPARED):
-        feeds, outputs, cache = load.input(n), load.outputs(n), all_caches[name]
+    for number, name in load.mix_reads(numbers, COMPARED):
+        feeds, outputs, cache = load.input(number), load.outputs(number), all_caches[name]
         start = time.perf_counter_ns()
         found = cache.look(feeds)
         if found is None:
             cache.put(feeds, outputs)
         took = (time.perf_counter_ns() - start) / 1e3
         times[name, MISSED if found is None else HIT].append(took)
-        if found and found["y"][0, 0] != n:
-            raise SystemExit(f"{name}: wrong answer to input {n}")
+        if found and found["y"][0, 0] != number:
+            raise SystemExit(f"{name}: wrong answer to input {number}")
 
 
 def _look(
@@ -168,29 +168,29 @@ def _look(
     what: str,
     turns: Iterator[tuple[int, str]],
 ) -> None:
-    for n, name in turns:
-        feeds, look = load.input(n), all_caches[name].look
+    for number, name in turns:
+        feeds, look = load.input(number), all_caches[name].look
         start = time.perf_counter_ns()
         found = look(feeds)
         times[name, what].append((time.perf_counter_ns() - start) / 1e3)
-        if (found is None) != (what == MISS) or (found and found["y"][0, 0] != n):
-            raise SystemExit(f"{name}: wrong answer to input {n} ({what})")
+        if (found is None) != (what == MISS) or (found and found["y"][0, 0] != number):
+            raise SystemExit(f"{name}: wrong answer to input {number} ({what})")
 
 
 def _put(
     load: Workload, all_caches: dict[str, Cache], times: Times, rounds: int
 ) -> dict[str, float]:
     until: dict[str, list[float]] = defaultdict(list)
-    for r, (name, cache) in itertools.product(range(rounds), all_caches.items()):
-        batch = [(load.input(-1 - r * PUTS - i), load.outputs(i)) for i in range(PUTS)]
+    for round_number, (name, cache) in itertools.product(range(rounds), all_caches.items()):
+        batch = [(load.input(-1 - round_number * PUTS - i), load.outputs(i)) for i in range(PUTS)]
         begin = time.perf_counter_ns()
         for feeds, outputs in batch:
             start = time.perf_counter_ns()
             cache.put(feeds, outputs)
             times[name, PUT].append((time.perf_counter_ns() - start) / 1e3)
-        cache.store.flush()
+        cache.flush()
         until[name].append((time.perf_counter_ns() - begin) / 1e3 / PUTS)
-    return {name: statistics.median(t) for name, t in until.items()}
+    return {name: statistics.median(durations) for name, durations in until.items()}
 
 
 def show(times: Times, until: dict[str, float]) -> None:
@@ -199,24 +199,31 @@ def show(times: Times, until: dict[str, float]) -> None:
     for name in until:
         cells = []
         for what in kinds:
-            t = times.get((name, what))
-            cells.append(f"{statistics.median(t):.1f} / {np.percentile(t, 99):.0f}" if t else "")
+            durations = times.get((name, what))
+            cells.append(
+                f"{statistics.median(durations):.1f} / {np.percentile(durations, 99):.0f}"
+                if durations
+                else ""
+            )
         table.add_row(name, *cells, f"{until[name]:.1f}")
     console.stdout().print(table)
 
 
-def held(times: Times) -> dict[str, bool]:
+def check_targets(times: Times) -> dict[str, bool]:
     """What the exact cache is held to, and whether it is met."""
-    hit = {n: statistics.median(times[n, HIT]) for n in COMPARED}
-    whole = {n: sum(times[n, HIT]) + sum(times[n, MISSED]) for n in COMPARED}
-    hits = {n: len(times[n, HIT]) for n in COMPARED}
+    hit = {name: statistics.median(times[name, HIT]) for name in COMPARED}
+    whole = {name: sum(times[name, HIT]) + sum(times[name, MISSED]) for name in COMPARED}
+    hits = {name: len(times[name, HIT]) for name in COMPARED}
     found = {
         f"{hits[OURS]} hits in the stream; diskcache {hits[THEIRS]}": hits[OURS] >= hits[THEIRS],
         f"a hit takes {hit[OURS]:.1f} us at p50, the hash included (below {HIT_US:.0f})": hit[OURS]
         < HIT_US,
     }
-    for what, t in (("a hit", hit), ("the stream", whole)):
-        ratio, packed = t[THEIRS] / t[OURS], t[PACKED] / t[OURS]
+    for what, seconds_by_name in (("a hit", hit), ("the stream", whole)):
+        ratio, packed = (
+            seconds_by_name[THEIRS] / seconds_by_name[OURS],
+            seconds_by_name[PACKED] / seconds_by_name[OURS],
+        )
         found[
             f"{what}: diskcache takes {ratio:.2f} times as long (above 1); {packed:.2f} packed"
         ] = ratio > 1
@@ -233,9 +240,9 @@ def main() -> int:
             times, until = measure(all_caches, arguments.rounds)
         finally:
             for cache in all_caches.values():
-                cache.store.close()
+                cache.close()
     show(times, until)
-    figures = held(times)
+    figures = check_targets(times)
     for what, met in figures.items():
         print(f"{'met    ' if met else 'NOT MET'} {what}")
     return 0 if all(figures.values()) else 2

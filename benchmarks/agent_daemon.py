@@ -106,9 +106,9 @@ def wait_ready(
 
 def free_port() -> int:
     """A TCP port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def infer_inputs(feeds: Feeds) -> list[triton.InferInput]:

@@ -61,7 +61,7 @@ def memory(pid: int) -> Memory:
     """What the kernel counts for a process now."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     rows = dict(line.split(":", 1) for line in text.splitlines()[1:])
-    rss, pss = (int(rows[k].split()[0]) * 1024 / 1e6 for k in ("Rss", "Pss"))
+    rss, pss = (int(rows[key].split()[0]) * 1024 / 1e6 for key in ("Rss", "Pss"))
     return Memory(rss, pss)
 
 
@@ -102,7 +102,7 @@ def _ask(config: Config, ask: Path, began: float) -> float:
     return first
 
 
-def served(ask: Path | None, starts: int) -> tuple[Start, ...]:
+def serve_once(ask: Path | None, starts: int) -> tuple[Start, ...]:
     """The daemon with one package, or with none, started some times."""
     with tempfile.TemporaryDirectory(prefix="edge-footprint-") as name:
         folder = Path(name)
@@ -131,7 +131,7 @@ def sizes(extras: Iterable[str]) -> dict[str, float]:
             wanted = f"{wheel}[{extra}]" if extra else str(wheel)
             _pip(python, "install", wanted)
             _pip(python, "uninstall", "--yes", "pip", "setuptools")
-            found[extra] = sum(p.lstat().st_size for p in folder.rglob("*")) / 1e6
+            found[extra] = sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
     return found
 
 
@@ -151,38 +151,38 @@ def _pip(python: Path, *words: str) -> None:
 def show(rows: dict[str, tuple[Start, ...]]) -> None:
     """The table of memory and times; medians."""
     right = ("Rss MB", "Pss MB", "ready s", "first answer s")
-    t = console.new_table("the daemon", *right, right=right)
+    table = console.new_table("the daemon", *right, right=right)
     for what, starts in rows.items():
-        answers = [s.answer_s for s in starts if s.answer_s is not None]
-        t.add_row(
+        answers = [start.answer_s for start in starts if start.answer_s is not None]
+        table.add_row(
             what,
-            f"{statistics.median(s.memory.rss_mb for s in starts):.1f}",
-            f"{statistics.median(s.memory.pss_mb for s in starts):.1f}",
-            f"{statistics.median(s.ready_s for s in starts):.2f}",
+            f"{statistics.median(start.memory.rss_mb for start in starts):.1f}",
+            f"{statistics.median(start.memory.pss_mb for start in starts):.1f}",
+            f"{statistics.median(start.ready_s for start in starts):.2f}",
             f"{statistics.median(answers):.2f}" if answers else "",
         )
-    console.stdout().print(t)
+    console.stdout().print(table)
 
 
 def main(starts: int, *, with_sizes: bool) -> int:
     """Measure, show, compare; returns the exit code."""
     tflite = agent_packages.lite0("tflite-int8-static")
     rows = {
-        "idle, no model": served(None, starts),
-        "LiteRT, EfficientNet-Lite0 INT8": served(tflite, starts),
-        "ONNX Runtime, EfficientNet-Lite0 INT8": served(agent_packages.lite0(), starts),
+        "idle, no model": serve_once(None, starts),
+        "LiteRT, EfficientNet-Lite0 INT8": serve_once(tflite, starts),
+        "ONNX Runtime, EfficientNet-Lite0 INT8": serve_once(agent_packages.lite0(), starts),
     }
     show(rows)
     if with_sizes:
-        t = console.new_table("installed", "MB", right=("MB",))
+        table = console.new_table("installed", "MB", right=("MB",))
         for extra, mb in sizes(EXTRAS).items():
-            t.add_row(f"base + {extra}" if extra else "base", f"{mb:.0f}")
-        console.stdout().print(t)
+            table.add_row(f"base + {extra}" if extra else "base", f"{mb:.0f}")
+        console.stdout().print(table)
     idle, litert, _ = rows.values()
     held = (
-        ("idle Rss MB", statistics.median(s.memory.rss_mb for s in idle), IDLE_MB),
-        ("LiteRT Rss MB", statistics.median(s.memory.rss_mb for s in litert), SERVING_MB),
-        ("ready s", statistics.median(s.ready_s for s in litert), READY_S),
+        ("idle Rss MB", statistics.median(start.memory.rss_mb for start in idle), IDLE_MB),
+        ("LiteRT Rss MB", statistics.median(start.memory.rss_mb for start in litert), SERVING_MB),
+        ("ready s", statistics.median(start.ready_s for start in litert), READY_S),
     )
     for what, value, limit in held:
         print(f"{'met    ' if value < limit else 'NOT MET'} {what} {value:.2f} (under {limit:g})")

@@ -79,7 +79,7 @@ def one(what: str, packages: Sequence[Path], root: Path, rng: random.Random) -> 
     before = slots.active("dense")
     assert before.current
     assert before.previous
-    by_digest = {package.open(p).digest: p for p in packages}
+    by_digest = {package.open(path).digest: path for path in packages}
     old, other = before.current.digest, before.previous.digest
     (third,) = by_digest.keys() - {old, other}
     new = third if what in ("install", "sweep") else other
@@ -88,8 +88,8 @@ def one(what: str, packages: Sequence[Path], root: Path, rng: random.Random) -> 
         served = check(slots, {old: "old"} if what == "sweep" else {old: "old", new: "new"})
         left = kinds(slots.sweep(), root)
         tidy(slots)
-    except (AssertionError, EdgeError) as e:
-        return Round(what, stage, "", (), f"{what} killed after '{stage}': {e}")
+    except (AssertionError, EdgeError) as error:
+        return Round(what, stage, "", (), f"{what} killed after '{stage}': {error}")
     return Round(what, stage, served, left, "")
 
 
@@ -136,21 +136,26 @@ def answers(slots: Slots, slot: Slot) -> None:
 def tidy(slots: Slots) -> None:
     """AssertionError if anything is there that nothing names."""
     active = slots.active("dense")
-    named = {s.digest.removeprefix("sha256:") for s in (active.current, active.previous) if s}
+    named = {
+        slot.digest.removeprefix("sha256:") for slot in (active.current, active.previous) if slot
+    }
     home = slots.root / "models" / "dense"
     for folder, expected in (
         (home.parent, {".installing", ".lock", "dense"}),
         (home, {ACTIVE, "slots"}),
         (home / "slots", named),
     ):
-        found = {p.name for p in folder.iterdir()}
+        found = {path.name for path in folder.iterdir()}
         assert found == expected, f"{folder} holds {sorted(found ^ expected)}"
 
 
 def kinds(swept: Sequence[Path], root: Path) -> tuple[str, ...]:
     """What sort of thing each swept path is."""
-    texts = (str(p.relative_to(root)) for p in swept)
-    return tuple(next(k for k, marks in LEFT.items() if any(m in t for m in marks)) for t in texts)
+    texts = (str(path.relative_to(root)) for path in swept)
+    return tuple(
+        next(kind for kind, marks in LEFT.items() if any(mark in text for mark in marks))
+        for text in texts
+    )
 
 
 def do(what: str, root: Path, new: Path, old: Path) -> None:
@@ -176,11 +181,11 @@ def report(found: Sequence[Round]) -> Table:
     """One row for each thing that was killed."""
     table = Table("killed", "rounds", "old served", "new served", *LEFT, "broken")
     for what in WHAT:
-        mine = [r for r in found if r.what == what]
-        served = Counter(r.serves for r in mine)
-        left = Counter(k for r in mine for k in set(r.left))
-        broken = sum(bool(r.broken) for r in mine)
-        counts = (len(mine), served["old"], served["new"], *(left[k] for k in LEFT), broken)
+        mine = [kill for kill in found if kill.what == what]
+        served = Counter(kill.serves for kill in mine)
+        left = Counter(kind for kill in mine for kind in set(kill.left))
+        broken = sum(bool(kill.broken) for kill in mine)
+        counts = (len(mine), served["old"], served["new"], *(left[kind] for kind in LEFT), broken)
         table.add_row(what, *map(str, counts))
     return table
 
@@ -195,15 +200,15 @@ def main() -> int:
         what, *paths = asked.do
         do(what, *map(Path, paths))
         return 0
-    packages = [agent_packages.dense(str(n)) for n in (1, 2, 3)]
+    packages = [agent_packages.dense(str(number)) for number in (1, 2, 3)]
     with tempfile.TemporaryDirectory(prefix="edge-kills-") as folder:
         found = rounds(asked.rounds, packages, Path(folder) / "agent", asked.seed)
     console.stdout().print(report(found))
-    stages = Counter(r.stage for r in found if r.what == "install")
+    stages = Counter(kill.stage for kill in found if kill.what == "install")
     named = {"go": "start", "1": "tuned", "dense": "switched"}
-    texts = (f"{named.get(k, k)} {n}" for k, n in stages.items())
+    texts = (f"{named.get(stage, stage)} {number}" for stage, number in stages.items())
     print("installations were killed after:", ", ".join(texts))
-    broken = [r.broken for r in found if r.broken]
+    broken = [kill.broken for kill in found if kill.broken]
     print("\n".join(broken) or f"met     {len(found)} kills: always one of the two valid packages")
     return 2 if broken else 0
 

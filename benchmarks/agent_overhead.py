@@ -59,10 +59,10 @@ def model(path: Path, folder: Path) -> Model:
     return Model(path, opened.extract(folder), opened.manifest, feeds)
 
 
-def raw(m: Model) -> Call:
+def raw(model: Model) -> Call:
     """The runtime as its documentation uses it, set up as the adapter does."""
-    if m.manifest.runtime.name == "litert":
-        return _interpreter(m)
+    if model.manifest.runtime.name == "litert":
+        return _interpreter(model)
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -70,18 +70,18 @@ def raw(m: Model) -> Call:
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(m.file), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, m.feeds)
+    session = ort.InferenceSession(str(model.file), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, model.feeds)
 
 
-def _interpreter(m: Model) -> Call:
+def _interpreter(model: Model) -> Call:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(m.file), num_threads=THREADS)
+    interpreter = Interpreter(model_path=str(model.file), num_threads=THREADS)
     interpreter.allocate_tensors()
     (given,) = interpreter.get_input_details()
     (gives,) = interpreter.get_output_details()
-    (array,) = m.feeds.values()
+    (array,) = model.feeds.values()
 
     def call() -> object:
         interpreter.set_tensor(given["index"], array)
@@ -91,10 +91,10 @@ def _interpreter(m: Model) -> Call:
     return call
 
 
-def adapter(m: Model) -> Call:
-    need = m.manifest.runtime
-    session = runtimes.get(need.name).open(m.file, threads=THREADS, options=need.options)
-    return lambda: session.run(m.feeds)
+def adapter(model: Model) -> Call:
+    need = model.manifest.runtime
+    session = runtimes.get(need.name).open(model.file, threads=THREADS, options=need.options)
+    return lambda: session.run(model.feeds)
 
 
 def in_turn(calls: Mapping[str, Call], rounds: int) -> Times:
@@ -114,24 +114,24 @@ def in_turn(calls: Mapping[str, Call], rounds: int) -> Times:
     return times
 
 
-def in_process(m: Model, folder: Path, rounds: int) -> Times:
-    config = agent_daemon.prepare(folder, [m.package], serve=Serve(threads=THREADS))
+def in_process(model: Model, folder: Path, rounds: int) -> Times:
+    config = agent_daemon.prepare(folder, [model.package], serve=Serve(threads=THREADS))
     with Agent(config) as agent:
-        name = m.manifest.name
+        name = model.manifest.name
         calls = {
-            RAW: raw(m),
-            ADAPTER: adapter(m),
-            AGENT: lambda: agent.infer(name, m.feeds, cache=False),
+            RAW: raw(model),
+            ADAPTER: adapter(model),
+            AGENT: lambda: agent.infer(name, model.feeds, cache=False),
         }
         return in_turn(calls, rounds)
 
 
-def over_http(m: Model, folder: Path, rounds: int) -> Times:
+def over_http(model: Model, folder: Path, rounds: int) -> Times:
     port, serve = agent_daemon.free_port(), Serve(threads=THREADS)
-    served = agent_daemon.prepare(folder / "daemon", [m.package], port=port, serve=serve)
-    here = agent_daemon.prepare(folder / "here", [m.package], serve=serve)
-    name, outputs = m.manifest.name, [o.name for o in m.manifest.outputs]
-    body, headers = agent_daemon.infer_body(m.feeds, outputs)
+    served = agent_daemon.prepare(folder / "daemon", [model.package], port=port, serve=serve)
+    here = agent_daemon.prepare(folder / "here", [model.package], serve=serve)
+    name, outputs = model.manifest.name, [output.name for output in model.manifest.outputs]
+    body, headers = agent_daemon.infer_body(model.feeds, outputs)
     with agent_daemon.daemon(served), Agent(here) as agent:
         connection = http.client.HTTPConnection("127.0.0.1", port)
 
@@ -146,12 +146,14 @@ def over_http(m: Model, folder: Path, rounds: int) -> Times:
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
 
             def tritons() -> None:
-                inputs = agent_daemon.infer_inputs(m.feeds)
-                wanted = [triton.InferRequestedOutput(o, binary_data=True) for o in outputs]
+                inputs = agent_daemon.infer_inputs(model.feeds)
+                wanted = [
+                    triton.InferRequestedOutput(output, binary_data=True) for output in outputs
+                ]
                 client.infer(name, inputs, outputs=wanted).as_numpy(outputs[0])
 
             calls = {
-                AGENT: lambda: agent.infer(name, m.feeds, cache=False),
+                AGENT: lambda: agent.infer(name, model.feeds, cache=False),
                 HTTP_CLIENT: plain,
                 TRITON: tritons,
             }
@@ -176,8 +178,12 @@ def against(times: Times, name: str, base: str) -> tuple[float, float]:
 
     A busy moment of the machine falls on both in a round, and seldom on all calls of a turn.
     """
-    a, b = (np.median(np.reshape(times[n], (-1, TURN)), axis=1) for n in (name, base))
-    return float(np.median(a / b)), float(np.median(a - b))
+    times_of_name, times_of_base = (
+        np.median(np.reshape(times[key], (-1, TURN)), axis=1) for key in (name, base)
+    )
+    return float(np.median(times_of_name / times_of_base)), float(
+        np.median(times_of_name - times_of_base)
+    )
 
 
 def main(rounds: int, *, peers: bool, offline: bool) -> int:
@@ -193,8 +199,8 @@ def main(rounds: int, *, peers: bool, offline: bool) -> int:
         for i, (title, (path, count)) in enumerate(made.items()):
             folder = Path(scratch) / str(i)
             folder.mkdir()
-            m = model(path, folder / "model")
-            times = in_process(m, folder / "agent", count)
+            under_test = model(path, folder / "model")
+            times = in_process(under_test, folder / "agent", count)
             rows(table, title, times, RAW)
             ratio, added = against(times, AGENT, RAW)
             if title.startswith("Lite0"):
@@ -204,9 +210,9 @@ def main(rounds: int, *, peers: bool, offline: bool) -> int:
             else:
                 met[f"{title}: {added * 1e3:.1f} us added (at most 60)"] = added <= 0.060
             if i != 1:  # the runtime makes no difference to HTTP
-                times = over_http(m, folder / "http", count)
+                times = over_http(under_test, folder / "http", count)
                 rows(table, f"{title}, HTTP", times, AGENT)
-                size = sum(a.nbytes for a in m.feeds.values())
+                size = sum(array.nbytes for array in under_test.feeds.values())
                 for name in (HTTP_CLIENT, TRITON):
                     _, added = against(times, name, AGENT)
                     text = f"{title}: {name} adds {added:.3f} ms for {size:,} bytes (at most 1.0)"

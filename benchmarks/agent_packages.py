@@ -51,7 +51,7 @@ def lite0(candidate: str = ONNX_INT8) -> Path:
         (built,) = folder.glob("*.edgepkg")
         built.rename(out)
 
-    return _cached(f"lite0-{candidate}", make)
+    return _cache_package(f"lite0-{candidate}", make)
 
 
 def digits() -> Path:
@@ -59,20 +59,24 @@ def digits() -> Path:
 
     def make(out: Path) -> None:
         model = free_batch(example("digits"), out.with_suffix(".onnx"))
-        samples = [{"input": x} for x in itertools.islice(data.digits_calibration(), GOLDEN)]
+        samples = [
+            {"input": image} for image in itertools.islice(data.digits_calibration(), GOLDEN)
+        ]
         write(out, model, samples, name="digits", recipe=BUILT_IN["mnist"])
 
-    return _cached("digits", make)
+    return _cache_package("digits", make)
 
 
 def magika() -> Path:
     """Content types of files; the first dimension is free as the model comes."""
 
     def make(out: Path) -> None:
-        samples = [{"bytes": x} for x in itertools.islice(data.magika_calibration(), GOLDEN)]
+        samples = [
+            {"bytes": content} for content in itertools.islice(data.magika_calibration(), GOLDEN)
+        ]
         write(out, example("magika"), samples, name="magika")
 
-    return _cached("magika", make)
+    return _cache_package("magika", make)
 
 
 def dense(version: str) -> Path:
@@ -84,7 +88,7 @@ def dense(version: str) -> Path:
         samples = [{"x": rng.normal(size=(1, 4)).astype(np.float32)} for _ in range(GOLDEN)]
         write(out, model, samples, name="dense", version=version)
 
-    return _cached(f"dense-{version}", make)
+    return _cache_package(f"dense-{version}", make)
 
 
 def write(
@@ -125,7 +129,7 @@ def again(path: Path, out: Path, version: str) -> package.PackageRef:
 
 def example(name: str) -> Path:
     """One of the example models; a child makes it, so that nobody carries PyTorch around."""
-    return _cached(name, lambda out: _python("examples.models", name, out), suffix=".onnx")
+    return _cache_package(name, lambda out: _python("examples.models", name, out), suffix=".onnx")
 
 
 def free_batch(model: Path, out: Path) -> Path:
@@ -133,20 +137,24 @@ def free_batch(model: Path, out: Path) -> Path:
     import onnx
     from onnx import numpy_helper
 
-    m = onnx.load(model)
-    for value in (*m.graph.input, *m.graph.output):
+    proto = onnx.load(model)
+    for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del m.graph.value_info[:]
-    constants = {n.output[0]: n.attribute[0].t for n in m.graph.node if n.op_type == "Constant"}
-    for node in m.graph.node:
+    del proto.graph.value_info[:]
+    constants = {
+        constant.output[0]: constant.attribute[0].t
+        for constant in proto.graph.node
+        if constant.op_type == "Constant"
+    }
+    for node in proto.graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             tensor = constants[node.input[1]]
             shape = numpy_helper.to_array(tensor).copy()
             if shape[0] == 1:
                 shape[0] = 0
                 tensor.CopyFrom(numpy_helper.from_array(shape))
-    onnx.checker.check_model(m)
-    write_whole(out, m.SerializeToString())
+    onnx.checker.check_model(proto)
+    write_whole(out, proto.SerializeToString())
     return out
 
 
@@ -167,7 +175,7 @@ def dense_model(out: Path, seed: int) -> Path:
     return out
 
 
-def _cached(name: str, make: Callable[[Path], object], suffix: str = ".edgepkg") -> Path:
+def _cache_package(name: str, make: Callable[[Path], object], suffix: str = ".edgepkg") -> Path:
     path = CACHE / _key() / f"{name}{suffix}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,10 +185,10 @@ def _cached(name: str, make: Callable[[Path], object], suffix: str = ".edgepkg")
 
 
 def _key() -> str:
-    h = hashlib.sha256(adapter.version().encode())
+    digest = hashlib.sha256(adapter.version().encode())
     for source in SOURCES:
-        h.update(source.read_bytes())
-    return h.hexdigest()[:16]
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _python(module: str, *arguments: object) -> None:

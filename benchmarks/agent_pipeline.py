@@ -46,15 +46,15 @@ class Sequential:
         )
 
     def __call__(self, photo: bytes) -> tuple[Scored, ...]:
-        m = self._manifest
-        assert m.preprocess is not None
-        feeds = {m.inputs[0].name: to_tensor(photo, m.preprocess)}
-        outputs = self._session.run(check_feeds(feeds, m.inputs, m.name))
-        reals = {s.name: dequantise(outputs[s.name], s) for s in m.outputs}
-        return top_scores(reals, m.labels, TOP)
+        manifest = self._manifest
+        assert manifest.preprocess is not None
+        feeds = {manifest.inputs[0].name: to_tensor(photo, manifest.preprocess)}
+        outputs = self._session.run(check_feeds(feeds, manifest.inputs, manifest.name))
+        reals = {spec.name: dequantise(outputs[spec.name], spec) for spec in manifest.outputs}
+        return top_scores(reals, manifest.labels, TOP)
 
 
-def measured(
+def measure_clients(
     path: Path, folder: Path, rounds: int, seconds: float
 ) -> tuple[dict[str, list[Load]], dict[str, object]]:
     """Loads by row, and the agent's stages; every answer is the sequential one's."""
@@ -71,12 +71,12 @@ def measured(
         for _ in range(rounds):
             one = load.threads(lambda: sequential(next(turn)), clients=1, seconds=seconds)
             loads.setdefault(SEQUENTIAL, []).append(one)
-            for n in CLIENTS:
+            for clients in CLIENTS:
                 many = load.threads(
                     lambda: agent.infer(name, EncodedImage(next(turn)), top=TOP),
-                    clients=n, seconds=seconds,
+                    clients=clients, seconds=seconds,
                 )  # fmt: skip
-                loads.setdefault(f"the agent, {n} clients", []).append(many)
+                loads.setdefault(f"the agent, {clients} clients", []).append(many)
         return loads, dict(agent.model(name).stages)
 
 
@@ -84,19 +84,21 @@ def speeds(loads: dict[str, list[Load]]) -> dict[str, float]:
     """Throughput over the sequential one's in the same round; median of the rounds."""
     base = loads[SEQUENTIAL]
     return {
-        name: statistics.median(x.per_s / b.per_s for x, b in zip(by, base, strict=True))
+        name: statistics.median(
+            ours.per_s / sequential.per_s for ours, sequential in zip(by, base, strict=True)
+        )
         for name, by in loads.items()
     }
 
 
 def main(rounds: int, seconds: float) -> int:
     with tempfile.TemporaryDirectory(prefix="edge-pipeline-") as folder:
-        loads, stages = measured(agent_packages.lite0(), Path(folder), rounds, seconds)
+        loads, stages = measure_clients(agent_packages.lite0(), Path(folder), rounds, seconds)
     columns = ("1/s", "of sequential", "p50 ms", "p99 ms")
     table = console.new_table("JPEG photos", *columns, right=columns)
     ratio = speeds(loads)
     for name, by in loads.items():
-        x = load.pooled(by)
+        x = load.pool_loads(by)
         table.add_row(
             name, f"{x.per_s:.1f}", f"{ratio[name]:.2f}x",
             f"{x.quantile(0.5):.2f}", f"{x.quantile(0.99):.2f}",
@@ -104,12 +106,14 @@ def main(rounds: int, seconds: float) -> int:
     console.stdout().print(table)
     columns = ("p50 ms", "p90 ms", "p99 ms", "mean ms", "requests")
     breakdown = console.new_table("stage", *columns, right=columns)
-    for stage, s in stages.items():
+    for stage, times in stages.items():
         breakdown.add_row(
-            stage, *(f"{x:.3f}" for x in (s.p50_ms, s.p90_ms, s.p99_ms, s.mean_ms)), str(s.n)
+            stage,
+            *(f"{x:.3f}" for x in (times.p50_ms, times.p90_ms, times.p99_ms, times.mean_ms)),
+            str(times.n),
         )
     console.stdout().print(breakdown)
-    best = max(ratio, key=lambda n: ratio[n])
+    best = max(ratio, key=lambda clients: ratio[clients])
     ok = best != SEQUENTIAL and ratio[best] > 1.2
     print(f"{'met    ' if ok else 'NOT MET'} {best}: {ratio[best]:.2f} of sequential (above 1.2)")
     return 0 if ok else 2

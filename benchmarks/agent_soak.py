@@ -47,7 +47,7 @@ SETTLE_S = 3.0  # for the last swap to be noticed
 class Sample(msgspec.Struct, frozen=True):
     """The daemon at one moment."""
 
-    s: float  # since the start
+    elapsed_s: float  # since the start
     mb: float  # resident, 10^6 bytes
     files: int
     threads: int
@@ -85,29 +85,35 @@ def line(samples: Sequence[Sample]) -> Line:
     The variance is that of independent samples times (1 + r) / (1 - r), r being the residuals'
     correlation with their neighbours.
     """
-    x = np.array([p.s for p in samples]) / 3600
-    y = np.array([p.mb for p in samples])
-    if len(x) < 10:
+    hours = np.array([sample.elapsed_s for sample in samples]) / 3600
+    megabytes = np.array([sample.mb for sample in samples])
+    if len(hours) < 10:
         return Line(math.nan, -math.inf, math.inf)
-    x = x - x.mean()
-    slope = float((x * y).sum() / (x * x).sum())
-    rest = y - y.mean() - slope * x
+    hours = hours - hours.mean()
+    slope = float((hours * megabytes).sum() / (hours * hours).sum())
+    rest = megabytes - megabytes.mean() - slope * hours
     total = float((rest * rest).sum())
-    r = float((rest[1:] * rest[:-1]).sum()) / total if total else 0.0
-    r = min(max(r, 0.0), 0.99)
-    variance = total / (len(x) - 2) / float((x * x).sum()) * (1 + r) / (1 - r)
+    correlation = float((rest[1:] * rest[:-1]).sum()) / total if total else 0.0
+    correlation = min(max(correlation, 0.0), 0.99)
+    variance = (
+        total
+        / (len(hours) - 2)
+        / float((hours * hours).sum())
+        * (1 + correlation)
+        / (1 - correlation)
+    )
     half = 1.96 * math.sqrt(variance)
     return Line(slope, slope - half, slope + half)
 
 
-def read(pid: int, s: float) -> Sample:
+def read(pid: int, elapsed_s: float) -> Sample:
     """From /proc."""
     proc = Path("/proc") / str(pid)
     status = dict(
         row.split(":", 1) for row in (proc / "status").read_text().splitlines() if ":" in row
     )
     return Sample(
-        s=s,
+        elapsed_s=elapsed_s,
         mb=int(status["VmRSS"].split()[0]) * 1024 / 1e6,
         files=sum(1 for _ in (proc / "fd").iterdir()),
         threads=int(status["Threads"]),
@@ -117,13 +123,13 @@ def read(pid: int, s: float) -> Sample:
 def bodies(packages: dict[str, Path]) -> dict[str, list[Body]]:
     """What is asked, by kind."""
     rng = np.random.default_rng(0)
-    photos = [np.array([p.read_bytes()], object) for p in sorted(PHOTOS.glob("*.jpg"))]
+    photos = [np.array([path.read_bytes()], object) for path in sorted(PHOTOS.glob("*.jpg"))]
     crops = list(golden.from_bytes(package.open(packages["lite0"]).read("golden.npz")).inputs)
     digits = [rng.normal(size=(1, 1, 28, 28)).astype(np.float32) for _ in range(DIGITS)]
     return {
         "lite0, tensor": [_body("lite0", crop) for crop in crops],
         "lite0, photo": [_body("lite0", {"input": photo}) for photo in photos],
-        "digits, tensor": [_body("digits", {"input": x}) for x in digits],
+        "digits, tensor": [_body("digits", {"input": tensor}) for tensor in digits],
     }
 
 
@@ -143,12 +149,12 @@ class Clients:
 
     def start(self) -> None:
         self.started = time.monotonic()
-        for t in self._threads:
-            t.start()
+        for thread in self._threads:
+            thread.start()
 
     def join(self) -> None:
-        for t in self._threads:
-            t.join(LATE_S + self._seconds)
+        for thread in self._threads:
+            thread.join(LATE_S + self._seconds)
 
     def _clock(self) -> None:
         kinds = list(self._asked.items())
@@ -171,8 +177,8 @@ class Clients:
                 said = response.read()
                 if response.status != 200:
                     error = f"{response.status} {said[:200]!r}"
-            except (OSError, http.client.HTTPException) as e:
-                error = repr(e)
+            except (OSError, http.client.HTTPException) as caught:
+                error = repr(caught)
                 connection.close()
             self.ended.append(Asked(what, (time.monotonic() - due) * 1e3, error))
         connection.close()
@@ -187,20 +193,20 @@ def run(
     made = 0
     with agent_daemon.daemon(config) as process:
         clients.start()
-        while (s := time.monotonic() - clients.started) < seconds:
-            if s >= (made + 1) * swap_s:
+        while (elapsed_s := time.monotonic() - clients.started) < seconds:
+            if elapsed_s >= (made + 1) * swap_s:
                 slots.rollback("lite0", refuse=False)  # previous and current change places
                 made += 1
-            samples.append(read(process.pid, s))
+            samples.append(read(process.pid, elapsed_s))
             if len(samples) % 60 == 0:
-                tell(f"{s / 60:.0f} min: {samples[-1]}")
+                tell(f"{elapsed_s / 60:.0f} min: {samples[-1]}")
             time.sleep(max(0.0, clients.started + len(samples) - time.monotonic()))
         clients.join()
         time.sleep(SETTLE_S)
-        return samples, Swaps(made, served(config.http.port))
+        return samples, Swaps(made, serve_agent(config.http.port))
 
 
-def served(port: int) -> int:
+def serve_agent(port: int) -> int:
     """Swaps that the daemon counts."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LATE_S)
     connection.request("GET", "/v2/edge/status")
@@ -215,7 +221,7 @@ def verdicts(
     """What the run is held to."""
     settled = settle(samples)
     growth = line(settled)
-    failed = [a for a in ended if a.error]
+    failed = [answer for answer in ended if answer.error]
     told = {
         f"{len(ended)} of {wanted} requests answered, {len(failed)} failed": len(ended) == wanted
         and not failed,
@@ -234,8 +240,8 @@ def verdicts(
 
 def settle(samples: Sequence[Sample]) -> Sequence[Sample]:
     """Those after the warm-up."""
-    after = min(WARM_UP_S, WARM_UP * samples[-1].s)
-    return [x for x in samples if x.s >= after]
+    after = min(WARM_UP_S, WARM_UP * samples[-1].elapsed_s)
+    return [sample for sample in samples if sample.elapsed_s >= after]
 
 
 def halves(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
@@ -244,25 +250,29 @@ def halves(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample
 
 
 def _middle(samples: Sequence[Sample], name: str) -> float:
-    return float(np.median([getattr(x, name) for x in samples]))
+    return float(np.median([getattr(sample, name) for sample in samples]))
 
 
 def show(samples: Sequence[Sample], ended: Sequence[Asked]) -> None:
     columns = ("n", "failed", "p50 ms", "p99 ms", "max ms")
     table = console.new_table("requests", *columns, right=columns)
-    for what in sorted({a.what for a in ended}):
-        ms = [a.ms for a in ended if a.what == what and not a.error]
-        failed = sum(a.what == what and bool(a.error) for a in ended)
-        cells = [f"{x:.2f}" for x in np.quantile(ms, [0.5, 0.99, 1.0])] if ms else ["", "", ""]
+    for what in sorted({answer.what for answer in ended}):
+        ms = [answer.ms for answer in ended if answer.what == what and not answer.error]
+        failed = sum(answer.what == what and bool(answer.error) for answer in ended)
+        cells = (
+            [f"{figure:.2f}" for figure in np.quantile(ms, [0.5, 0.99, 1.0])]
+            if ms
+            else ["", "", ""]
+        )
         table.add_row(what, str(len(ms)), str(failed), *cells)
     console.stdout().print(table)
     columns = ("at the end of warm-up", "median", "at most", "at the end")
     table = console.new_table("daemon", *columns, right=columns)
     settled = settle(samples)
     for name, title in (("mb", "resident MB"), ("files", "open files"), ("threads", "threads")):
-        values = [getattr(x, name) for x in settled]
+        values = [getattr(figure, name) for figure in settled]
         cells = [values[0], float(np.median(values)), max(values), values[-1]]
-        table.add_row(title, *(f"{x:.1f}" for x in cells))
+        table.add_row(title, *(f"{figure:.1f}" for figure in cells))
     console.stdout().print(table)
 
 
@@ -284,8 +294,8 @@ def main(minutes: float, rate: float, swap_s: float) -> int:
     told = verdicts(samples, clients.ended, int(seconds * rate), swaps)
     for text, ok in told.items():
         print(f"{'met    ' if ok else 'NOT MET'} {text}")
-    for a in [a for a in clients.ended if a.error][:5]:
-        print(f"        {a.what}: {a.error}")
+    for answer in [answer for answer in clients.ended if answer.error][:5]:
+        print(f"        {answer.what}: {answer.error}")
     return 0 if all(told.values()) else 2
 
 

@@ -54,11 +54,13 @@ class Pair(msgspec.Struct, frozen=True):
     versions: tuple[Version, Version]
     pool: tuple[Feeds, ...]
 
-    def whose(self, i: int, got: Array) -> Slot | None:
+    def whose(self, index: int, got: Array) -> Slot | None:
         """The version that answers so to input ``i`` of the pool; None if neither does."""
-        for v in self.versions:
-            if got.shape == v.answers[i].shape and np.allclose(got, v.answers[i], atol=1e-6):
-                return v.slot
+        for version in self.versions:
+            if got.shape == version.answers[index].shape and np.allclose(
+                got, version.answers[index], atol=1e-6
+            ):
+                return version.slot
         return None
 
 
@@ -150,7 +152,7 @@ def answers(model: Path, pool: Sequence[Feeds]) -> tuple[Array, ...]:
 Ask = Callable[[int], tuple[Array, str, bool]]  # index -> answer, the version it names, cached?
 
 
-def driven(
+def drive_requests(
     both: Pair,
     tally: Tally,
     swaps: int,
@@ -165,13 +167,13 @@ def driven(
         rng = np.random.default_rng(seed)
         with client() as ask:
             while tally.more:
-                i = int(rng.integers(len(both.pool)))
+                index = int(rng.integers(len(both.pool)))
                 try:
-                    got, named, cached = ask(i)
-                except (EdgeError, OSError, http.client.HTTPException, Refused) as e:
-                    tally.fail(f"{type(e).__name__}: {e}")
+                    got, named, cached = ask(index)
+                except (EdgeError, OSError, http.client.HTTPException, Refused) as error:
+                    tally.fail(f"{type(error).__name__}: {error}")
                     continue
-                whose = both.whose(i, got)
+                whose = both.whose(index, got)
                 tally.judge(whose, named, known_as(whose) if whose else "", cached)
 
     with ThreadPoolExecutor(CLIENTS) as threads:
@@ -179,7 +181,7 @@ def driven(
         try:
             for k in range(swaps):
                 while tally.done < tally.wanted * (k + 1) // (swaps + 1):
-                    if ended := [f for f in asking if f.done()]:
+                    if ended := [future for future in asking if future.done()]:
                         tally.wanted = 0
                         ended[0].result()  # it raised
                     time.sleep(0.0002)
@@ -188,8 +190,8 @@ def driven(
                 tally.swapping = False
         finally:
             tally.swapped = True
-        for f in asking:
-            f.result()
+        for future in asking:
+            future.result()
     return tally.outcome(swaps, time.monotonic() - start)
 
 
@@ -205,13 +207,13 @@ def in_process(both: Pair, requests: int, swaps: int) -> Outcome:
 
         @contextmanager
         def client() -> Iterator[Ask]:
-            def ask(i: int) -> tuple[Array, str, bool]:
-                answer = agent.infer(NAME, both.pool[i])
+            def ask(index: int) -> tuple[Array, str, bool]:
+                answer = agent.infer(NAME, both.pool[index])
                 return answer.outputs[OUTPUT], answer.digest, bool(answer.cached)
 
             yield ask
 
-        return driven(both, Tally(requests), swaps, swap, client, lambda slot: slot.digest)
+        return drive_requests(both, Tally(requests), swaps, swap, client, lambda slot: slot.digest)
 
 
 class Refused(Exception):
@@ -228,7 +230,7 @@ def over_http(both: Pair, requests: int, swaps: int) -> Outcome:
     def swap(slot: Slot) -> None:
         slots.switch(slot)
         end = time.monotonic() + SWAP_TIMEOUT_S
-        while served(port) != slot.version:
+        while serve_pair(port) != slot.version:
             if time.monotonic() > end:
                 raise SystemExit(f"{slot.digest} is not served after {SWAP_TIMEOUT_S:g} s")
             time.sleep(0.01)
@@ -237,8 +239,8 @@ def over_http(both: Pair, requests: int, swaps: int) -> Outcome:
     def client() -> Iterator[Ask]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-        def ask(i: int) -> tuple[Array, str, bool]:
-            body, headers = bodies[i]
+        def ask(index: int) -> tuple[Array, str, bool]:
+            body, headers = bodies[index]
             connection.request("POST", f"/v2/models/{NAME}/infer", body, headers)
             response = connection.getresponse()
             raw = response.read()
@@ -253,10 +255,10 @@ def over_http(both: Pair, requests: int, swaps: int) -> Outcome:
             connection.close()
 
     with agent_daemon.daemon(both.config):
-        return driven(both, tally, swaps, swap, client, lambda slot: slot.version)
+        return drive_requests(both, tally, swaps, swap, client, lambda slot: slot.version)
 
 
-def served(port: int) -> str:
+def serve_pair(port: int) -> str:
     """The version that the daemon has for new requests."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", f"/v2/models/{NAME}")
@@ -277,16 +279,28 @@ def main(requests: int, swaps: int) -> int:
         outcomes["HTTP"] = over_http(there, requests, swaps)
     columns = ("requests", "swaps", "failed", "neither", "mislabelled", "cached", "during", "s")
     table = console.new_table("where", *columns, "answers of each", right=columns)
-    for where, o in outcomes.items():
-        each = ", ".join(f"{v}: {n}" for v, n in sorted(o.answered.items()))
-        counts = (o.requests, o.swaps, len(o.failed), o.neither, o.mislabelled, o.cached, o.during)
-        table.add_row(where, *map(str, counts), f"{o.seconds:.1f}", each)
+    for where, outcome in outcomes.items():
+        each = ", ".join(
+            f"{version}: {count}" for version, count in sorted(outcome.answered.items())
+        )
+        counts = (
+            outcome.requests,
+            outcome.swaps,
+            len(outcome.failed),
+            outcome.neither,
+            outcome.mislabelled,
+            outcome.cached,
+            outcome.during,
+        )
+        table.add_row(where, *map(str, counts), f"{outcome.seconds:.1f}", each)
     console.stdout().print(table)
-    for where, o in outcomes.items():
-        print(f"{'met    ' if o.ok else 'NOT MET'} {where}: all answered, each by its version")
-        for why in o.failed[:3]:
+    for where, outcome in outcomes.items():
+        print(
+            f"{'met    ' if outcome.ok else 'NOT MET'} {where}: all answered, each by its version"
+        )
+        for why in outcome.failed[:3]:
             print(f"        {why}")
-    return 0 if all(o.ok for o in outcomes.values()) else 2
+    return 0 if all(outcome.ok for outcome in outcomes.values()) else 2
 
 
 if __name__ == "__main__":

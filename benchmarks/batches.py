@@ -60,7 +60,7 @@ class Found(msgspec.Struct, frozen=True):
     cosine: float
 
 
-def timed(session: Session, feeds: Feeds, least: int) -> float:
+def time_session(session: Session, feeds: Feeds, least: int) -> float:
     """Median seconds of a run in a turn of at least ``least`` runs."""
     times: list[float] = []
     while len(times) < least or sum(times) < TURN_S:
@@ -72,37 +72,43 @@ def timed(session: Session, feeds: Feeds, least: int) -> float:
 
 def compare(fixed: Session, fresh: Session, free: Session, rows: list[Feeds]) -> Found:
     """All in turns, on real samples; ``fresh`` never sees a batch."""
-    batches = {n: _joined(rows[:n]) for n in SIZES}
+    batches = {size: _join_rows(rows[:size]) for size in SIZES}
     ones: list[float] = []
     ratios: list[tuple[float, float]] = []
-    times: dict[int, list[float]] = {n: [] for n in SIZES}
+    times: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in range(ROUNDS):
-        for n in SIZES[1:]:
+        for size in SIZES[1:]:
             free.run(batches[1])
-            times[n].append(timed(free, batches[n], 2))
-        turns = [timed(s, batches[1], 3) for s in (fixed, fresh, free, fresh, fixed)]
+            times[size].append(time_session(free, batches[size], 2))
+        turns = [
+            time_session(session, batches[1], 3) for session in (fixed, fresh, free, fresh, fixed)
+        ]
         times[1].append(turns[2])
         one = statistics.mean([turns[0], turns[4]])
         ones.append(one)
         ratios.append((statistics.mean(turns[1:4:2]) / one, turns[2] / one))
-    alone = [free.run(r) for r in rows[:8]]
+    alone = [free.run(row) for row in rows[:8]]
     together = free.run(batches[8])
     return Found(
         fixed_ms=statistics.median(ones) * 1e3,
-        ratio=statistics.median(r[0] for r in ratios),
-        after=statistics.median(r[1] for r in ratios),
-        rows_per_s={n: n / statistics.median(t) for n, t in times.items()},
-        cosine=min(_cosine(a[k], together[k][i]) for i, a in enumerate(alone) for k in a),
+        ratio=statistics.median(row[0] for row in ratios),
+        after=statistics.median(row[1] for row in ratios),
+        rows_per_s={size: size / statistics.median(seconds) for size, seconds in times.items()},
+        cosine=min(
+            _cosine(answer[name], together[name][i])
+            for i, answer in enumerate(alone)
+            for name in answer
+        ),
     )
 
 
-def _joined(rows: list[Feeds]) -> Feeds:
-    return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+def _join_rows(rows: list[Feeds]) -> Feeds:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+def _cosine(first: np.ndarray, second: np.ndarray) -> float:
+    left, right = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
+    return float(left @ right / np.sqrt((left @ left) * (right @ right)))
 
 
 def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
@@ -111,12 +117,15 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
     prepared = folder / "prepared.onnx"
     prepare_model(source, prepared, fixed_shapes.add_batch_of_one(load_model(source), {}))
     inputs, _ = reader.border(prepared)
-    known = {s.name: s for s in inputs}
+    known = {sample.name: sample for sample in inputs}
 
     def some(which: str, count: int) -> list[Feeds]:
         given = islice(getattr(data, f"{SAMPLES[name]}_{which}")(), count)
-        samples = (g[0] if isinstance(g, tuple) else g for g in given)
-        return [s if isinstance(s, dict) else {inputs[0].name: np.asarray(s)} for s in samples]
+        samples = (labelled[0] if isinstance(labelled, tuple) else labelled for labelled in given)
+        return [
+            sample if isinstance(sample, dict) else {inputs[0].name: np.asarray(sample)}
+            for sample in samples
+        ]
 
     versions = {name: runtimes.get(name).version() for name in ("onnxruntime", "litert")}
     top = ort_facts.find_ceiling(versions["onnxruntime"])
@@ -131,17 +140,17 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
         )  # fmt: skip
         try:
             done = converter.convert(job)
-        except ConvertError as e:
-            yield candidate, e.what
+        except ConvertError as error:
+            yield candidate, error.what
             continue
         assert done.fixed is not None
         adapter = runtimes.get(runtime)
         fixed, fresh, free = (
-            adapter.open(f, threads=1, options=done.options)
-            for f in (done.fixed, done.path, done.path)
+            adapter.open(file, threads=1, options=done.options)
+            for file in (done.fixed, done.path, done.path)
         )
         takes = done.inputs or inputs
-        rows = [to_artifact(s, tuple(known.values()), takes) for s in some("eval", 8)]
+        rows = [to_artifact(sample, tuple(known.values()), takes) for sample in some("eval", 8)]
         yield candidate, compare(fixed, fresh, free, rows)
 
 
@@ -149,7 +158,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("models", nargs="*", metavar="MODEL", default=[*SAMPLES])
     wanted = parser.parse_args().models
-    numbers = ("ms fixed", "dynamic", "after others", *(f"rows/s at {n}" for n in SIZES), "cosine")
+    numbers = (
+        "ms fixed",
+        "dynamic",
+        "after others",
+        *(f"rows/s at {size}" for size in SIZES),
+        "cosine",
+    )
     table = console.new_table("model", "candidate", *numbers, right=numbers)
     missed = 0
     for name in wanted:
@@ -159,7 +174,7 @@ def main() -> int:
                     table.add_row(name, candidate, found)
                     continue
                 missed += found.ratio > WORSE
-                rates = [f"{found.rows_per_s[n]:.0f}" for n in SIZES]
+                rates = [f"{found.rows_per_s[size]:.0f}" for size in SIZES]
                 cosine = f"{found.cosine:.5f}"
                 table.add_row(
                     name, candidate, f"{found.fixed_ms:.3f}", f"{found.ratio:.3f}",

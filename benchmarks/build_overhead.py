@@ -40,13 +40,17 @@ def main() -> int:
                 preprocess="efficientnet-lite0",
             ),
         )
-    seconds = {k: v for k, v in built[-1].seconds.items() if k != SET_UP}
-    work = sum(seconds[s] for s in WORK)
+    seconds = {
+        stage_name: spent_s
+        for stage_name, spent_s in built[-1].seconds.items()
+        if stage_name != SET_UP
+    }
+    work = sum(seconds[stage_s] for stage_s in WORK)
     table = console.new_table("stage", "s", "of the work", right=("s", "of the work"))
-    for stage, s in sorted(seconds.items(), key=lambda pair: -pair[1]):
-        table.add_row(stage, f"{s:.2f}", "" if stage in WORK else f"{s / work:.1%}")
+    for stage, stage_s in sorted(seconds.items(), key=lambda pair: -pair[1]):
+        table.add_row(stage, f"{stage_s:.2f}", "" if stage in WORK else f"{stage_s / work:.1%}")
     console.stdout().print(table)
-    overhead = sum(s for stage, s in seconds.items() if stage not in WORK) / work
+    overhead = sum(stage_s for stage, stage_s in seconds.items() if stage not in WORK) / work
     print(f"{'met    ' if overhead < 0.10 else 'NOT MET'} overhead {overhead:.1%} (under 10 %)")
     return 0 if overhead < 0.10 else 2
 

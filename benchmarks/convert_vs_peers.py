@@ -51,13 +51,13 @@ def peers(float_model: Path, samples: list[dict], out: Path) -> dict[str, tuple[
 
     made = {}
 
-    def timed(name, path, call):
+    def time_sessions(name, path, call):
         start = time.perf_counter()
         call()
         made[name] = path, time.perf_counter() - start
 
     plain = out / "defaults.onnx"
-    timed(
+    time_sessions(
         "ORT quantize_static, defaults",
         plain,
         lambda: quantize_static(float_model, plain, Reader(samples)),
@@ -81,7 +81,7 @@ def peers(float_model: Path, samples: list[dict], out: Path) -> dict[str, tuple[
                 calibrate_method=method, extra_options=extra,
             )  # fmt: skip
 
-        timed(f"ORT recipe, per channel, {title}", path, call)
+        time_sessions(f"ORT recipe, per channel, {title}", path, call)
     return made
 
 
@@ -99,25 +99,25 @@ def ours(float_model: Path, samples: list[dict], cache: Path) -> tuple[Path, flo
     return artifact.path, time.perf_counter() - start
 
 
-def interleaved(files: dict[str, Path], feed: dict, rounds: int) -> dict[str, list[float]]:
+def time_interleaved(files: dict[str, Path], feed: dict, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each file, all in this process, in turn."""
-    sessions = {n: adapter.open(p, threads=1, options={}) for n, p in files.items()}
-    for s in sessions.values():
+    sessions = {key: adapter.open(path, threads=1, options={}) for key, path in files.items()}
+    for session in sessions.values():
         for _ in range(5):
-            s.run(feed)
-    times: dict[str, list[float]] = {n: [] for n in files}
+            session.run(feed)
+    times: dict[str, list[float]] = {key: [] for key in files}
     for _ in range(rounds):
-        for name, s in sessions.items():
+        for name, session in sessions.items():
             for _ in range(5):
                 start = time.perf_counter_ns()
-                s.run(feed)
+                session.run(feed)
                 times[name].append((time.perf_counter_ns() - start) / 1e6)
     return times
 
 
 def logits(path: Path, samples: list[dict]) -> np.ndarray:
     session = adapter.open(path, threads=1, options={})
-    return np.concatenate([next(iter(session.run(s).values())) for s in samples])
+    return np.concatenate([next(iter(session.run(sample).values())) for sample in samples])
 
 
 def main(rounds: int, offline: bool) -> int:
@@ -128,35 +128,41 @@ def onnx_rows(rounds: int) -> int:
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
         out = Path(folder)
         float_model = models.lite0(out / "lite0.onnx")
-        calibration = [{"input": x} for x in data.photo_crops_calibration()]
-        evaluation = [{"input": x} for x in data.photo_crops_eval()]
+        calibration = [{"input": image} for image in data.photo_crops_calibration()]
+        evaluation = [{"input": image} for image in data.photo_crops_eval()]
         files = {"float": (float_model, 0.0)}
         files |= {OURS: ours(float_model, calibration, out / "cache")}
         files |= peers(float_model, calibration, out)
-        answers = {n: logits(p, evaluation) for n, (p, _) in files.items()}
-        times = interleaved({n: p for n, (p, _) in files.items()}, evaluation[0], rounds)
+        answers = {key: logits(file, evaluation) for key, (file, _) in files.items()}
+        times = time_interleaved(
+            {key: file for key, (file, _) in files.items()}, evaluation[0], rounds
+        )
         names = ("MB", "of float", "ms p50", "speed-up", "agreement", "95 %", "cosine", "convert s")
         table = console.new_table("file", *names, right=names)
         base = statistics.median(times["float"])
         size = float_model.stat().st_size
         results = {}
         for name, (path, seconds) in files.items():
-            a, b = answers["float"], answers[name]
-            same = int((a.argmax(1) == b.argmax(1)).sum())
+            expected, answer = answers["float"], answers[name]
+            same = int((expected.argmax(1) == answer.argmax(1)).sum())
             cosine = float(
-                np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+                np.mean(
+                    (expected * answer).sum(1)
+                    / np.linalg.norm(expected, axis=1)
+                    / np.linalg.norm(answer, axis=1)
+                )
             )
             ms = statistics.median(times[name])
-            low, high = wilson_interval(same, len(a))
-            results[name] = same / len(a), base / ms, path.stat().st_size / size
+            low, high = wilson_interval(same, len(expected))
+            results[name] = same / len(expected), base / ms, path.stat().st_size / size
             table.add_row(
                 name, f"{path.stat().st_size / 1e6:.2f}", f"{path.stat().st_size / size:.3f}",
-                f"{ms:.2f}", f"{base / ms:.2f}x", f"{same / len(a):.3f}", f"{low:.3f}..{high:.3f}",
-                f"{cosine:.4f}", f"{seconds:.1f}",
+                f"{ms:.2f}", f"{base / ms:.2f}x", f"{same / len(expected):.3f}",
+                f"{low:.3f}..{high:.3f}", f"{cosine:.4f}", f"{seconds:.1f}",
             )  # fmt: skip
         console.stdout().print(table)
         agreement, speed, ratio = results[OURS]
-        best = max(v[0] for n, v in results.items() if n.startswith("ORT"))
+        best = max(figures[0] for key, figures in results.items() if key.startswith("ORT"))
         met = {
             f"bytes {ratio:.3f} of float (at most 0.30)": ratio <= 0.30,
             f"speed-up {speed:.2f} (at least 1.7)": speed >= 1.7,

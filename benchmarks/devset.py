@@ -56,7 +56,7 @@ def main(write: bool, model: str) -> int:
         "|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
-        for case in (c for c in CASES if model in ("", c.model)):
+        for case in (known for known in CASES if model in ("", known.model)):
             lines += _case(case, Path(folder))
     text = "\n".join(lines) + "\n"
     print(text, end="")
@@ -69,7 +69,7 @@ def main(write: bool, model: str) -> int:
 
 
 def _case(case: Case, out: Path) -> list[str]:
-    model = LSTM if case.model == "lstm" else _made(case.model, out)
+    model = LSTM if case.model == "lstm" else _build_row(case.model, out)
     rows = []
     for profiles, only in ((PROFILES, ()), ((TFLITE_PROFILE,), TFLITE)):
         note = ", TFLite only" if only else ""
@@ -83,36 +83,43 @@ def _case(case: Case, out: Path) -> list[str]:
         )
         try:
             built = build(model, profiles, options)
-        except EdgeError as e:
-            rows.append(f"| {case.model} | all{note} | refused: {e.what} {e.hint} | | | | | | |")
+        except EdgeError as error:
+            rows.append(
+                f"| {case.model} | all{note} | refused: {error.what} {error.hint} | | | | | | |"
+            )
             continue
         rows += [_row(case.model, b, note) for b in built]
     return rows
 
 
-def _made(name: str, out: Path) -> Path:
+def _build_row(name: str, out: Path) -> Path:
     path: Path = getattr(models, name)(out / f"{name}.onnx")
     return path
 
 
-def _row(model: str, b: Built, note: str) -> str:
-    if not b.package:
-        return f"| {model} | {b.profile}{note} | {_why(b)} | | | | | | |"
-    by_name = {m.candidate: m.values for m in b.measurements}
-    won, floats = by_name[b.verdict.winner], next(by_name[f] for f in FLOATS if f in by_name)
+def _row(model: str, built: Built, note: str) -> str:
+    if not built.package:
+        return f"| {model} | {built.profile}{note} | {_why(built)} | | | | | | |"
+    by_name = {measurement.candidate: measurement.values for measurement in built.measurements}
+    won, floats = (
+        by_name[built.verdict.winner],
+        next(by_name[form] for form in FLOATS if form in by_name),
+    )
     share = (won["package_mb"].value or 0) / (floats["package_mb"].value or 1)
     numbers = (format_quantity(won.get(n)) if n in won else "" for n in ("metric", "loss_points"))
     return (
-        f"| {model} | {b.profile}{note} | {b.verdict.outcome} | {b.verdict.winner} "
+        f"| {model} | {built.profile}{note} | {built.verdict.outcome} | {built.verdict.winner} "
         f"| {format_quantity(won['package_mb'])} | {share:.2f} | {' | '.join(numbers)} "
         f"| {format_quantity(won['host_p50_ms'])} |"
     )
 
 
-def _why(b: Built) -> str:
+def _why(built: Built) -> str:
     """What stood in the way: an op and a way out where the converters said so."""
-    told = dict.fromkeys(m.error for m in b.measurements if m.error)
-    return "; ".join([b.verdict.relaxation, *told])
+    told = dict.fromkeys(
+        measurement.error for measurement in built.measurements if measurement.error
+    )
+    return "; ".join([built.verdict.relaxation, *told])
 
 
 if __name__ == "__main__":

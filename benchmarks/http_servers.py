@@ -103,7 +103,7 @@ def main() -> int:
         ms = take_turns({name: post for name, (_, post) in posts.items()})
         for name, (pid, _) in posts.items():
             cuts = statistics.quantiles(ms[name], n=100)
-            resident = sum(resident_mb(p) for p in (pid, *children(pid)))
+            resident = sum(resident_mb(process) for process in (pid, *children(pid)))
             table.add_row(name, f"{cuts[49]:.2f}", f"{cuts[98]:.2f}", f"{resident:.0f}")
     console.stdout().print(table)
     return 0
@@ -144,14 +144,14 @@ def take_turns(posts: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def children(pid: int) -> list[int]:
     """Processes that a server started; granian and its worker are two."""
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def resident_mb(pid: int) -> float:

@@ -42,18 +42,18 @@ class Load(msgspec.Struct, frozen=True):
     def per_s(self) -> float:
         return len(self.ms) / self.seconds
 
-    def quantile(self, q: float) -> float:
+    def quantile(self, share: float) -> float:
         """Milliseconds; infinite if nothing was answered."""
-        return float(np.quantile(self.ms, q)) if self.ms else float("inf")
+        return float(np.quantile(self.ms, share)) if self.ms else float("inf")
 
 
-def pooled(loads: list[Load]) -> Load:
+def pool_loads(loads: list[Load]) -> Load:
     """Several rounds of the same load as one."""
     return Load(
         loads[0].clients,
-        sum(x.seconds for x in loads),
-        tuple(ms for x in loads for ms in x.ms),
-        sum(x.failed for x in loads),
+        sum(load.seconds for load in loads),
+        tuple(ms for load in loads for ms in load.ms),
+        sum(load.failed for load in loads),
     )
 
 
@@ -73,10 +73,10 @@ def post(url: str, body: bytes, headers: Mapping[str, str]) -> bytes:
 def run(address: tuple[str, int], request: bytes, *, clients: int, seconds: float) -> Load:
     """Put a load on a server from another process."""
     host, port = address
-    with tempfile.NamedTemporaryFile(prefix="edge-load-") as f:
-        f.write(request)
-        f.flush()
-        what = [host, str(port), f.name, str(clients), str(seconds)]
+    with tempfile.NamedTemporaryFile(prefix="edge-load-") as file:
+        file.write(request)
+        file.flush()
+        what = [host, str(port), file.name, str(clients), str(seconds)]
         command = [sys.executable, "-m", "benchmarks.load", *what]
         done = subprocess.run(
             command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
@@ -102,7 +102,7 @@ def threads(call: Callable[[], object], *, clients: int, seconds: float) -> Load
 
     with ThreadPoolExecutor(clients) as pool:
         found = [pool.submit(client) for _ in range(clients)]
-        return Load(clients, seconds, tuple(ms for f in found for ms in f.result()), 0)
+        return Load(clients, seconds, tuple(ms for future in found for ms in future.result()), 0)
 
 
 class Client:
@@ -151,7 +151,9 @@ class Client:
         self.complete = True
 
 
-def closed_loop(address: tuple[str, int], request: bytes, *, clients: int, seconds: float) -> Load:
+def run_closed_loop(
+    address: tuple[str, int], request: bytes, *, clients: int, seconds: float
+) -> Load:
     """Run the clients in this process."""
     selector = selectors.DefaultSelector()
     ms: list[float] = []
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("clients", type=int)
     parser.add_argument("seconds", type=float)
     given = parser.parse_args()
-    load = closed_loop(
+    load = run_closed_loop(
         (given.host, given.port), given.request.read_bytes(),
         clients=given.clients, seconds=given.seconds,
     )  # fmt: skip

@@ -85,7 +85,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return clopper_pearson(self.wrong, self.hits)
 
     @property
-    def held(self) -> bool:
+    def check_targets(self) -> bool:
         return self.hits > 0 and self.interval[1] < self.made.epsilon
 
 
@@ -101,7 +101,11 @@ def main(quick: bool) -> int:
         for row in video:
             if row.made.threshold:
                 alarms(row, 100 // scale)
-    return 0 if kept and all(r.held for r in (*video, *text) if "*" in r.name) else 2
+    return (
+        0
+        if kept and all(figure.check_targets for figure in (*video, *text) if "*" in figure.name)
+        else 2
+    )
 
 
 # Video
@@ -116,7 +120,11 @@ def videos(folder: Path, calibration: int, test: int) -> list[Row]:
         ("calibrated *", 0.03, TOP), ("calibrated *", 0.05, TOP), ("without the lead", 0.05, LABEL)
     ):  # fmt: skip
         made = calibrate_threshold(
-            [c.trial for c in known], model="lite0", descriptor=PICTURE, rule=rule, epsilon=epsilon
+            [clip.trial for clip in known],
+            model="lite0",
+            descriptor=PICTURE,
+            rule=rule,
+            epsilon=epsilon,
         )
         rows.append(serve(folder, name, made, cases, inference_ms))
     return rows
@@ -147,7 +155,7 @@ def texts(folder: Path, calibration: int, test: int) -> list[Row]:
     embed = embedder(folder)
     every = list(enumerate(topics()))
     order = np.random.default_rng(0).permutation(len(every))
-    every = [every[i] for i in order]
+    every = [every[index] for index in order]
     cut = len(every) * 4 // 5
     known = cases_of(stream(every[:cut], HOUSES[0], calibration, seed=1), embed)
     other = cases_of(stream(every[cut:], HOUSES[1], test // 2, seed=2), embed)
@@ -159,7 +167,7 @@ def texts(folder: Path, calibration: int, test: int) -> list[Row]:
     ):
         for guard in (False, True):
             made = calibrate_threshold(
-                [tagged(c, guard) for c in learn], model="minilm", descriptor=EMBEDDING,
+                [tag_case(case, guard) for case in learn], model="minilm", descriptor=EMBEDDING,
                 rule=MEANING, epsilon=epsilon, text_guard=guard,
             )  # fmt: skip
             rows.append(serve(folder, f"{where}{': guard *' if guard else ''}", made, cases))
@@ -184,7 +192,9 @@ def embedder(folder: Path) -> Embed:
     def embed(text: str) -> Array:
         made = tokenizer.encode(text)
         ids = {"input_ids": made.ids, "attention_mask": made.attention_mask}
-        return session.run({k: np.array([v], np.int64) for k, v in ids.items()})["embedding"]
+        return session.run({name: np.array([values], np.int64) for name, values in ids.items()})[
+            "embedding"
+        ]
 
     return embed
 
@@ -192,17 +202,20 @@ def embedder(folder: Path) -> Embed:
 def cases_of(requests: list[Request], embed: Embed, *, grouped: bool = True) -> list[Case]:
     """A topic is a group; requests to one house, drawn independently here, are their own."""
     cases = []
-    for r in requests:
-        item = describe_embedding(embed(r.text), text_guard=False)
+    for request in requests:
+        item = describe_embedding(embed(request.text), text_guard=False)
         assert item is not None
-        answer = {"answer": np.array(r.meaning)}
+        answer = {"answer": np.array(request.meaning)}
         cases.append(
-            Case(CalibrationSample(item, answer, r.topic if grouped else None), text=r.text)
+            Case(
+                CalibrationSample(item, answer, request.topic if grouped else None),
+                text=request.text,
+            )
         )
     return cases
 
 
-def tagged(case: Case, text_guard: bool) -> CalibrationSample:
+def tag_case(case: Case, text_guard: bool) -> CalibrationSample:
     item = describe_embedding(case.trial.item.vector, case.text, text_guard=text_guard)
     assert item is not None
     return msgspec.structs.replace(case.trial, item=item)
@@ -246,8 +259,11 @@ def serve(
             cache.put(made.model, vector, truth, case.text)
         spent += time.perf_counter() - start + inference_ms / 1e3
     cache.close()
-    size, reused = np.array(list(sizes.values())), np.array([len(h) for h in seen.values()])
-    wrong = np.array([sum(w for _, w in h) for h in seen.values()])
+    size, reused = (
+        np.array(list(sizes.values())),
+        np.array([len(reuses) for reuses in seen.values()]),
+    )
+    wrong = np.array([sum(is_wrong for _, is_wrong in reuses) for reuses in seen.values()])
     spent += sum(looked)
     return msgspec.structs.replace(
         row, hits=int(reused.sum()), wrong=int(wrong.sum()), groups=int((reused > 0).sum()),
@@ -263,22 +279,22 @@ def show(title: str, rows: list[Row]) -> None:
         "groups", "below", "look-up us", "saved",
         right=("n", "hits", "hit rate", "wrong", "of hits", "groups", "look-up us", "saved"),
     )  # fmt: skip
-    for r in rows:
-        epsilon = f"{r.made.epsilon:.2f}" if r.promised else ""
-        if not r.made.threshold:
-            shown.add_row(r.name, epsilon, "off")
+    for row in rows:
+        epsilon = f"{row.made.epsilon:.2f}" if row.promised else ""
+        if not row.made.threshold:
+            shown.add_row(row.name, epsilon, "off")
             continue
-        low, high = r.interval
+        low, high = row.interval
         shown.add_row(
-            r.name, epsilon, f"{r.made.threshold:.3f}", str(r.n), str(r.hits),
-            f"{r.hits / r.n:.3f}", str(r.wrong), f"{r.wrong / max(1, r.hits):.2%}",
-            f"{low:.2%} .. {high:.2%}", str(r.groups), f"{r.upper:.2%}", f"{r.look_us:.0f}",
-            f"{r.saved:.0%}" if r.saved else "",
+            row.name, epsilon, f"{row.made.threshold:.3f}", str(row.n), str(row.hits),
+            f"{row.hits / row.n:.3f}", str(row.wrong), f"{row.wrong / max(1, row.hits):.2%}",
+            f"{low:.2%} .. {high:.2%}", str(row.groups), f"{row.upper:.2%}", f"{row.look_us:.0f}",
+            f"{row.saved:.0%}" if row.saved else "",
         )  # fmt: skip
     console.stdout().print(shown)
-    for r in rows:
-        if not r.made.threshold:
-            console.stdout().print(f"{r.name}, {r.made.epsilon}: {r.made.why}")
+    for row in rows:
+        if not row.made.threshold:
+            console.stdout().print(f"{row.name}, {row.made.epsilon}: {row.made.why}")
 
 
 # The promise
@@ -300,8 +316,8 @@ def promises(folder: Path, splits: int) -> bool:
         on, hit_rates, rates = 0, [], []
         for seed in range(splits):
             order = np.random.default_rng(seed).permutation(len(trials))
-            half = [trials[i] for i in order[: len(order) // 2]]
-            rest = [trials[i] for i in order[len(order) // 2 :]]
+            half = [trials[index] for index in order[: len(order) // 2]]
+            rest = [trials[index] for index in order[len(order) // 2 :]]
             made = calibrate_threshold(
                 half, model="digits", descriptor=PICTURE, rule=TOP, epsilon=epsilon
             )
@@ -311,7 +327,7 @@ def promises(folder: Path, splits: int) -> bool:
             tested = replay_cache(rest, TOP, (made.threshold,))
             hit_rates.append(tested.hits.sum() / len(rest))
             rates.append(tested.wrong.sum() / tested.hits.sum())
-        above = sum(r > epsilon for r in rates)
+        above = sum(rate > epsilon for rate in rates)
         kept = kept and on > 0 and clopper_pearson(above, splits)[0] <= 0.05
         shown.add_row(
             f"epsilon {epsilon}", str(splits), str(on), f"{statistics.median(hit_rates):.3f}",
@@ -333,9 +349,9 @@ def alarms(row: Row, runs: int) -> None:
     for epsilon in (row.made.epsilon, rate):
         for share in (audit.SHARE, 0.3):
             rng = np.random.default_rng(0)
-            states = [watched(row, epsilon, share, rng) for _ in range(runs)] if epsilon else []
-            audits = statistics.mean(s.audited for s in states) if states else 0
-            wolf = sum(s.alarms > 0 for s in states)
+            states = [watch_clips(row, epsilon, share, rng) for _ in range(runs)] if epsilon else []
+            audits = statistics.mean(state.audited for state in states) if states else 0
+            wolf = sum(state.alarms > 0 for state in states)
             shown.add_row(
                 f"rate {rate:.2%}",
                 f"{epsilon:.2%}",
@@ -347,13 +363,13 @@ def alarms(row: Row, runs: int) -> None:
     console.stdout().print(shown)
 
 
-def watched(row: Row, epsilon: float, share: float, rng: np.random.Generator) -> audit.State:
+def watch_clips(row: Row, epsilon: float, share: float, rng: np.random.Generator) -> audit.State:
     """The audit of the row's clips in random order, over and over, until 2000 hits were audited."""
     state = audit.begin(row.made.threshold, epsilon, row.made.confidence, share)
     clips = [hits for hits in row.seen.values() if hits]
     while state.audited < 2000 and not state.alarms:
-        for k in rng.permutation(len(clips)):
-            for distance, wrong in clips[k]:
+        for clip_index in rng.permutation(len(clips)):
+            for distance, wrong in clips[clip_index]:
                 if audit.wants(state, float(rng.random())):
                     state = audit.step(state, distance, wrong)
     return state
@@ -370,8 +386,8 @@ def lookups() -> None:
             index = Index(entries)
             vectors = rng.normal(size=(entries + 1, width)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            for i, v in enumerate(vectors[:-1]):
-                index.add(i.to_bytes(4, "big"), Described(v))
+            for i, vector in enumerate(vectors[:-1]):
+                index.add(i.to_bytes(4, "big"), Described(vector))
             query, times = Described(vectors[-1]), []
             for _ in range(200):
                 start = time.perf_counter()

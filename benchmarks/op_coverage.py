@@ -80,39 +80,41 @@ def cases() -> list[TestCase]:
     """The eligible tests, and those of integer arithmetic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tests' own data are made by overflowing casts
-        return [t for t in load_model_tests(kind="node") if _is_eligible(t)]
+        return [case for case in load_model_tests(kind="node") if _is_eligible(case)]
 
 
-def _is_eligible(t: TestCase) -> bool:
-    graph = t.model.graph
-    values = [v.type for v in (*graph.input, *graph.output)]
-    attributes = [a for n in graph.node for a in n.attribute]
-    kinds = [v.tensor_type.elem_type for v in values]
-    kinds += [a.i for a in attributes if a.name in ("to", "dtype")]
-    kinds += [a.t.data_type for a in attributes if a.HasField("t")]
+def _is_eligible(case: TestCase) -> bool:
+    graph = case.model.graph
+    values = [value.type for value in (*graph.input, *graph.output)]
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    kinds = [value.tensor_type.elem_type for value in values]
+    kinds += [attribute.i for attribute in attributes if attribute.name in ("to", "dtype")]
+    kinds += [attribute.t.data_type for attribute in attributes if attribute.HasField("t")]
     return (
-        "_expanded" not in t.name
-        and "train" not in t.name
-        and all(v.WhichOneof("value") == "tensor_type" for v in values)
-        and all(k in TYPES for k in kinds)
-        and all(n.domain in ("", "ai.onnx") and n.op_type not in RANDOM for n in graph.node)
+        "_expanded" not in case.name
+        and "train" not in case.name
+        and all(value.WhichOneof("value") == "tensor_type" for value in values)
+        and all(kind in TYPES for kind in kinds)
+        and all(
+            node.domain in ("", "ai.onnx") and node.op_type not in RANDOM for node in graph.node
+        )
     )
 
 
-def _is_integer(t: TestCase) -> bool:
-    graph = t.model.graph
-    kinds = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)]
+def _is_integer(case: TestCase) -> bool:
+    graph = case.model.graph
+    kinds = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
     return graph.node[0].op_type in ARITHMETIC and KINDS.FLOAT not in kinds
 
 
-def _with_constants(t: TestCase) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def _with_constants(case: TestCase) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The model with its parameters as constants, and what is fed."""
     model = onnx.ModelProto()
-    model.CopyFrom(t.model)
+    model.CopyFrom(case.model)
     node = model.graph.node[0]
     feeds = {}
     for i, (value, array) in enumerate(
-        zip(list(model.graph.input), t.data_sets[0][0], strict=True)
+        zip(list(model.graph.input), case.data_sets[0][0], strict=True)
     ):
         data = i == 0 or node.op_type in ALL_DATA or len(model.graph.node) > 1
         if data and node.op_type not in ALL_PARAMETERS:
@@ -124,26 +126,26 @@ def _with_constants(t: TestCase) -> tuple[onnx.ModelProto, dict[str, np.ndarray]
     return model, feeds
 
 
-def _tried(t: TestCase, folder: Path) -> tuple[str, str]:
-    model, feeds = _with_constants(t)
-    source, out = folder / f"{t.name}.onnx", folder / f"{t.name}.tflite"
+def _try_case(case: TestCase, folder: Path) -> tuple[str, str]:
+    model, feeds = _with_constants(case)
+    source, out = folder / f"{case.name}.onnx", folder / f"{case.name}.tflite"
     onnx.save(model, source)
     try:
         to_tflite(source, out, layout="NCHW")
         got = LITERT.open(out, threads=1, options={}).run(feeds)
-    except EdgeError as e:
-        return "refused", e.what
-    for value, want in zip(model.graph.output, t.data_sets[0][1], strict=True):
+    except EdgeError as error:
+        return "refused", error.what
+    for value, want in zip(model.graph.output, case.data_sets[0][1], strict=True):
         have, want = got[value.name], np.asarray(want)
         if have.shape != want.shape:
             return "wrong", f"shape {have.shape} instead of {want.shape}"
-        a, b = have.astype(np.float64), want.astype(np.float64)
-        if not np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
-            return "wrong", f"off by {np.nanmax(np.abs(a - b)):.2g}"
+        actual, expected = have.astype(np.float64), want.astype(np.float64)
+        if not np.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+            return "wrong", f"off by {np.nanmax(np.abs(actual - expected)):.2g}"
     return "ok", ""
 
 
-def _forked(t: TestCase, folder: Path) -> Outcome:
+def _fork_case(case: TestCase, folder: Path) -> Outcome:
     """In a process of its own: a runtime may abort on a file that it should refuse."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -151,7 +153,7 @@ def _forked(t: TestCase, folder: Path) -> Outcome:
         signal.alarm(TIMEOUT_S)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the runtime's chatter
         try:
-            os.write(writer, json.dumps(_tried(t, folder)).encode())
+            os.write(writer, json.dumps(_try_case(case, folder)).encode())
         finally:
             os._exit(0)
     os.close(writer)
@@ -159,22 +161,22 @@ def _forked(t: TestCase, folder: Path) -> Outcome:
         told = pipe.read()
     status = os.waitpid(pid, 0)[1]
     kind, text = json.loads(told) if told else ("crash", f"status {status}")
-    return Outcome(t.model.graph.node[0].op_type, t.name, _is_integer(t), kind, text)
+    return Outcome(case.model.graph.node[0].op_type, case.name, _is_integer(case), kind, text)
 
 
 def outcomes(wanted: str = "") -> list[Outcome]:
     """Every case whose name contains ``wanted``, in order."""
-    chosen = [t for t in cases() if wanted in t.name]
+    chosen = [case for case in cases() if wanted in case.name]
     with tempfile.TemporaryDirectory() as folder:
-        return [_forked(t, Path(folder)) for t in chosen]
+        return [_fork_case(case, Path(folder)) for case in chosen]
 
 
 def table(found: Sequence[Outcome]) -> Iterator[str]:
     """Markdown: totals, then a row for each op."""
-    eligible = [o for o in found if not o.integer]
-    integer = [o for o in found if o.integer]
+    eligible = [outcome for outcome in found if not outcome.integer]
+    integer = [outcome for outcome in found if outcome.integer]
     for title, group in (("eligible", eligible), ("integer arithmetic", integer)):
-        kinds = Counter(o.kind for o in group)
+        kinds = Counter(outcome.kind for outcome in group)
         share = kinds["ok"] / max(len(group), 1)
         yield (
             f"- {title}: {len(group)} cases, {kinds['ok']} match ({share:.1%}), "
@@ -184,11 +186,15 @@ def table(found: Sequence[Outcome]) -> Iterator[str]:
     yield "| op | cases | match | refused | why |"
     yield "|---|--:|--:|--:|---|"
     families = defaultdict(list)
-    for o in found:
-        families[o.op].append(o)
+    for outcome in found:
+        families[outcome.op].append(outcome)
     for op, group in sorted(families.items()):
-        kinds = Counter(o.kind for o in group)
-        why = {o.told.partition(": ")[2] or o.told for o in group if o.kind != "ok"}
+        kinds = Counter(outcome.kind for outcome in group)
+        why = {
+            outcome.told.partition(": ")[2] or outcome.told
+            for outcome in group
+            if outcome.kind != "ok"
+        }
         bad = kinds.total() - kinds["ok"]
         yield f"| {op} | {len(group)} | {kinds['ok']} | {bad or ''} | {'; '.join(sorted(why))} |"
 
@@ -202,7 +208,7 @@ def main(wanted: str, write: bool) -> int:
         page = PAGE.read_text("utf-8")
         head, rest = page.split(MARKS[0])
         write_whole(PAGE, (head + MARKS[0] + lines + MARKS[1] + rest.split(MARKS[1])[1]).encode())
-    return int(any(o.kind in ("wrong", "crash") for o in found))
+    return int(any(outcome.kind in ("wrong", "crash") for outcome in found))
 
 
 if __name__ == "__main__":

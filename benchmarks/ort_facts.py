@@ -69,9 +69,9 @@ def write_models(folder: Path) -> None:
     for n in range(7, HIGHEST_OPSET + 1):
         save(folder / "opset" / f"{n}.onnx", helper.make_model(graph), 7, n)
     functions = defaultdict(list)
-    for s in onnx.defs.get_all_schemas_with_history():
-        if s.domain == "" and (s.has_function or s.has_context_dependent_function):
-            functions[s.name].append(s.since_version)
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "" and (schema.has_function or schema.has_context_dependent_function):
+            functions[schema.name].append(schema.since_version)
     for op, n, model in node_tests():
         for since in functions[op]:
             save(folder / "function" / op / str(since) / f"{n}.onnx", model, 8, since)
@@ -107,22 +107,25 @@ def ask(models: Path) -> None:
         return True
 
     highest = {
-        kind: max(int(p.stem) for p in (models / kind).iterdir() if loads(p))
+        kind: max(int(model.stem) for model in (models / kind).iterdir() if loads(model))
         for kind in ("opset", "ir")
     }
     kernels = defaultdict(set)
     registry = hasattr(state, "get_all_opkernel_def")  # since 1.16
-    for k in state.get_all_opkernel_def() if registry else ():
-        kernels[k.domain, k.op_name].add(tuple(k.version_range))
+    for kernel in state.get_all_opkernel_def() if registry else ():
+        kernels[kernel.domain, kernel.op_name].add(tuple(kernel.version_range))
     row: Row = defaultdict(lambda: defaultdict(dict))
-    for s in state.get_all_operator_schema() if registry else ():
-        if s.domain in PRIVATE:
+    for schema in state.get_all_operator_schema() if registry else ():
+        if schema.domain in PRIVATE:
             continue
-        since = s.since_version
-        row[s.domain][s.name][since] = (
-            any(matches(since, *r) for r in kernels[s.domain, s.name])
-            or (s.domain, s.name) == ("", "Constant")  # becomes an initializer
-            or any(loads(p) for p in sorted((models / "function" / s.name / str(since)).glob("*")))
+        since = schema.since_version
+        row[schema.domain][schema.name][since] = (
+            any(matches(since, *span) for span in kernels[schema.domain, schema.name])
+            or (schema.domain, schema.name) == ("", "Constant")  # becomes an initializer
+            or any(
+                loads(model)
+                for model in sorted((models / "function" / schema.name / str(since)).glob("*"))
+            )
         )
     print(json.dumps({"version": ort.__version__, "ceiling": highest, "ops": row}))
 
@@ -161,16 +164,24 @@ def line_of(version: str) -> str:
 
 def merge(answers: list[dict[str, Any]]) -> dict[str, Any]:
     """Rows of all versions -> the stored document: per operator version, the lines that run it."""
-    ceilings = {a["version"]: a["ceiling"] for a in answers}
-    answers = [a for a in answers if a["ops"]]
-    lines = [line_of(a["version"]) for a in answers]
-    names = sorted({(d, op) for a in answers for d in a["ops"] for op in a["ops"][d]})
+    ceilings = {answer["version"]: answer["ceiling"] for answer in answers}
+    answers = [answer for answer in answers if answer["ops"]]
+    lines = [line_of(answer["version"]) for answer in answers]
+    names = sorted(
+        {
+            (domain_name, op)
+            for answer in answers
+            for domain_name in answer["ops"]
+            for op in answer["ops"][domain_name]
+        }
+    )
     cpu: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for domain, op in names:
-        rows = [a["ops"].get(domain, {}).get(op, {}) for a in answers]
-        sinces = sorted({int(s) for row in rows for s in row})
+        rows = [answer["ops"].get(domain, {}).get(op, {}) for answer in answers]
+        sinces = sorted({int(since) for row in rows for since in row})
         cpu[domain][op] = {
-            str(s): spans([row.get(str(s), False) for row in rows], lines) for s in sinces
+            str(since): spans([row.get(str(since), False) for row in rows], lines)
+            for since in sinces
         }
     return {
         "measured": ceilings,
@@ -197,10 +208,13 @@ def encode(facts: dict[str, Any]) -> str:
     """JSON with one operator a line, for diffs that can be read."""
 
     def entries(table: dict[str, Any]) -> str:
-        return ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in table.items())
+        return ",\n".join(
+            f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items()
+        )
 
     domains = ",\n".join(
-        f" {json.dumps(d)}: {{\n{entries(t)}\n }}" for d, t in facts["cpu"].items()
+        f" {json.dumps(domain)}: {{\n{entries(table_of_domain)}\n }}"
+        for domain, table_of_domain in facts["cpu"].items()
     )
     return (
         f'{{\n"measured": {{\n{entries(facts["measured"])}\n}},\n'
@@ -220,7 +234,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder))
-        text = encode(merge([measure(v, args.cache, Path(folder)) for v in VERSIONS]))
+        text = encode(merge([measure(version, args.cache, Path(folder)) for version in VERSIONS]))
     if args.check:
         sys.exit(
             0 if FACTS.read_text(encoding="utf-8") == text else f"{FACTS} is not what was measured"

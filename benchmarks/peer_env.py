@@ -81,8 +81,8 @@ def _call(command: Sequence[str]) -> None:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=INSTALL_TIMEOUT_S
         )
-    except subprocess.TimeoutExpired as e:
-        raise MeasureError(f"not installed after {INSTALL_TIMEOUT_S:g} s") from e
+    except subprocess.TimeoutExpired as error:
+        raise MeasureError(f"not installed after {INSTALL_TIMEOUT_S:g} s") from error
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise MeasureError(f"cannot be installed: {(errors or ['pip failed'])[-1]}")
@@ -119,8 +119,8 @@ def run(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = No
         )
         try:
             child.wait(timeout=RUN_TIMEOUT_S)
-        except subprocess.TimeoutExpired as e:
-            raise MeasureError(f"not done after {RUN_TIMEOUT_S:g} s") from e
+        except subprocess.TimeoutExpired as error:
+            raise MeasureError(f"not done after {RUN_TIMEOUT_S:g} s") from error
         finally:
             if child.poll() is None:  # an interrupt, too, ends the program with us
                 os.killpg(child.pid, signal.SIGKILL)

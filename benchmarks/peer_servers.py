@@ -204,7 +204,7 @@ def running(server: Server, folder: Path, port: int) -> Iterator[int]:
         process.wait()
 
 
-def checked(server: Server, port: int, want: Array) -> None:
+def check_answer(server: Server, port: int, want: Array) -> None:
     """One request; raises SystemExit unless the answer is the model's."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", server.path, server.body, dict(server.headers))

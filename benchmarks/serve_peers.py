@@ -54,9 +54,9 @@ Found = dict[str, dict[int, Figures]]  # server -> clients -> figures
 
 def figures(rounds: Sequence[Round]) -> Figures:
     """Quantiles are of all requests together."""
-    x = load.pooled([r.load for r in rounds])
-    cpu_ms = sum(r.cpu_s for r in rounds) * 1e3 / max(1, len(x.ms))
-    return Figures(x.quantile(0.5), x.quantile(0.99), x.per_s, cpu_ms, x.failed)
+    pooled = load.pool_loads([round_.load for round_ in rounds])
+    cpu_ms = sum(round_.cpu_s for round_ in rounds) * 1e3 / max(1, len(pooled.ms))
+    return Figures(pooled.quantile(0.5), pooled.quantile(0.99), pooled.per_s, cpu_ms, pooled.failed)
 
 
 def cpu_s(session: int) -> float:
@@ -70,7 +70,7 @@ def cpu_s(session: int) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def measured(job: Job, all_servers: Sequence[Server], rounds: int, seconds: float) -> Found:
+def measure_servers(job: Job, all_servers: Sequence[Server], rounds: int, seconds: float) -> Found:
     """Load of every server, the servers in turn; peers that cannot be had are left out."""
     turns: dict[str, dict[int, list[Round]]] = {}
     with contextlib.ExitStack() as stack:
@@ -81,14 +81,14 @@ def measured(job: Job, all_servers: Sequence[Server], rounds: int, seconds: floa
             print(f"starting {server.name}", file=sys.stderr, flush=True)
             try:
                 session = stack.enter_context(peer_servers.running(server, folder / str(i), port))
-            except MeasureError as e:
+            except MeasureError as error:
                 if server.name == OURS:
                     raise
-                print(f"{server.name}: {e.what}")
+                print(f"{server.name}: {error.what}")
                 continue
             peer_servers.checked(server, port, job.want)
             ready.append((server, port, session))
-            turns[server.name] = {n: [] for n in CLIENTS}
+            turns[server.name] = {count: [] for count in CLIENTS}
         for _ in range(rounds):
             for clients in CLIENTS:
                 for server, port, session in ready:
@@ -98,22 +98,24 @@ def measured(job: Job, all_servers: Sequence[Server], rounds: int, seconds: floa
                         clients=clients, seconds=seconds,
                     )  # fmt: skip
                     turns[server.name][clients].append(Round(one, cpu_s(session) - before))
-    return {name: {n: figures(given) for n, given in by.items()} for name, by in turns.items()}
+    return {
+        name: {count: figures(given) for count, given in by.items()} for name, by in turns.items()
+    }
 
 
 def table(title: str, found: Found) -> None:
     """Print one model's rows."""
     columns = ("p50 ms", "p99 ms", "1/s", "CPU ms each", "failed")
-    t = console.new_table(title, "clients", *columns, right=("clients", *columns))
-    for n in CLIENTS:
+    table_ = console.new_table(title, "clients", *columns, right=("clients", *columns))
+    for clients in CLIENTS:
         for name, by in found.items():
-            f = by[n]
-            t.add_row(
-                name, str(n), f"{f.p50:.2f}", f"{f.p99:.2f}", f"{f.per_s:.0f}",
-                f"{f.cpu_ms:.2f}", str(f.failed),
+            figure = by[clients]
+            table_.add_row(
+                name, str(clients), f"{figure.p50:.2f}", f"{figure.p99:.2f}", f"{figure.per_s:.0f}",
+                f"{figure.cpu_ms:.2f}", str(figure.failed),
             )  # fmt: skip
-        t.add_section()
-    console.stdout().print(t)
+        table_.add_section()
+    console.stdout().print(table_)
 
 
 def verdicts(title: str, found: Found) -> dict[str, bool | None]:
@@ -121,17 +123,21 @@ def verdicts(title: str, found: Found) -> dict[str, bool | None]:
     peers = {name: by for name, by in found.items() if name != OURS}
     if not peers:
         return {f"{title}: no peer ran": None}
-    failed = sum(f.failed for f in found[OURS].values())
+    failed = sum(figure.failed for figure in found[OURS].values())
     told: dict[str, bool | None] = {f"{title}: {failed} failed requests": failed == 0}
-    for n in CLIENTS:
-        ours = found[OURS][n]
+    for clients in CLIENTS:
+        ours = found[OURS][clients]
         for what in ("p50", "p99"):
-            best = min(peers, key=lambda name: getattr(peers[name][n], what))
-            a, b = getattr(ours, what), getattr(peers[best][n], what)
-            told[f"{title}, {n} clients: {what} {a:.2f} ms ({best}: {b:.2f})"] = a < b
-        best = max(peers, key=lambda name: peers[name][n].per_s)
-        a, b = ours.per_s, peers[best][n].per_s
-        told[f"{title}, {n} clients: {a:.0f} answers a second ({best}: {b:.0f})"] = a > b
+            best = min(peers, key=lambda name: getattr(peers[name][clients], what))
+            own, peer = getattr(ours, what), getattr(peers[best][clients], what)
+            told[f"{title}, {clients} clients: {what} {own:.2f} ms ({best}: {peer:.2f})"] = (
+                own < peer
+            )
+        best = max(peers, key=lambda name: peers[name][clients].per_s)
+        own, peer = ours.per_s, peers[best][clients].per_s
+        told[f"{title}, {clients} clients: {own:.0f} answers a second ({best}: {peer:.0f})"] = (
+            own > peer
+        )
     return told
 
 
@@ -145,7 +151,7 @@ def main(
     for name in models:
         with tempfile.TemporaryDirectory(prefix="edge-serve-") as folder:
             job = peer_servers.job(MODELS[name](), Path(folder))
-            found = measured(job, peer_servers.rows(job, offline=offline), rounds, seconds)
+            found = measure_servers(job, peer_servers.rows(job, offline=offline), rounds, seconds)
         table(name, found)
         told |= verdicts(name, found)
     for text, met in told.items():

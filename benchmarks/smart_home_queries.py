@@ -100,8 +100,8 @@ def topics() -> tuple[Topic, ...]:
             found += [
                 Topic(intent, fixed, tuple(kinds), slots, tuple(templates))
                 for slots, templates in by_slots.items()
-                if all(_known(s.split(":")[0]) for s in slots)
-                and (not kinds or any(k in HOUSES[0].names for k in kinds))
+                if all(_is_known(slot.split(":")[0]) for slot in slots)
+                and (not kinds or any(kind in HOUSES[0].names for kind in kinds))
             ]
     return tuple(found)
 
@@ -123,7 +123,9 @@ def stream(
     while len(said) < count:
         number, topic, values = rng.choice(known)
         text = _say(topic, values, rng)
-        meaning = topic.meaning + json.dumps({s.split(":")[-1]: v for s, v in values.items()})
+        meaning = topic.meaning + json.dumps(
+            {slot_name.split(":")[-1]: value for slot_name, value in values.items()}
+        )
         if not _QUESTION.match(text) and rng.random() < NEGATED:
             text = rng.choice(("don't ", "do not ", "never ", "please don't ")) + text
             meaning = f"not {meaning}"
@@ -139,12 +141,14 @@ def _data() -> Any:
 def _slots(template: str) -> list[str]:
     """Every {slot} of a template, also those inside its rules."""
     inner = [
-        s for rule in _RULE.findall(template) for s in _slots(_data()["expansion_rules"][rule])
+        slot
+        for rule in _RULE.findall(template)
+        for slot in _slots(_data()["expansion_rules"][rule])
     ]
     return [*_SLOT.findall(template), *inner]
 
 
-def _known(name: str) -> bool:
+def _is_known(name: str) -> bool:
     if name in ("area", "floor", "name") or name.endswith("_list_item"):
         return True
     return any(kind in _data()["lists"].get(name, {}) for kind in ("range", "values"))
@@ -157,7 +161,7 @@ def _value(slot: str, topic: Topic, house: House, rng: random.Random) -> str:
     if name == "floor":
         return rng.choice(house.floors)
     if name == "name":
-        kinds = [k for k in topic.kinds or house.names if k in house.names]
+        kinds = [kind for kind in topic.kinds or house.names if kind in house.names]
         return rng.choice(house.names[rng.choice(kinds)])
     if name.endswith("_list_item"):
         return rng.choice(ITEMS)
@@ -165,7 +169,7 @@ def _value(slot: str, topic: Topic, house: House, rng: random.Random) -> str:
     if "values" in values:
         return json.dumps(rng.choice(values["values"])["out"])
     low, high = values["range"]["from"], values["range"]["to"]
-    return str(rng.choice([n for n in NUMBERS if low <= n <= high]))
+    return str(rng.choice([number for number in NUMBERS if low <= number <= high]))
 
 
 def _say(topic: Topic, values: Values, rng: random.Random) -> str:
@@ -173,7 +177,7 @@ def _say(topic: Topic, values: Values, rng: random.Random) -> str:
         words = _data()["lists"].get(name.split(":")[0], {}).get("values")
         if not words:
             return values[name]
-        same = [w["in"] for w in words if json.dumps(w["out"]) == values[name]]
+        same = [word["in"] for word in words if json.dumps(word["out"]) == values[name]]
         return _expand(rng.choice(same), slot, rng)
 
     return " ".join(_expand(rng.choice(topic.templates), slot, rng).split())

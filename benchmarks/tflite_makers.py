@@ -26,13 +26,13 @@ class Samples:
         import numpy as np
 
         index = json.loads((self._folder / "index.json").read_text())
-        files = {n: self._folder / f"{i}.npy" for i, n in enumerate(index["names"])}
-        stacks = {n: np.load(f, mmap_mode="r") for n, f in files.items()}
+        files = {name: self._folder / f"{i}.npy" for i, name in enumerate(index["names"])}
+        stacks = {name: np.load(file, mmap_mode="r") for name, file in files.items()}
         for i in range(index["count"]):
-            sample = {n: s[i] for n, s in stacks.items()}
+            sample = {name: stack[i] for name, stack in stacks.items()}
             if self._layout == "NHWC":
-                sample = {n: a.transpose(0, 2, 3, 1) for n, a in sample.items()}
-            yield {n: np.array(a, order="C") for n, a in sample.items()}
+                sample = {name: array.transpose(0, 2, 3, 1) for name, array in sample.items()}
+            yield {name: np.array(array, order="C") for name, array in sample.items()}
 
 
 def quantizer(float_file: str, recipe: str, feeds: str, out: str) -> None:
@@ -42,21 +42,21 @@ def quantizer(float_file: str, recipe: str, feeds: str, out: str) -> None:
     from ai_edge_quantizer import recipe as recipes
     from ai_edge_quantizer.utils import qsv_utils
 
-    q = api.Quantizer(float_file)
+    tool = api.Quantizer(float_file)
     found = None
     given = {"serving_default": Samples(feeds, layout="NHWC")}  # gone through twice
-    q.load_quantization_recipe(
+    tool.load_quantization_recipe(
         recipes.dynamic_wi8_afp32() if recipe == "dynamic" else recipes.static_wi8_ai8()
     )
     if recipe == "static":
-        found = q.calibrate(given)
+        found = tool.calibrate(given)
     elif recipe == "static-minmax":
-        c = calibrator.Calibrator(
+        minmax = calibrator.Calibrator(
             Path(float_file).read_bytes(), qsv_update_func=qsv_utils.min_max_update
         )
-        c.calibrate(given, q._recipe_manager)
-        found = c.get_model_qsvs()
-    q.quantize(found, enable_progress_report=False).export_model(out, overwrite=True)
+        minmax.calibrate(given, tool._recipe_manager)
+        found = minmax.get_model_qsvs()
+    tool.quantize(found, enable_progress_report=False).export_model(out, overwrite=True)
 
 
 def onnxruntime_qdq(model: str, feeds: str, out: str) -> None:
@@ -107,7 +107,7 @@ def tensorflow(float_file: str, recipe: str, feeds: str, out: str) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if recipe == "static":
         converter.representative_dataset = lambda: (
-            [s[name]] for s in Samples(feeds, layout="NHWC")
+            [sample[name]] for sample in Samples(feeds, layout="NHWC")
         )
     Path(out).write_bytes(converter.convert())
 
@@ -120,7 +120,9 @@ def _tensorflow_function(float_file: str) -> tuple[Any, str]:
 
     model = flatbuffer_utils.read_model(float_file)
     graph = model.subgraphs[0]
-    builtins = {v: k for k, v in vars(fb.BuiltinOperator).items() if isinstance(v, int)}
+    builtins = {
+        code: name for name, code in vars(fb.BuiltinOperator).items() if isinstance(code, int)
+    }
     first, last = graph.inputs[0], graph.outputs[0]
 
     def constant(index: int) -> Any:
@@ -131,8 +133,8 @@ def _tensorflow_function(float_file: str) -> tuple[Any, str]:
         dtype = {fb.TensorType.FLOAT32: np.float32, fb.TensorType.INT32: np.int32}[tensor.type]
         return np.frombuffer(bytes(data), dtype).reshape(tensor.shape)
 
-    def forward(x: Any) -> Any:
-        known = {first: x}
+    def forward(image: Any) -> Any:
+        known = {first: image}
         for op in graph.operators:
             kind = builtins[model.operatorCodes[op.opcodeIndex].builtinCode]
             operands = [known[i] if i in known else constant(i) for i in op.inputs if i >= 0]
@@ -144,31 +146,31 @@ def _tensorflow_function(float_file: str) -> tuple[Any, str]:
     return tf.function(forward, input_signature=[spec]), given.name.decode()
 
 
-def _activated(tf: Any, options: Any, x: Any) -> Any:
-    done = {0: lambda v: v, 1: tf.nn.relu, 3: tf.nn.relu6}  # ActivationFunctionType
-    return done[options.fusedActivationFunction](x)
+def _activate(tf: Any, options: Any, tensor: Any) -> Any:
+    done = {0: lambda values: values, 1: tf.nn.relu, 3: tf.nn.relu6}  # ActivationFunctionType
+    return done[options.fusedActivationFunction](tensor)
 
 
-def _conv(tf: Any, options: Any, x: Any, w: Any, b: Any) -> Any:
+def _conv(tf: Any, options: Any, tensor: Any, weights: Any, bias: Any) -> Any:
     stride, padding = (options.strideH, options.strideW), ("SAME", "VALID")[options.padding]
-    y = tf.nn.conv2d(x, w.transpose(1, 2, 3, 0), stride, padding)
-    return _activated(tf, options, y + b)
+    product = tf.nn.conv2d(tensor, weights.transpose(1, 2, 3, 0), stride, padding)
+    return _activate(tf, options, product + bias)
 
 
-def _depthwise(tf: Any, options: Any, x: Any, w: Any, b: Any) -> Any:
+def _depthwise(tf: Any, options: Any, tensor: Any, weights: Any, bias: Any) -> Any:
     stride, padding = (1, options.strideH, options.strideW, 1), ("SAME", "VALID")[options.padding]
-    y = tf.nn.depthwise_conv2d(x, w.transpose(1, 2, 3, 0), stride, padding)
-    return _activated(tf, options, y + b)
+    product = tf.nn.depthwise_conv2d(tensor, weights.transpose(1, 2, 3, 0), stride, padding)
+    return _activate(tf, options, product + bias)
 
 
 _TENSORFLOW_OPS: dict[str, Callable[..., Any]] = {
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
-    "ADD": lambda tf, o, a, b: _activated(tf, o, a + b),
+    "ADD": lambda tf, o, a, b: _activate(tf, o, a + b),
     "PAD": lambda tf, o, x, p: tf.pad(x, p),
     "MEAN": lambda tf, o, x, a: tf.reduce_mean(x, a, keepdims=o.keepDims),
     "RESHAPE": lambda tf, o, x, s: tf.reshape(x, s),
-    "FULLY_CONNECTED": lambda tf, o, x, w, b: _activated(
+    "FULLY_CONNECTED": lambda tf, o, x, w, b: _activate(
         tf, o, tf.matmul(x, w, transpose_b=True) + b
     ),
 }

@@ -96,8 +96,8 @@ class Bench:
         before = self.files[start].cost if start else Cost(0.0, 0.0)
         try:
             cost = make(out)
-        except EdgeError as e:
-            self.files[name] = File(kind, problem=e.what)
+        except EdgeError as error:
+            self.files[name] = File(kind, problem=error.what)
             return
         total = Cost(before.seconds + cost.seconds, max(before.peak_mb, cost.peak_mb))
         self.files[name] = File(kind, out, total)
@@ -133,7 +133,7 @@ class Bench:
 
     def quantizer(self, recipe: str, kind: str, start: str, title: str) -> None:
         def make(out: Path) -> Cost:
-            return self._program("quantizer", self._made(start), recipe, self._feeds)(out)
+            return self._program("quantizer", self._find_file(start), recipe, self._feeds)(out)
 
         whose = "our float" if start == FLOAT else "onnx2tf's"
         self.add(f"AEQ 0.10.0 {title}, on {whose}", kind, make, start=start)
@@ -144,7 +144,7 @@ class Bench:
 
     def tensorflow(self, recipe: str) -> None:
         def make(out: Path) -> Cost:
-            args = self._made(FLOAT), recipe, self._feeds
+            args = self._find_file(FLOAT), recipe, self._feeds
             return self._program("tensorflow", *args, env=peer_env.TENSORFLOW)(out)
 
         # Our file only holds the weights for it: its cost is not TensorFlow's.
@@ -161,7 +161,7 @@ class Bench:
         make = self._program("onnxruntime_qdq", self.model, self._feeds)
         self.add("ONNX Runtime QDQ, per channel, MinMax", "static", make, suffix=".onnx")
 
-    def _made(self, name: str) -> Path:
+    def _find_file(self, name: str) -> Path:
         path = self.files[name].path
         if path is None:
             raise MeasureError(f"needs the file of {name}")
@@ -181,11 +181,11 @@ class Bench:
         return make
 
 
-def measured(
+def measure_files(
     files: Mapping[str, File], original: Path, samples: Sequence[Feeds], rounds: int
 ) -> dict[str, Figures | str]:
     """Figures by row, or the reason why there are none."""
-    found: dict[str, Figures | str] = {n: f.problem for n, f in files.items()}
+    found: dict[str, Figures | str] = {key: made_file.problem for key, made_file in files.items()}
     sessions: dict[str, Session] = {}
     answers: dict[str, Array] = {}
     want = _answers(_open(original), samples)
@@ -197,9 +197,9 @@ def measured(
             session = _open(file.path)
             answers[name] = _answers(session, samples)
             sessions[name] = session
-        except EdgeError as e:
-            found[name] = e.what
-    times = interleaved(sessions, samples[0], rounds)
+        except EdgeError as error:
+            found[name] = error.what
+    times = time_interleaved(sessions, samples[0], rounds)
     for name in sessions:
         file, have = files[name], answers[name]
         assert file.path is not None  # or there were no session
@@ -217,18 +217,20 @@ def measured(
     return found
 
 
-def ratio(a: Array, b: Array) -> float:
+def ratio(base: Array, other: Array) -> float:
     """How many times a takes b's time: the fastest runs of each round, median of the rounds.
 
     A busy moment of the machine falls on both files of a round, and seldom on all runs of a turn.
     """
-    return float(np.median(a.min(axis=1) / b.min(axis=1)))
+    return float(np.median(base.min(axis=1) / other.min(axis=1)))
 
 
-def interleaved(sessions: Mapping[str, Session], sample: Feeds, rounds: int) -> dict[str, Array]:
+def time_interleaved(
+    sessions: Mapping[str, Session], sample: Feeds, rounds: int
+) -> dict[str, Array]:
     """Milliseconds (rounds, TURN) of each file, all in this process, in turn."""
-    given = {n: fitted(sample, s.inputs) for n, s in sessions.items()}
-    times = {n: np.zeros((rounds, TURN)) for n in sessions}
+    given = {key: fit_layout(sample, runner.inputs) for key, runner in sessions.items()}
+    times = {key: np.zeros((rounds, TURN)) for key in sessions}
     for name, session in sessions.items():
         for _ in range(WARM_UP):
             session.run(given[name])
@@ -241,7 +243,7 @@ def interleaved(sessions: Mapping[str, Session], sample: Feeds, rounds: int) -> 
     return times
 
 
-def fitted(sample: Feeds, specs: Iterable[TensorSpec]) -> Feeds:
+def fit_layout(sample: Feeds, specs: Iterable[TensorSpec]) -> Feeds:
     """A sample as a file takes it: renamed (one input only), NHWC, in integers."""
     found = {}
     for spec in specs:
@@ -259,15 +261,15 @@ def _open(path: Path) -> Session:
 
 def _answers(session: Session, samples: Sequence[Feeds]) -> Array:
     (spec,) = session.outputs
-    given = (fitted(s, session.inputs) for s in samples)
-    return np.concatenate([dequantise(session.run(g)[spec.name], spec) for g in given])
+    given = (fit_layout(sample, session.inputs) for sample in samples)
+    return np.concatenate([dequantise(session.run(feeds)[spec.name], spec) for feeds in given])
 
 
 def lite0(folder: Path, cache: Path, offline: bool) -> Bench:
     """Every file of EfficientNet-Lite0."""
     folder.mkdir()
-    calibration = [{"input": x} for x in data.photo_crops_calibration()]
-    evaluation = [{"input": x} for x in data.photo_crops_eval()]
+    calibration = [{"input": image} for image in data.photo_crops_calibration()]
+    evaluation = [{"input": image} for image in data.photo_crops_eval()]
     bench = Bench(models.lite0(folder / "model.onnx"), calibration, evaluation, cache, offline)
     bench.ours("tflite-fp32", "float")
     bench.ours("tflite-fp16", "fp16")
@@ -311,24 +313,24 @@ def table(
 ) -> None:
     """Print one model's rows; a row without figures says why. ``count``: of the samples."""
     names = ("s", "peak MB", "MB", "of float", "ms p50", "min", "speed", "agreement", "95 %")
-    t = console.new_table(title, *names, "cosine", right=(*names, "cosine"))
+    lines = console.new_table(title, *names, "cosine", right=(*names, "cosine"))
     base = found[FLOAT]
-    for name, f in found.items():
-        if isinstance(f, str):
-            t.add_row(name, "none")
+    for name, figures in found.items():
+        if isinstance(figures, str):
+            lines.add_row(name, "none")
             continue
-        share = f.size / base.size if isinstance(base, Figures) else 0.0
-        low, high = wilson_interval(round(f.agreement * count), count)
-        same = (f"{f.agreement:.3f}", f"{low:.3f}..{high:.3f}") if classes else ("", "")
-        t.add_row(
-            name, f"{f.cost.seconds:.1f}", f"{f.cost.peak_mb:.0f}", f"{f.size / 1e6:.2f}",
-            f"{share:.3f}", f"{f.median:.2f}", f"{f.minimum:.2f}", f"{f.speed:.2f}x",
-            *same, f"{f.cosine:.4f}",
+        share = figures.size / base.size if isinstance(base, Figures) else 0.0
+        low, high = wilson_interval(round(figures.agreement * count), count)
+        same = (f"{figures.agreement:.3f}", f"{low:.3f}..{high:.3f}") if classes else ("", "")
+        lines.add_row(
+            name, f"{figures.cost.seconds:.1f}", f"{figures.cost.peak_mb:.0f}",
+            f"{figures.size / 1e6:.2f}", f"{share:.3f}", f"{figures.median:.2f}",
+            f"{figures.minimum:.2f}", f"{figures.speed:.2f}x", *same, f"{figures.cosine:.4f}",
         )  # fmt: skip
-    console.stdout().print(t)
-    for name, f in found.items():
-        if isinstance(f, str):
-            print(f"{name}: {f}")
+    console.stdout().print(lines)
+    for name, figures in found.items():
+        if isinstance(figures, str):
+            print(f"{name}: {figures}")
 
 
 Verdicts = dict[str, bool | None]  # is what it says met? None: no peer to compare with
@@ -357,13 +359,15 @@ def minilm_targets(found: Mapping[str, Figures | str]) -> Verdicts:
         (TABLE_INT4, 17.5, 0.997),
         (BLOCK_INT4, 13.0, 0.96),
     ):
-        f = found[name]
-        if not isinstance(f, Figures):
-            verdicts[f"{name}: {f}"] = False
+        figures = found[name]
+        if not isinstance(figures, Figures):
+            verdicts[f"{name}: {figures}"] = False
             continue
-        verdicts[f"{name}: cosine {f.cosine:.4f} (at least {cosine})"] = f.cosine >= cosine
+        verdicts[f"{name}: cosine {figures.cosine:.4f} (at least {cosine})"] = (
+            figures.cosine >= cosine
+        )
         if megabytes:
-            size = f.size / 1e6
+            size = figures.size / 1e6
             verdicts[f"{name}: {size:.2f} MB (at most {megabytes})"] = size <= megabytes
     return verdicts | _float_speed(found, "MiniLM")
 
@@ -373,13 +377,15 @@ def _not_below_peers(name: str, found: Mapping[str, Figures | str]) -> Verdicts:
     if not isinstance(ours, Figures):
         return {f"{name}: {ours}": False}
     peers = {
-        n: f.agreement
-        for n, f in found.items()
-        if isinstance(f, Figures) and f.kind == ours.kind and not n.startswith("edge:")
+        key: figures.agreement
+        for key, figures in found.items()
+        if isinstance(figures, Figures)
+        and figures.kind == ours.kind
+        and not key.startswith("edge:")
     }
     if not peers:
         return {f"{name}: no peer ran": None}
-    best = max(peers, key=lambda n: peers[n])
+    best = max(peers, key=lambda key: peers[key])
     text = f"{name}: agreement {ours.agreement:.3f} (best peer {peers[best]:.3f}, {best})"
     return {text: ours.agreement >= peers[best]}
 
@@ -402,7 +408,7 @@ def main(rounds: int, offline: bool = False) -> int:
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
         for title, (build, targets, classes) in benches.items():
             bench = build(Path(folder) / title, cache, offline)
-            found = measured(bench.files, bench.model, bench.samples, rounds)
+            found = measure_files(bench.files, bench.model, bench.samples, rounds)
             table(title, found, len(bench.samples), classes=classes)
             verdicts |= targets(found)
     words = {True: "PASS   ", False: "NOT MET", None: "OPEN   "}

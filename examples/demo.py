@@ -64,7 +64,7 @@ def main(out: Path) -> int:
             progress=progress,
         )
     render_build([*photos, *digits])
-    gateway = next(b for b in photos if b.profile == "x86-gateway-n100")
+    gateway = next(outcome for outcome in photos if outcome.profile == "x86-gateway-n100")
     if gateway.package is None:
         say.print("nothing fits the x86 gateway")
         return 2
@@ -72,13 +72,13 @@ def main(out: Path) -> int:
     say.print(f"\n{PHOTO.name} on {gateway.package.name}, offline:")
     render_answer(run(gateway.package, PHOTO))
     packages: dict[str, tuple[Path, ...]] = {}
-    for b in (*photos, *digits):
-        if b.package:
-            packages[b.profile] = (*packages.get(b.profile, ()), b.package)
+    for outcome in (*photos, *digits):
+        if outcome.package:
+            packages[outcome.profile] = (*packages.get(outcome.profile, ()), outcome.package)
     served = serve(out, packages, PHOTO)
     say.print(f"\nreports: {out}/*.report.html")
     say.print(f"{time.perf_counter() - start:.0f} s without set-up")
-    return served or (0 if all(b.package for b in (*photos, *digits)) else 2)
+    return served or (0 if all(outcome.package for outcome in (*photos, *digits)) else 2)
 
 
 if __name__ == "__main__":

@@ -26,20 +26,22 @@ PER_CLASS = 10  # clips a class that the probe is fitted on
 
 def clips(path: Path) -> tuple[Array, Array, Array]:
     """Log-mel clips float32 (240,147,32), class numbers (240,), and the indices of probe clips."""
-    with np.load(path, allow_pickle=False) as z:
-        mel, y = z["mel"].astype(np.float32), z["y"].astype(np.int64)
+    with np.load(path, allow_pickle=False) as arrays:
+        mel, classes = arrays["mel"].astype(np.float32), arrays["y"].astype(np.int64)
     rng = np.random.default_rng(0)
-    probe = [rng.permutation(np.flatnonzero(y == c))[:PER_CLASS] for c in range(CLASSES)]
-    return mel, y, np.concatenate(probe)
+    probe = [
+        rng.permutation(np.flatnonzero(classes == label))[:PER_CLASS] for label in range(CLASSES)
+    ]
+    return mel, classes, np.concatenate(probe)
 
 
 def build(embedding: Path, data: Path) -> bytes:
     """The ONNX file: windows, embedding and probe in one graph."""
     onnx = need("onnx", "onnx")
-    mel, y, probe = clips(data)
+    mel, classes, probe = clips(data)
     features = _embed(embedding, mel[probe])
     mean, std = features.mean(0), features.std(0) + 1e-3
-    weight, bias = _fit((features - mean) / std, y[probe])
+    weight, bias = _fit((features - mean) / std, classes[probe])
     # Fold the standardisation into the linear layer: (x - mean) / std @ w + b.
     folded = (weight / std[:, None]).astype(np.float32)
     offset = (bias - (mean / std) @ weight).astype(np.float32)
@@ -54,62 +56,70 @@ def _embed(embedding: Path, mel: Array) -> Array:
     name, out = session.inputs[0].name, session.outputs[0].name
     rows = []
     for clip in mel:
-        windows = np.stack([clip[s : s + WINDOW, :, None] for s in STARTS])
+        windows = np.stack([clip[start : start + WINDOW, :, None] for start in STARTS])
         rows.append(session.run({name: windows})[out].ravel())
     return np.stack(rows).astype(np.float64)
 
 
-def _fit(x: Array, y: Array, c: float = 0.05, steps: int = 3000) -> tuple[Array, Array]:
+def _fit(
+    features: Array, classes: Array, penalty: float = 0.05, steps: int = 3000
+) -> tuple[Array, Array]:
     """Minimise c * cross-entropy + |w|^2 / 2 (the bias is free) by accelerated descent."""
-    onehot = np.eye(CLASSES)[y]
-    a = np.hstack([x, np.ones((len(x), 1))])
-    free = np.ones((a.shape[1], 1))
+    onehot = np.eye(CLASSES)[classes]
+    augmented = np.hstack([features, np.ones((len(features), 1))])
+    free = np.ones((augmented.shape[1], 1))
     free[-1] = 0
-    rate = 1 / (c * np.linalg.norm(a, 2) ** 2 / 2 + 1)  # 1 / the gradient's Lipschitz constant
-    w = ahead = np.zeros((a.shape[1], CLASSES))
+    rate = 1 / (
+        penalty * np.linalg.norm(augmented, 2) ** 2 / 2 + 1
+    )  # 1 / the gradient's Lipschitz constant
+    weights = ahead = np.zeros((augmented.shape[1], CLASSES))
     for i in range(steps):
-        z = a @ ahead
-        p = np.exp(z - z.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        new = ahead - rate * (c * a.T @ (p - onehot) + free * ahead)
-        ahead = new + i / (i + 3) * (new - w)
-        w = new
-    return w[:-1], w[-1]
+        scores = augmented @ ahead
+        shares = np.exp(scores - scores.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        new = ahead - rate * (penalty * augmented.T @ (shares - onehot) + free * ahead)
+        ahead = new + i / (i + 3) * (new - weights)
+        weights = new
+    return weights[:-1], weights[-1]
 
 
 def _compose(onnx: Any, model: Any, weight: Array, bias: Array) -> None:
     """Put the windows before the embedding's graph and the probe behind it, in place."""
-    h, g = onnx.helper, model.graph
-    inside, outside = g.input[0].name, g.output[0].name
+    helper, graph = onnx.helper, model.graph
+    inside, outside = graph.input[0].name, graph.output[0].name
     constants = {
         "axis": np.array([1]),
         "windows_shape": np.array([len(STARTS), WINDOW, BANDS, 1]),
         "features_shape": np.array([1, -1]),
         "probe_weight": weight,
         "probe_bias": bias,
-        **{f"start_{s}": np.array([s]) for s in STARTS},
-        **{f"end_{s}": np.array([s + WINDOW]) for s in STARTS},
+        **{f"start_{start}": np.array([start]) for start in STARTS},
+        **{f"end_{start}": np.array([start + WINDOW]) for start in STARTS},
     }
-    g.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in constants.items())
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in constants.items()
+    )
     before = [
-        h.make_node("Slice", ["mel", f"start_{s}", f"end_{s}", "axis"], [f"window_{s}"])
-        for s in STARTS
+        helper.make_node(
+            "Slice", ["mel", f"start_{start}", f"end_{start}", "axis"], [f"window_{start}"]
+        )
+        for start in STARTS
     ]
     before += [
-        h.make_node("Concat", [f"window_{s}" for s in STARTS], ["windows"], axis=0),
-        h.make_node("Reshape", ["windows", "windows_shape"], [inside]),
+        helper.make_node("Concat", [f"window_{start}" for start in STARTS], ["windows"], axis=0),
+        helper.make_node("Reshape", ["windows", "windows_shape"], [inside]),
     ]
     after = [
-        h.make_node("Reshape", [outside, "features_shape"], ["features"]),
-        h.make_node("Gemm", ["features", "probe_weight", "probe_bias"], ["logits"]),
+        helper.make_node("Reshape", [outside, "features_shape"], ["features"]),
+        helper.make_node("Gemm", ["features", "probe_weight", "probe_bias"], ["logits"]),
     ]
-    nodes = [*before, *g.node, *after]
+    nodes = [*before, *graph.node, *after]
     for i, node in enumerate(nodes):
         node.name = node.name or f"{node.op_type}_{i}"
     float32 = onnx.TensorProto.FLOAT
-    g.ClearField("value_info")  # it still names the free batch dimension
-    for field in (g.node, g.input, g.output):
+    graph.ClearField("value_info")  # it still names the free batch dimension
+    for field in (graph.node, graph.input, graph.output):
         del field[:]
-    g.node.extend(nodes)
-    g.input.append(h.make_tensor_value_info("mel", float32, [1, FRAMES, BANDS]))
-    g.output.append(h.make_tensor_value_info("logits", float32, [1, CLASSES]))
+    graph.node.extend(nodes)
+    graph.input.append(helper.make_tensor_value_info("mel", float32, [1, FRAMES, BANDS]))
+    graph.output.append(helper.make_tensor_value_info("logits", float32, [1, CLASSES]))

@@ -155,9 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("NAME and OUT.onnx are needed")
     try:
         print(BUILDERS[given.name](given.out))
-    except EdgeError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

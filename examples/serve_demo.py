@@ -38,7 +38,7 @@ def serve(out: Path, packages: Mapping[str, tuple[Path, ...]], photo: Path) -> i
     Path(settings).write_text(text.replace("port = 8000", "port = 0"), "utf-8")
     for package in packages[profile]:
         edge_agent("install", str(package), config=settings)
-    said("run", "&")
+    show_command("run", "&")
     with subprocess.Popen([*AGENT, "run", "--config", settings]) as agent:
         try:
             wait(settings)
@@ -54,7 +54,7 @@ AGENT = (sys.executable, "-m", "agent")
 
 def edge_agent(*arguments: str, config: str) -> None:
     """Run one command, show it and what it prints; raises CalledProcessError."""
-    said(*arguments)
+    show_command(*arguments)
     subprocess.run([*AGENT, *arguments, "--config", config], check=True)
 
 
@@ -68,6 +68,6 @@ def wait(config: str) -> None:
         time.sleep(0.2)
 
 
-def said(*arguments: str) -> None:
+def show_command(*arguments: str) -> None:
     """Show a command as a person would type it."""
     print(f"\n$ edge-agent {' '.join(arguments)}", flush=True)

@@ -27,10 +27,13 @@ class OnnxModel(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        feeds = {i.name: self._array(i) for i in payload.inputs}
-        names = [o.name for o in self.session.get_outputs()]
+        feeds = {tensor.name: self._array(tensor) for tensor in payload.inputs}
+        names = [output.name for output in self.session.get_outputs()]
         answers = self.session.run(names, feeds)
-        outputs = [NumpyCodec.encode_output(n, a) for n, a in zip(names, answers, strict=True)]
+        outputs = [
+            NumpyCodec.encode_output(name, answer)
+            for name, answer in zip(names, answers, strict=True)
+        ]
         return InferenceResponse(model_name=self.name, outputs=outputs)
 
     def _array(self, given: RequestInput) -> np.ndarray:

@@ -110,7 +110,7 @@ def test_what_a_thread_raises_ends_the_load():
 
 
 def test_rounds_are_pooled_over_their_requests():
-    both = load.pooled([Load(8, 2.0, (1.0, 2.0, 3.0), 1), Load(8, 2.0, (9.0,), 0)])
+    both = load.pool_loads([Load(8, 2.0, (1.0, 2.0, 3.0), 1), Load(8, 2.0, (9.0,), 0)])
     assert (both.per_s, both.quantile(0.5), both.failed) == (1.0, 2.5, 1)
 
 
@@ -221,7 +221,7 @@ def test_lost_and_failed_requests_lost_swaps_and_open_files_are_told():
     failed = soak.Asked("x", 1.0, "429")
     assert told(flat, [one, failed], 2) == ["2 of 2 requests answered, 1 failed"]
     assert told(flat, swaps=(90, 89)) == ["90 swaps, 89 served"]
-    more = [soak.Sample(x.s, x.mb, 20 + int(x.s / 100), 12) for x in flat]
+    more = [soak.Sample(x.elapsed_s, x.mb, 20 + int(x.elapsed_s / 100), 12) for x in flat]
     assert [text.split(":")[0] for text in told(more)] == ["open files"]
 
 

@@ -14,7 +14,7 @@ from benchmarks.tflite_vs_peers import (
     SEARCHED,
     STATIC,
     Figures,
-    fitted,
+    fit_layout,
     lite0_targets,
     ratio,
     table,
@@ -85,7 +85,7 @@ def test_a_busy_round_does_not_move_the_ratio():
 def test_a_sample_is_moved_renamed_and_quantised_as_the_file_wants_it():
     image = np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)
     spec = TensorSpec("args_0", "int8", (1, 2, 4, 3), scale=0.5, zero_point=-10)
-    given = fitted({"input": image}, [spec])["args_0"]
+    given = fit_layout({"input": image}, [spec])["args_0"]
     assert given.dtype == np.int8
     assert given[0, 1, 2].tolist() == [2, 18, 34]  # 6, 14, 22
 
