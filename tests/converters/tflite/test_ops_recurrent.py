@@ -28,59 +28,67 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 @pytest.fixture
-def converted(tmp_path):
+def convert_and_open(tmp_path):
     """The session of a model's float TFLite file."""
 
-    def convert(made, name="model"):
-        source = graphs.saved(made, tmp_path / f"{name}.onnx")
+    def convert(model, name="model"):
+        source = graphs.saved(model, tmp_path / f"{name}.onnx")
         lower.to_tflite(source, tmp_path / f"{name}.tflite")
         return LITERT.open(tmp_path / f"{name}.tflite", threads=1, options={})
 
     return convert
 
 
-def check(session, made, feeds, atol=2e-5, reference=False):
+def check(session, model, feeds, atol=2e-5, reference=False):
     if reference:
-        run = ReferenceEvaluator(made).run
+        run = ReferenceEvaluator(model).run
     else:
-        run = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run
-    got = session.run(feeds)
-    names = [v.name for v in made.graph.output]
-    for name, want in zip(names, run(None, feeds), strict=True):
-        np.testing.assert_allclose(got[name], want, atol=atol, rtol=1e-4, err_msg=name)
+        run = ort.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        ).run
+    actual = session.run(feeds)
+    names = [output.name for output in model.graph.output]
+    for name, expected in zip(names, run(None, feeds), strict=True):
+        np.testing.assert_allclose(actual[name], expected, atol=atol, rtol=1e-4, err_msg=name)
 
 
-def recurrent(op, given=(), fed=(), *, way="forward", **attributes):
-    """A node with the optional inputs ``given`` as constants and ``fed`` as inputs."""
-    d = 2 if way == "bidirectional" else 1
+def recurrent(op, constants=(), fed_names=(), *, way="forward", **attributes):
+    """A node with the optional inputs ``constants`` and the inputs ``fed_names``."""
+    directions = 2 if way == "bidirectional" else 1
     shapes = {
-        "X": (STEPS, BATCH, SIZE), "W": (d, GATES[op] * HIDDEN, SIZE),
-        "R": (d, GATES[op] * HIDDEN, HIDDEN), "B": (d, 2 * GATES[op] * HIDDEN),
-        "lengths": (BATCH,), "h": (d, BATCH, HIDDEN), "c": (d, BATCH, HIDDEN), "P": (d, 3 * HIDDEN),
+        "X": (STEPS, BATCH, SIZE), "W": (directions, GATES[op] * HIDDEN, SIZE),
+        "R": (directions, GATES[op] * HIDDEN, HIDDEN), "B": (directions, 2 * GATES[op] * HIDDEN),
+        "lengths": (BATCH,), "h": (directions, BATCH, HIDDEN), "c": (directions, BATCH, HIDDEN),
+        "P": (directions, 3 * HIDDEN),
     }  # fmt: skip
-    present = {"X", "W", "R", *given, *fed}
-    names = [n if n in present else "" for n in shapes]
+    present = {"X", "W", "R", *constants, *fed_names}
+    names = [name if name in present else "" for name in shapes]
     while not names[-1]:
         names.pop()
-    weights = [weight(n, *shapes[n], scale=0.6) for n in shapes if n in {"W", "R", *given}]
-    if "lengths" in given:
-        weights = [w for w in weights if w.name != "lengths"]
+    weights = [
+        weight(name, *shapes[name], scale=0.6) for name in shapes if name in {"W", "R", *constants}
+    ]
+    if "lengths" in constants:
+        weights = [array for array in weights if array.name != "lengths"]
         weights.append(constant("lengths", [2, STEPS, 1], np.int32))
-    inputs = [value(n, shapes[n], INT32 if n == "lengths" else FLOAT) for n in ("X", *fed)]
-    rows = (d, BATCH, HIDDEN)
-    outputs = [value(n, (STEPS, *rows) if n == "Y" else rows) for n in STATES[op]]
+    inputs = [
+        value(name, shapes[name], INT32 if name == "lengths" else FLOAT)
+        for name in ("X", *fed_names)
+    ]
+    rows = (directions, BATCH, HIDDEN)
+    outputs = [value(name, (STEPS, *rows) if name == "Y" else rows) for name in STATES[op]]
     node = helper.make_node(
         op, names, STATES[op], hidden_size=HIDDEN, direction=way, **attributes
     )  # fmt: skip
     return graphs.model([node], inputs, outputs, weights)
 
 
-def feeds_of(made):
+def feeds_of(model):
     rng = np.random.default_rng(0)
     feeds = {}
-    for v in made.graph.input:
-        shape = [d.dim_value for d in v.type.tensor_type.shape.dim]
-        feeds[v.name] = rng.standard_normal(shape).astype(np.float32)
+    for entry in model.graph.input:
+        shape = [dimension.dim_value for dimension in entry.type.tensor_type.shape.dim]
+        feeds[entry.name] = rng.standard_normal(shape).astype(np.float32)
     if "lengths" in feeds:
         feeds["lengths"] = np.array([4, 1, STEPS], np.int32)
     return feeds
@@ -88,7 +96,7 @@ def feeds_of(made):
 
 @pytest.mark.parametrize("way", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize(
-    ("op", "given", "fed", "attributes"),
+    ("op", "constants", "fed_names", "attributes"),
     [
         ("LSTM", (), (), {}),
         ("LSTM", ("B", "P"), ("lengths", "h", "c"), {"clip": 0.5}),
@@ -101,17 +109,17 @@ def feeds_of(made):
     ],
 )
 def test_every_form_of_a_recurrent_layer_equals_onnx_runtime(
-    converted, op, given, fed, attributes, way
+    convert_and_open, op, constants, fed_names, attributes, way
 ):
-    made = recurrent(op, given, fed, way=way, **attributes)
-    check(converted(made), made, feeds_of(made))
+    model = recurrent(op, constants, fed_names, way=way, **attributes)
+    check(convert_and_open(model), model, feeds_of(model))
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
-def test_a_sequence_of_no_steps_ends_in_zeros_as_in_onnx_runtime(converted, op):
-    made = recurrent(op, ("B",), ("lengths", "h"), way="bidirectional")
-    feeds = feeds_of(made) | {"lengths": np.array([4, 0, STEPS], np.int32)}
-    check(converted(made), made, feeds)
+def test_a_sequence_of_no_steps_ends_in_zeros_as_in_onnx_runtime(convert_and_open, op):
+    model = recurrent(op, ("B",), ("lengths", "h"), way="bidirectional")
+    feeds = feeds_of(model) | {"lengths": np.array([4, 0, STEPS], np.int32)}
+    check(convert_and_open(model), model, feeds)
 
 
 @pytest.mark.parametrize(
@@ -123,45 +131,45 @@ def test_a_sequence_of_no_steps_ends_in_zeros_as_in_onnx_runtime(converted, op):
         (["Sigmoid", "Relu", "Tanh"], [], []),
     ],
 )
-def test_activations_take_their_alpha_and_beta_in_turn(converted, names, alpha, beta):
+def test_activations_take_their_alpha_and_beta_in_turn(convert_and_open, names, alpha, beta):
     lists = {"activation_alpha": alpha, "activation_beta": beta}
     lists = {name: values for name, values in lists.items() if values}
-    made = recurrent("LSTM", activations=names, **lists)
-    check(converted(made), made, feeds_of(made))
+    model = recurrent("LSTM", activations=names, **lists)
+    check(convert_and_open(model), model, feeds_of(model))
 
 
-def test_an_activation_without_the_alpha_it_needs_is_refused(converted):
+def test_an_activation_without_the_alpha_it_needs_is_refused(convert_and_open):
     # ONNX Runtime takes 0 for it, the standard 1.
     with pytest.raises(ConvertError, match="'ThresholdedRelu' comes without its alpha"):
-        converted(recurrent("RNN", activations=["ThresholdedRelu"]))
+        convert_and_open(recurrent("RNN", activations=["ThresholdedRelu"]))
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
-def test_the_batch_can_come_first(converted, op):
-    d = (1, GATES[op] * HIDDEN)
+def test_the_batch_can_come_first(convert_and_open, op):
+    gate_shape = (1, GATES[op] * HIDDEN)
     node = helper.make_node(op, ["X", "W", "R"], STATES[op][:2], hidden_size=HIDDEN, layout=1)
-    made = graphs.model(
+    model = graphs.model(
         [node], [value("X", (BATCH, STEPS, SIZE))],
         [value("Y", (BATCH, STEPS, 1, HIDDEN)), value("Y_h", (BATCH, 1, HIDDEN))],
-        [weight("W", *d, SIZE, scale=0.6), weight("R", *d, HIDDEN, scale=0.6)],
+        [weight("W", *gate_shape, SIZE, scale=0.6), weight("R", *gate_shape, HIDDEN, scale=0.6)],
     )  # fmt: skip
     # ONNX Runtime refuses this layout; the reference evaluator takes it.
-    check(converted(made), made, feeds_of(made), reference=True)
+    check(convert_and_open(model), model, feeds_of(model), reference=True)
 
 
-def test_all_steps_share_one_constant_of_weights(converted, tmp_path):
-    converted(recurrent("LSTM", ("B",)))
+def test_all_steps_share_one_constant_of_weights(convert_and_open, tmp_path):
+    convert_and_open(recurrent("LSTM", ("B",)))
     [graph] = flatbuffer.read(tmp_path / "model.tflite").subgraphs
-    shapes = [tuple(t.shape) for t in graph.tensors if t.buffer]
+    shapes = [tuple(tensor.shape) for tensor in graph.tensors if tensor.buffer]
     assert shapes.count((4 * HIDDEN, HIDDEN)) == 1
 
 
-def test_a_sequence_too_long_to_unroll_is_refused_with_the_number(converted):
-    made = recurrent("RNN")
-    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2000
-    made.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2000
+def test_a_sequence_too_long_to_unroll_is_refused_with_the_number(convert_and_open):
+    model = recurrent("RNN")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2000
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2000
     with pytest.raises(ConvertError, match="2000 steps are more than the 1024"):
-        converted(made)
+        convert_and_open(model)
 
 
 def test_silero_hands_its_state_on(tmp_path, silero):
@@ -173,30 +181,32 @@ def test_silero_hands_its_state_on(tmp_path, silero):
     mine = theirs = np.zeros((2, 1, 128), np.float32)
     loud = []
     for feeds in data.speech_eval():
-        got = session.run({"input": feeds["input"], "state": mine})
-        want = original.run({"input": feeds["input"], "state": theirs})
-        np.testing.assert_allclose(got["output"], want["output"], atol=1e-5)
-        mine, theirs = got["stateN"], want["stateN"]
-        loud.append(float(want["output"].max()))
+        actual = session.run({"input": feeds["input"], "state": mine})
+        expected = original.run({"input": feeds["input"], "state": theirs})
+        np.testing.assert_allclose(actual["output"], expected["output"], atol=1e-5)
+        mine, theirs = actual["stateN"], expected["stateN"]
+        loud.append(float(expected["output"].max()))
     assert max(loud) > 0.5 > min(loud)  # speech and silence
 
 
 def test_an_lstm_reads_digits_row_by_row(tmp_path):
     examples = list(data.digits_eval())
-    x = np.concatenate([a for a, _ in examples]).reshape(-1, 14, 2, 14, 2).mean((2, 4))
-    y = np.array([c for _, c in examples])
-    net = _trained(x[::2], y[::2])
+    images = np.concatenate([array for array, _ in examples]).reshape(-1, 14, 2, 14, 2).mean((2, 4))
+    classes = np.array([digit for _, digit in examples])
+    net = _train(images[::2], classes[::2])
     source = tmp_path / "rows.onnx"
-    source.write_bytes(_exported(net))
+    source.write_bytes(_export(net))
     lower.to_tflite(source, tmp_path / "rows.tflite")
     session = LITERT.open(tmp_path / "rows.tflite", threads=1, options={})
     original = ort_adapter.open(source, threads=1, options={})
     right = 0
-    for image, digit in zip(x[1::20], y[1::20], strict=True):
-        got, want = (s.run({"rows": image[None]})["logits"] for s in (session, original))
-        np.testing.assert_allclose(got, want, atol=1e-4)
-        right += int(got.argmax() == digit)
-    assert right >= 0.85 * len(x[1::20])
+    for image, digit in zip(images[1::20], classes[1::20], strict=True):
+        actual, expected = (
+            opened.run({"rows": image[None]})["logits"] for opened in (session, original)
+        )
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+        right += int(actual.argmax() == digit)
+    assert right >= 0.85 * len(images[1::20])
     names = {
         op.name for op in op_versions.iter_operators(flatbuffer.read(tmp_path / "rows.tflite"))
     }
@@ -215,22 +225,22 @@ class Rows(torch.nn.Module):
         return self.dense(self.lstm(rows)[0][:, -1])
 
 
-def _trained(x, y):
+def _train(images, classes):
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # layers so small are slower in several
-    net, x, y = Rows(), torch.tensor(x), torch.tensor(y)
+    net, images, classes = Rows(), torch.tensor(images), torch.tensor(classes)
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(6):
-        for batch in torch.randperm(len(x)).split(125):
+        for batch in torch.randperm(len(images)).split(125):
             optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
+            torch.nn.functional.cross_entropy(net(images[batch]), classes[batch]).backward()
             optimiser.step()
     torch.set_num_threads(threads)
     return net.eval()
 
 
-def _exported(net):
+def _export(net):
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as examples.models does
@@ -253,18 +263,18 @@ def choice(then, otherwise, shape=(2, 3), condition="condition"):
     return [node], [value("x", (2, 3)), value("condition", (), BOOL)], [value("y", shape)]
 
 
-def test_both_branches_of_an_if_are_computed_and_one_is_chosen(converted):
-    made = graphs.model(
+def test_both_branches_of_an_if_are_computed_and_one_is_chosen(convert_and_open):
+    model = graphs.model(
         *choice([helper.make_node("Exp", ["x"], ["a"])], [helper.make_node("Neg", ["x"], ["b"])])
     )
-    session = converted(made)
-    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    session = convert_and_open(model)
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
     for chosen in (True, False):
-        check(session, made, {"x": x, "condition": np.array(chosen)})
+        check(session, model, {"x": array, "condition": np.array(chosen)})
 
 
-def test_branches_of_different_shape_are_refused(converted):
-    made = graphs.model(
+def test_branches_of_different_shape_are_refused(convert_and_open):
+    model = graphs.model(
         *choice(
             [helper.make_node("Identity", ["x"], ["a"])],
             [helper.make_node("Transpose", ["x"], ["b"])],
@@ -272,17 +282,17 @@ def test_branches_of_different_shape_are_refused(converted):
         )
     )
     with pytest.raises(ConvertError, match=r"branches give float32 \(2, 3\) and float32 \(3, 2\)"):
-        converted(made)
+        convert_and_open(model)
 
 
-def test_a_branch_that_may_fail_where_it_is_not_taken_is_refused(converted):
+def test_a_branch_that_may_fail_where_it_is_not_taken_is_refused(convert_and_open):
     nodes, inputs, outputs = choice(
         [helper.make_node("Gather", ["x", "rows"], ["a"])],
         [helper.make_node("Neg", ["x"], ["b"])],
     )
-    made = graphs.model(nodes, [*inputs, value("rows", (2,), INT64)], outputs)
+    model = graphs.model(nodes, [*inputs, value("rows", (2,), INT64)], outputs)
     with pytest.raises(ConvertError, match="GATHER may fail in the branch that is not taken"):
-        converted(made)
+        convert_and_open(model)
 
 
 def loop(trips, condition="Identity"):
@@ -312,22 +322,22 @@ def loop(trips, condition="Identity"):
     )  # fmt: skip
 
 
-def test_a_loop_is_unrolled(converted):
-    made = loop(5)
-    check(converted(made), made, {"x": np.ones(4, np.float32)})
+def test_a_loop_is_unrolled(convert_and_open):
+    model = loop(5)
+    check(convert_and_open(model), model, {"x": np.ones(4, np.float32)})
 
 
-def test_a_loop_that_the_data_ends_is_refused(converted):
+def test_a_loop_that_the_data_ends_is_refused(convert_and_open):
     with pytest.raises(ConvertError, match="whether it goes on is computed at run time"):
-        converted(loop(5, "Less"))
+        convert_and_open(loop(5, "Less"))
 
 
-def test_a_loop_of_too_many_trips_is_refused_with_the_number(converted):
+def test_a_loop_of_too_many_trips_is_refused_with_the_number(convert_and_open):
     with pytest.raises(ConvertError, match="5000 trips of 4 nodes are more than the 8192"):
-        converted(loop(5000))
+        convert_and_open(loop(5000))
 
 
-def test_a_scan_reads_and_writes_backwards_along_any_axis(converted):
+def test_a_scan_reads_and_writes_backwards_along_any_axis(convert_and_open):
     body = helper.make_graph(
         [
             helper.make_node("Add", ["before", "part"], ["sum"]),
@@ -342,18 +352,18 @@ def test_a_scan_reads_and_writes_backwards_along_any_axis(converted):
         scan_input_axes=[1], scan_input_directions=[1], scan_output_axes=[-1],
         scan_output_directions=[1],
     )  # fmt: skip
-    made = graphs.model(
+    model = graphs.model(
         [node], [value("start", (3,)), value("x", (3, 6))],
         [value("last", (3,)), value("rows", (3, 6))],
     )  # fmt: skip
-    x = np.arange(18, dtype=np.float32).reshape(3, 6) / 20
-    check(converted(made), made, {"start": np.ones(3, np.float32), "x": x})
+    array = np.arange(18, dtype=np.float32).reshape(3, 6) / 20
+    check(convert_and_open(model), model, {"start": np.ones(3, np.float32), "x": array})
 
 
-def test_the_weights_of_a_recurrent_layer_must_be_constants(converted):
-    made = recurrent("GRU")
-    [r] = [t for t in made.graph.initializer if t.name == "R"]
-    made.graph.initializer.remove(r)
-    made.graph.input.append(value("R", list(r.dims)))
+def test_the_weights_of_a_recurrent_layer_must_be_constants(convert_and_open):
+    model = recurrent("GRU")
+    [weights] = [tensor for tensor in model.graph.initializer if tensor.name == "R"]
+    model.graph.initializer.remove(weights)
+    model.graph.input.append(value("R", list(weights.dims)))
     with pytest.raises(ConvertError, match="its weight R is computed at run time"):
-        converted(made)
+        convert_and_open(model)

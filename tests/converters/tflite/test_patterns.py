@@ -61,17 +61,19 @@ OTHERS = {
 }
 
 
-def spelled(lines):
+def write_out(lines):
     nodes = []
     for line in lines:
         op, *inputs, out = line.split()
         nodes.append(helper.make_node(op, inputs, [out]))
-    inputs = [value(n, (2, 9)) for n in ("x", "v") if any(n in line.split() for line in lines)]
+    inputs = [
+        value(name, (2, 9)) for name in ("x", "v") if any(name in line.split() for line in lines)
+    ]
     return graphs.model(nodes, inputs, [value("y", (2, 9))], NUMBERS)
 
 
-def ops(made):
-    return [n.op_type for n in made.graph.node]
+def ops(model):
+    return [node.op_type for node in model.graph.node]
 
 
 def codes(path):
@@ -79,71 +81,73 @@ def codes(path):
     return Counter(op.name for op in op_versions.iter_operators(flatbuffer.read(path)))
 
 
-def converted(made, tmp_path):
-    source = graphs.saved(made, tmp_path / "model.onnx")
+def convert_and_open(model, tmp_path):
+    source = graphs.saved(model, tmp_path / "model.onnx")
     lower.to_tflite(source, tmp_path / "model.tflite")
     return LITERT.open(tmp_path / "model.tflite", threads=1, options={})
 
 
-def check(session, made, seed=0, atol=1e-5):
+def check(session, model, seed=0, atol=1e-5):
     rng = np.random.default_rng(seed)
     feeds = {
-        v.name: rng.standard_normal([d.dim_value for d in v.type.tensor_type.shape.dim]).astype("f")
-        for v in made.graph.input
+        entry.name: rng.standard_normal(
+            [dimension.dim_value for dimension in entry.type.tensor_type.shape.dim]
+        ).astype("f")
+        for entry in model.graph.input
     }
-    got = session.run(feeds)
-    names = [v.name for v in made.graph.output]
-    for name, want in zip(
-        names, ort.InferenceSession(made.SerializeToString()).run(names, feeds), strict=True
+    actual = session.run(feeds)
+    names = [entry.name for entry in model.graph.output]
+    for name, expected in zip(
+        names, ort.InferenceSession(model.SerializeToString()).run(names, feeds), strict=True
     ):
-        np.testing.assert_allclose(got[name], want, atol=atol, rtol=1e-4)
+        np.testing.assert_allclose(actual[name], expected, atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lines", GELUS.values(), ids=GELUS)
 def test_gelu_by_erf_is_one_node(lines, tmp_path):
-    made = spelled(lines)
-    [node] = patterns.rewrite(made).graph.node
+    model = write_out(lines)
+    [node] = patterns.rewrite(model).graph.node
     assert (node.op_type, list(node.input), list(node.output)) == ("Gelu", ["x"], ["y"])
-    check(converted(made, tmp_path), made)
+    check(convert_and_open(model, tmp_path), model)
     assert codes(tmp_path / "model.tflite") == {"GELU": 1}
 
 
 @pytest.mark.parametrize("lines", TANH_GELUS.values(), ids=TANH_GELUS)
 def test_gelu_by_tanh_is_one_node(lines, tmp_path):
-    made = spelled(lines)
-    [node] = patterns.rewrite(made).graph.node
+    model = write_out(lines)
+    [node] = patterns.rewrite(model).graph.node
     assert helper.get_attribute_value(node.attribute[0]) == b"tanh"
-    check(converted(made, tmp_path), made)
+    check(convert_and_open(model, tmp_path), model)
     assert codes(tmp_path / "model.tflite") == {"GELU": 1}
 
 
 @pytest.mark.parametrize("lines", SWISHES.values(), ids=SWISHES)
 def test_hard_swish_is_one_node(lines, tmp_path):
-    made = spelled(lines)
-    assert ops(patterns.rewrite(made)) == ["HardSwish"]
-    check(converted(made, tmp_path), made)
+    model = write_out(lines)
+    assert ops(patterns.rewrite(model)) == ["HardSwish"]
+    check(convert_and_open(model, tmp_path), model)
     assert codes(tmp_path / "model.tflite") == {"HARD_SWISH": 1}
 
 
 @pytest.mark.parametrize("lines", OTHERS.values(), ids=OTHERS)
 def test_what_only_looks_like_gelu_stays(lines, tmp_path):
-    made = spelled(lines)
-    assert ops(patterns.rewrite(made)) == ops(made)
-    check(converted(made, tmp_path), made)
+    model = write_out(lines)
+    assert ops(patterns.rewrite(model)) == ops(model)
+    check(convert_and_open(model, tmp_path), model)
 
 
 def test_a_value_in_the_middle_that_is_an_output_is_still_computed(tmp_path):
-    made = spelled(GELUS["torch"])
-    made.graph.output.append(value("b", (2, 9)))
-    assert ops(patterns.rewrite(made)) == ["Div", "Erf", "Gelu"]
-    check(converted(made, tmp_path), made)
+    model = write_out(GELUS["torch"])
+    model.graph.output.append(value("b", (2, 9)))
+    assert ops(patterns.rewrite(model)) == ["Div", "Erf", "Gelu"]
+    check(convert_and_open(model, tmp_path), model)
 
 
 def test_the_model_that_is_rewritten_stays_as_it_was():
-    made = spelled(GELUS["torch"])
-    before = made.SerializeToString()
-    patterns.rewrite(made)
-    assert made.SerializeToString() == before
+    model = write_out(GELUS["torch"])
+    before = model.SerializeToString()
+    patterns.rewrite(model)
+    assert model.SerializeToString() == before
 
 
 def dense(*more, shape=(1, 5, 7)):
@@ -164,8 +168,8 @@ def dense(*more, shape=(1, 5, 7)):
     ],
 )  # fmt: skip
 def test_arithmetic_with_a_constant_goes_into_the_layer(op, inputs, tmp_path):
-    made = dense(helper.make_node(op, inputs, ["y"]))
-    check(converted(made, tmp_path), made)
+    model = dense(helper.make_node(op, inputs, ["y"]))
+    check(convert_and_open(model, tmp_path), model)
     assert set(codes(tmp_path / "model.tflite")) == {"RESHAPE", "FULLY_CONNECTED"}
 
 
@@ -179,15 +183,15 @@ def test_arithmetic_with_a_constant_goes_into_the_layer(op, inputs, tmp_path):
     ],
 )
 def test_other_arithmetic_stays(op, inputs, tmp_path):
-    made = dense(helper.make_node(op, inputs, ["y"]))
-    check(converted(made, tmp_path), made)
+    model = dense(helper.make_node(op, inputs, ["y"]))
+    check(convert_and_open(model, tmp_path), model)
     assert codes(tmp_path / "model.tflite")[op.upper()] == 1
 
 
 def test_a_result_that_somebody_else_reads_is_not_changed(tmp_path):
-    made = dense(helper.make_node("Add", ["p", "b"], ["y"]))
-    made.graph.output.append(value("p", (1, 5, 7)))
-    check(converted(made, tmp_path), made)
+    model = dense(helper.make_node("Add", ["p", "b"], ["y"]))
+    model.graph.output.append(value("p", (1, 5, 7)))
+    check(convert_and_open(model, tmp_path), model)
 
 
 def test_layers_that_share_weights_keep_sharing_them(tmp_path):
@@ -197,11 +201,11 @@ def test_layers_that_share_weights_keep_sharing_them(tmp_path):
         helper.make_node("MatMul", ["q", "w"], ["r"]),
         helper.make_node("Add", ["r", "b"], ["y"]),
     ]
-    made = graphs.model(
+    model = graphs.model(
         nodes, [value("x", (2, 64))], [value("y", (2, 64))],
         [weight("w", 64, 64, scale=0.1), weight("scale", 64), weight("b", 64)],
     )  # fmt: skip
-    check(converted(made, tmp_path), made)
+    check(convert_and_open(model, tmp_path), model)
     assert codes(tmp_path / "model.tflite") == {"FULLY_CONNECTED": 2, "MUL": 1}
     assert (tmp_path / "model.tflite").stat().st_size < 1.5 * 64 * 64 * 4
 
@@ -218,11 +222,11 @@ def test_a_part_is_read_where_it_was_before_it_was_joined(axis, starts, ends, ke
     ]
     numbers = {"starts": starts, "ends": ends, "axes": axis}
     shape = (ends - starts, 4) if axis == 0 else (2, ends - starts)
-    made = graphs.model(
+    model = graphs.model(
         nodes, [value("x", (2, 4))], [value("y", shape)],
         [constant(name, [number]) for name, number in numbers.items()],
     )  # fmt: skip
-    check(converted(made, tmp_path), made)
+    check(convert_and_open(model, tmp_path), model)
     assert codes(tmp_path / "model.tflite")["CONCATENATION"] == kept
 
 
@@ -234,16 +238,16 @@ def test_a_batch_normalization_goes_into_the_convolution(groups, tmp_path):
         helper.make_node("Relu", ["n"], ["y"]),
     ]
     variance = onnx.numpy_helper.to_array(weight("v", 8)) ** 2 + 0.1
-    made = graphs.model(
+    model = graphs.model(
         nodes, [value("x", (1, 8, 6, 6))], [value("y", (1, 8, 6, 6))],
         [
             weight("w", 8, 8 // groups, 3, 3), weight("s", 8), weight("b", 8), weight("m", 8),
             constant("v", variance),
         ],
     )  # fmt: skip
-    source = graphs.saved(made, tmp_path / "model.onnx")
+    source = graphs.saved(model, tmp_path / "model.onnx")
     lower.to_tflite(source, tmp_path / "model.tflite", layout="NCHW")
-    check(LITERT.open(tmp_path / "model.tflite", threads=1, options={}), made, atol=1e-4)
+    check(LITERT.open(tmp_path / "model.tflite", threads=1, options={}), model, atol=1e-4)
     layer = "CONV_2D" if groups == 1 else "DEPTHWISE_CONV_2D"
     assert set(codes(tmp_path / "model.tflite")) == {"TRANSPOSE", layer}
 
@@ -252,12 +256,12 @@ def test_minilm_has_its_gelus_and_no_bias_on_its_own(minilm, tmp_path):
     source, out = tmp_path / "prepared.onnx", tmp_path / "minilm.tflite"
     prepare_model(minilm, source, {})
     lower.to_tflite(source, out)
-    found = codes(out)
-    assert (found["GELU"], found["FULLY_CONNECTED"]) == (6, 36)
+    counts = codes(out)
+    assert (counts["GELU"], counts["FULLY_CONNECTED"]) == (6, 36)
     # Attention masks, residuals, and in each of 13 normalisations an epsilon and a bias.
-    assert found["ADD"] <= 6 + 12 + 2 * 13 + 2
+    assert counts["ADD"] <= 6 + 12 + 2 * 13 + 2
     session = LITERT.open(out, threads=1, options={})
     original = ort_adapter.open(source, threads=1, options={})
     for _, feeds in zip(range(4), data.sentences_eval(), strict=False):
-        got, want = session.run(feeds)["embedding"], original.run(feeds)["embedding"]
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        actual, expected = session.run(feeds)["embedding"], original.run(feeds)["embedding"]
+        np.testing.assert_allclose(actual, expected, atol=1e-5)

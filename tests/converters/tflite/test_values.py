@@ -29,15 +29,15 @@ def test_what_stays_in_place_is_the_same_value():
     rng = np.random.default_rng(0)
     seen = 0
     for _ in range(400):
-        before = tuple(int(d) for d in rng.integers(1, 4, rng.integers(1, 5)))
-        axes = tuple(int(a) for a in rng.permutation(len(before)))
+        before = tuple(int(size) for size in rng.integers(1, 4, rng.integers(1, 5)))
+        axes = tuple(int(axis) for axis in rng.permutation(len(before)))
         cut = int(rng.integers(0, len(before)))
         after = (*before[:cut], int(np.prod(before[cut:])))  # the last axes joined
         order = carry_order(before, axes, after)
         if order is None:
             continue
         seen += 1
-        x = np.arange(np.prod(before)).reshape(before)
-        stored = x.transpose(axes).reshape(memory_shape(after, order))
-        np.testing.assert_array_equal(stored.transpose(np.argsort(order)), x.reshape(after))
+        array = np.arange(np.prod(before)).reshape(before)
+        stored = array.transpose(axes).reshape(memory_shape(after, order))
+        np.testing.assert_array_equal(stored.transpose(np.argsort(order)), array.reshape(after))
     assert seen > 50

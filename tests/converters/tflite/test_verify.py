@@ -15,7 +15,9 @@ from tests import graphs
 
 @pytest.fixture
 def source(tmp_path):
-    x, y, z = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8]) for n in ("x", "y", "z"))
+    input_info, output_info, second_info = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in ("x", "y", "z")
+    )
     nodes = [
         helper.make_node("Sigmoid", ["x"], ["a"], name="first"),
         helper.make_node("Tanh", ["a"], ["b"], name="second"),
@@ -23,7 +25,7 @@ def source(tmp_path):
         helper.make_node("Exp", ["a"], ["z"], name="fourth"),
     ]
     model = helper.make_model(
-        helper.make_graph(nodes, "g", [x], [y, z]),
+        helper.make_graph(nodes, "g", [input_info], [output_info, second_info]),
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
@@ -35,7 +37,7 @@ def test_a_right_file_passes(source, tmp_path):
     lowered = verify.convert_verified(
         source, tmp_path / "out.tflite", layout="NHWC", samples=[sample]
     )
-    assert [s.name for s in lowered.outputs] == ["y", "z"]
+    assert [spec.name for spec in lowered.outputs] == ["y", "z"]
 
 
 @pytest.mark.parametrize(
@@ -46,8 +48,10 @@ def test_the_op_that_differs_is_named(source, tmp_path, wrong, code):
         apply_unary(node, lambda calc, tensor: calc(code, tensor))
 
     lowerings = {**LOWERINGS, wrong: lower_wrongly}
-    with pytest.raises(ConvertError, match=rf"op {wrong} \('\w+'\): output '\w' changed by") as e:
+    with pytest.raises(
+        ConvertError, match=rf"op {wrong} \('\w+'\): output '\w' changed by"
+    ) as caught:
         verify.convert_verified(
             source, tmp_path / "out.tflite", layout="NHWC", samples=[], lowerings=lowerings
         )
-    assert "onnx-*" in e.value.hint
+    assert "onnx-*" in caught.value.hint
