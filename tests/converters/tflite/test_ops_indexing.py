@@ -259,8 +259,8 @@ def test_regions_are_pooled(lower_and_compare, mode):
 
 
 def test_a_deformed_convolution_has_groups_of_channels_and_of_offsets(lower_and_compare):
-    proto = node("DeformConv", "x", "w", "o", "b", "m", group=2, offset_group=2,
-                kernel_shape=[3, 2], strides=[2, 1], dilations=[1, 2], pads=[0, 1, 1, 0])  # fmt: skip
+    window = {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [1, 2], "pads": [0, 1, 1, 0]}
+    proto = node("DeformConv", "x", "w", "o", "b", "m", group=2, offset_group=2, **window)
     fed = {"x": normal(2, 4, 7, 8), "o": normal(2, 24, 3, 7), "m": normal(2, 12, 3, 7)}
     lower_and_compare(
         proto, fed, {"w": normal(6, 2, 3, 2), "b": normal(6)}, opset=19, reference=True
