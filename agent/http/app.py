@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -35,9 +35,9 @@ from edge_core.package.manifest import Manifest
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-ASIDE = 256 * 1024  # bytes of JSON, or a sixteenth of it in values, that take more than some ms
-ASIDE_BINARY = 16 * 1024 * 1024
-ASIDE_TEXTS = 16 * 1024  # bytes of binary tensors that may be thousands of texts
+OFFLOAD = 256 * 1024  # bytes of JSON, or a sixteenth of it in values, that take more than some ms
+OFFLOAD_BINARY = 16 * 1024 * 1024
+OFFLOAD_TEXTS = 16 * 1024  # bytes of binary tensors that may be thousands of texts
 
 
 class App:
@@ -47,9 +47,8 @@ class App:
         self._agent, self._limits = agent, limits
         self._most = int(http.max_body_mb * 1e6)
         self._held = BodyBudget(max(limits.bodies, 2 * self._most))
-        self._tallies: dict[str, describe.Tally] = {}
         self._local = not http.socket and origin.is_local(http.host)
-        self._large = asyncio.Lock()  # one large document at a time: each takes much memory
+        self._offloading = asyncio.Lock()  # one large document at a time: each takes much memory
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[None] | None = None  # has not begun
 
@@ -87,7 +86,7 @@ class App:
         match path:
             case ["v2"]:
                 _only("GET", method)
-                return document(200, describe.server())
+                return document(200, describe.server_metadata())
             case ["v2", "health", "live"]:
                 _only("GET", method)
                 return document(200, {"live": True})
@@ -100,15 +99,13 @@ class App:
                 return document(200, await asyncio.to_thread(agent.status))
             case ["v2", "models", "stats"]:
                 _only("GET", method)
-                return document(
-                    200, describe.stats(await asyncio.to_thread(agent.models), self._tallies)
-                )
+                return document(200, describe.statistics(await asyncio.to_thread(agent.models)))
             case ["v2", "repository", "index"]:
                 if method != "GET":  # the protocol says POST
                     _only("POST", method)
                 asked = await self._note(body, _Index)
                 models = await asyncio.to_thread(agent.models)
-                return document(200, describe.index(models, ready=asked.ready))
+                return document(200, describe.repository_index(models, ready=asked.ready))
             case ["v2", "repository", "models", name, "load" | "unload" as verb]:
                 _only("POST", method)
                 return await self._load(name, verb, await self._note(body, _Load))
@@ -122,19 +119,23 @@ class App:
         if verb not in ("", "ready", "stats", "infer"):
             raise Refused(404, f"a model has no path {verb!r}"[:200], hint=PATHS)
         _only("POST" if verb == "infer" else "GET", method)
+        if verb == "infer":
+            return await self._infer(name, version, headers, body)
+        manifest = self._find(name, version)
+        if verb == "stats":
+            status = await asyncio.to_thread(self._agent.model, name)
+            return document(200, describe.statistics((status,)))
+        if verb == "ready":
+            return document(200, {"name": name, "ready": True})
+        return document(200, describe.model_metadata(manifest))
+
+    def _find(self, name: str, version: str) -> Manifest:
         manifest = self._agent.manifest(name)
         if version and version != manifest.version:
             raise UnknownModel(
                 f"'{name}' has no version '{version}'", hint=f"it serves {manifest.version}"
             )
-        if verb == "infer":
-            return await self._tallied(manifest, version, headers, body)
-        if verb == "stats":
-            found = await asyncio.to_thread(self._agent.model, name)
-            return document(200, describe.stats((found,), self._tallies))
-        if verb == "ready":
-            return document(200, {"name": name, "ready": True})
-        return document(200, describe.model(manifest))
+        return manifest
 
     async def _load(self, name: str, verb: str, note: _Load) -> Reply:
         """Serve what is installed now."""
@@ -146,9 +147,9 @@ class App:
         if self._next_load is None:
             self._next_load = asyncio.ensure_future(self._reload())
         await asyncio.shield(self._next_load)
-        found = await asyncio.to_thread(self._agent.model, name)
-        if found.why:
-            raise Unavailable(f"'{name}' cannot be served: {found.why}")
+        status = await asyncio.to_thread(self._agent.model, name)
+        if status.why:
+            raise Unavailable(f"'{name}' cannot be served: {status.why}")
         return document(200, {})
 
     async def _reload(self) -> None:
@@ -177,81 +178,81 @@ class App:
         except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
             raise InputError(f"the body is not understood: {e}") from e
 
-    async def _tallied(
-        self, manifest: Manifest, version: str, headers: Headers, body: Body
-    ) -> Reply:
-        tally = self._tallies.setdefault(manifest.name, describe.Tally())
-        start = time.perf_counter_ns()
-        cached = ""
-        try:
-            reply, cached = await self._infer(manifest, version, headers, body)
-        except BaseException:
-            tally.fail += 1
-            tally.fail_ns += time.perf_counter_ns() - start
-            raise
-        took = time.perf_counter_ns() - start
-        tally.success += 1
-        tally.success_ns += took
-        if cached:
-            tally.cached += 1
-            tally.cached_ns += took
-        else:
-            tally.last_ms = time.time_ns() // 1_000_000
-        return reply
+    async def _infer(self, name: str, version: str, headers: Headers, body: Body) -> Reply:
+        """One inference. The agent counts what it answers and refuses; the rest is counted here."""
+        with self._counting_refusals(name):
+            manifest = self._find(name, version)
+            request, is_large = await self._read_request(manifest, headers, body)
+        answer = await self._answer(name, request, is_large)
+        if version and version != answer.version:
+            raise Unavailable(
+                f"'{name}' was swapped to {answer.version} meanwhile; not version '{version}'",
+                hint="ask again, for the version that is served now or for any",
+            )
+        as_json = not all(output.binary for output in request.outputs)
+        values = sum(
+            array.size for array in answer.outputs.values() if as_json or array.dtype == object
+        )
+        reply_headers, parts = await self._offload(
+            values > OFFLOAD // 16, oip.encode, answer, request
+        )
+        return 200, reply_headers, parts
 
-    async def _infer(
-        self, manifest: Manifest, version: str, headers: Headers, body: Body
-    ) -> tuple[Reply, str]:
+    @contextmanager
+    def _counting_refusals(self, name: str) -> Iterator[None]:
+        start = time.perf_counter_ns()
+        try:
+            yield
+        except BaseException as e:
+            self._agent.counters.count_error(name, time.perf_counter_ns() - start, e)
+            raise
+
+    async def _read_request(
+        self, manifest: Manifest, headers: Headers, body: Body
+    ) -> tuple[oip.OipRequest, bool]:
+        """The request, and whether its arrays are so large that submitting them takes long."""
         for name, value in headers:
             if name == b"content-encoding" and value.lower() not in (b"", b"identity"):
                 raise Refused(415, "Content-Encoding is not supported", hint="send it as it is")
         length = oip.json_length(headers)
         data = await body.read(length or 0)
-        text = len(data) if length is None else length
-        texts = any(s.dtype == "string" for s in manifest.inputs)
-        large = text > ASIDE or len(data) > (ASIDE_TEXTS if texts else ASIDE_BINARY)
-        request = await self._aside(large, oip.parse, data, length, manifest)
-        answer = await self._answer(manifest.name, request, len(data) > ASIDE_BINARY)
-        if version and version != answer.version:
-            raise Unavailable(
-                f"'{manifest.name}' {answer.version} came meanwhile, not version '{version}'",
-                hint="ask again, for the version that is served now or for any",
-            )
-        as_json = not all(w.binary for w in request.wanted)
-        values = sum(a.size for a in answer.outputs.values() if as_json or a.dtype == object)
-        reply, parts = await self._aside(values > ASIDE // 16, oip.encode, answer, request)
-        return (200, reply, parts), answer.cached
+        text_size = len(data) if length is None else length
+        has_texts = any(spec.dtype == "string" for spec in manifest.inputs)
+        binary_limit = OFFLOAD_TEXTS if has_texts else OFFLOAD_BINARY
+        is_large = text_size > OFFLOAD or len(data) > binary_limit
+        request = await self._offload(is_large, oip.parse, data, length, manifest)
+        return request, len(data) > OFFLOAD_BINARY
 
-    async def _answer(self, model: str, request: oip.OipRequest, slow: bool) -> Answer:
+    async def _answer(self, model: str, request: oip.OipRequest, is_large: bool) -> Answer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer | EdgeError] = loop.create_future()
 
-        def settle(found: Answer | EdgeError) -> None:
+        def settle(outcome: Answer | EdgeError) -> None:
             if not future.done():
-                future.set_result(found)
+                future.set_result(outcome)
 
-        def done(found: Answer | EdgeError) -> None:
+        def settle_in_loop(outcome: Answer | EdgeError) -> None:
             with suppress(RuntimeError):  # the loop is closed: the server was stopped meanwhile
-                loop.call_soon_threadsafe(settle, found)
+                loop.call_soon_threadsafe(settle, outcome)
 
         def submit() -> None:
             self._agent.submit(
-                model, request.inputs, done,
+                model, request.inputs, settle_in_loop,
                 deadline_ms=request.deadline_ms, top=request.top, cache=request.cache, copy=False,
             )  # fmt: skip
 
-        await self._aside(slow, submit)
-        found = await future
-        if isinstance(found, EdgeError):
-            raise found
-        return found
+        await self._offload(is_large, submit)
+        outcome = await future
+        if isinstance(outcome, EdgeError):
+            raise outcome
+        return outcome
 
-    async def _aside(self, large: bool, f: Callable[..., T], *arguments: Any) -> T:
-        """Call ``f``, on another thread if it would hold up the event loop."""
-        if not large:
-            return f(*arguments)
-        async with self._large:
-            return await asyncio.to_thread(f, *arguments)
+    async def _offload(self, is_large: bool, function: Callable[..., T], *arguments: Any) -> T:
+        """Call ``function``, on another thread if it would block the event loop."""
+        if not is_large:
+            return function(*arguments)
+        async with self._offloading:
+            return await asyncio.to_thread(function, *arguments)
 
 
 async def busy(scope: dict[str, Any], receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""What the server tells of itself and its models, as the protocol's JSON documents. No I/O.
+"""What the server reports about itself and its models, as the protocol's JSON documents. No I/O.
 
 Server and model metadata, Triton's model repository index and its statistics extension.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-import msgspec
-
 from agent.http import validate
-from agent.serving.agent import ModelStatus
+from agent.serving.status import ModelStatus
 from agent.serving.timing import Stage
 from edge_core import __version__
 from edge_core.package.manifest import Manifest
@@ -29,73 +27,70 @@ _STAGES = {
 _STATES = {"ready": "READY", "failed": "UNAVAILABLE"}
 
 
-class Tally(msgspec.Struct):
-    """Requests of one model over HTTP since the server started."""
-
-    success: int = 0
-    success_ns: int = 0
-    fail: int = 0
-    fail_ns: int = 0
-    cached: int = 0
-    cached_ns: int = 0
-    last_ms: int = 0  # since 1970
-
-
-def server() -> dict[str, Any]:
+def server_metadata() -> dict[str, Any]:
     """$metadata_server_response."""
     return {"name": NAME, "version": __version__, "extensions": EXTENSIONS}
 
 
-def model(manifest: Manifest) -> dict[str, Any]:
+def model_metadata(manifest: Manifest) -> dict[str, Any]:
     """$metadata_model_response."""
     form = PurePath(manifest.file).suffix.removeprefix(".")
     return {
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": f"{manifest.runtime.name}_{form}",
-        "inputs": [_tensor(s) for s in manifest.inputs],
-        "outputs": [_tensor(s) for s in manifest.outputs],
+        "inputs": [_tensor(spec) for spec in manifest.inputs],
+        "outputs": [_tensor(spec) for spec in manifest.outputs],
     }
 
 
-def index(models: tuple[ModelStatus, ...], *, ready: bool) -> list[dict[str, str]]:
+def repository_index(models: tuple[ModelStatus, ...], *, ready: bool) -> list[dict[str, str]]:
     """$repository_index_response; ``ready`` leaves out what cannot answer."""
     return [
-        {"name": m.name, "version": m.version, "state": _STATES[m.state], "reason": m.why}
-        for m in models
-        if m.state == "ready" or not ready
+        {
+            "name": model.name,
+            "version": model.version,
+            "state": _STATES[model.state],
+            "reason": model.why,
+        }
+        for model in models
+        if model.state == "ready" or not ready
     ]
 
 
-def stats(found: tuple[ModelStatus, ...], tallies: dict[str, Tally]) -> dict[str, Any]:
-    """$stats_model_response: requests over HTTP, stages since the model was loaded."""
-    return {"model_stats": [_stats(m, tallies.get(m.name, Tally())) for m in found]}
+def statistics(models: tuple[ModelStatus, ...]) -> dict[str, Any]:
+    """$stats_model_response: requests since the agent started, stages since the model was loaded.
+
+    Requests are those of every caller: over HTTP and from programs in the agent's process.
+    """
+    return {"model_stats": [_model_statistics(model) for model in models]}
 
 
-def _stats(m: ModelStatus, t: Tally) -> dict[str, Any]:
-    stages = {name: _sum(m.stages.get(ours)) for name, ours in _STAGES.items()}
+def _model_statistics(model: ModelStatus) -> dict[str, Any]:
+    counts = model.counts
+    stages = {name: _duration(model.stages.get(ours)) for name, ours in _STAGES.items()}
     return {
-        "name": m.name,
-        "version": m.version,
-        "last_inference": t.last_ms,
+        "name": model.name,
+        "version": model.version,
+        "last_inference": counts.last_ms,
         "inference_count": stages["compute_infer"]["count"],
-        "execution_count": m.inferences,
+        "execution_count": model.inferences,
         "inference_stats": {
-            "success": {"count": t.success, "ns": t.success_ns},
-            "fail": {"count": t.fail, "ns": t.fail_ns},
+            "success": {"count": counts.success, "ns": counts.success_ns},
+            "fail": {"count": counts.fail, "ns": counts.fail_ns},
             **stages,
-            "cache_hit": {"count": t.cached, "ns": t.cached_ns},
+            "cache_hit": {"count": counts.cached, "ns": counts.cached_ns},
         },
         "batch_stats": [],
     }
 
 
-def _sum(stage: Stage | None) -> dict[str, int]:
+def _duration(stage: Stage | None) -> dict[str, int]:
     if stage is None:
         return {"count": 0, "ns": 0}
     return {"count": stage.n, "ns": round(stage.n * stage.mean_ms * 1e6)}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    shape = [d if isinstance(d, int) else -1 for d in spec.shape]
-    return {"name": spec.name, "datatype": validate.shown(spec), "shape": shape}
+    shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+    return {"name": spec.name, "datatype": validate.client_datatype(spec), "shape": shape}

@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.http import classification, validate, wire
-from agent.serving.loaded_model import EncodedImage, Inputs
+from agent.serving.backend import EncodedImage, Inputs
 from agent.serving.requests import Answer
 from edge_core.errors import InputError, Unavailable
 from edge_core.package.manifest import Manifest
@@ -43,7 +43,7 @@ class TooLarge(InputError):
     """More bytes than are read."""
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class RequestedOutput(msgspec.Struct, frozen=True):
     """One output of the answer."""
 
     name: str
@@ -55,7 +55,7 @@ class OipRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks of one model."""
 
     inputs: Inputs
-    wanted: tuple[Wanted, ...]
+    outputs: tuple[RequestedOutput, ...]
     id: str = ""
     deadline_ms: float | None = None
     top: int = 0
@@ -102,7 +102,7 @@ class _Body(msgspec.Struct, frozen=True):
     parameters: _Parameters = _Parameters()
 
 
-class _Told(msgspec.Struct, frozen=True, omit_defaults=True):
+class _OutputDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     """One output in a response."""
 
     name: str
@@ -115,7 +115,7 @@ class _Told(msgspec.Struct, frozen=True, omit_defaults=True):
 class _Reply(msgspec.Struct, frozen=True, omit_defaults=True):
     model_name: str
     model_version: str
-    outputs: list[_Told]
+    outputs: list[_OutputDocument]
     id: str = ""
     parameters: dict[str, str] = {}
 
@@ -126,14 +126,14 @@ _encoder = msgspec.json.Encoder()
 
 def json_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     """Bytes of JSON at the start of the body; None: all of it. Raises InputError."""
-    found = [value for name, value in headers if name == LENGTH]
-    if not found:
+    lengths = [value for name, value in headers if name == LENGTH]
+    if not lengths:
         return None
-    if len(found) > 1 or not re.fullmatch(rb"[0-9]{1,12}", found[0]):
+    if len(lengths) > 1 or not re.fullmatch(rb"[0-9]{1,12}", lengths[0]):
         raise InputError("Inference-Header-Content-Length is not one number of bytes")
-    if int(found[0]) > MAX_JSON:
-        raise TooLarge(f"the JSON part has {int(found[0])} bytes; limit {MAX_JSON}")
-    return int(found[0])
+    if int(lengths[0]) > MAX_JSON:
+        raise TooLarge(f"the JSON part has {int(lengths[0])} bytes; limit {MAX_JSON}")
+    return int(lengths[0])
 
 
 def parse(body: memoryview, length: int | None, manifest: Manifest) -> OipRequest:
@@ -149,20 +149,20 @@ def parse(body: memoryview, length: int | None, manifest: Manifest) -> OipReques
             hint="send large tensors as binary data",
         )
     try:
-        asked = _decoder.decode(text)
+        document = _decoder.decode(text)
     except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
         raise InputError(f"this is no inference request: {e}") from e
-    arrays = _arrays(asked.inputs, body[len(text) :], manifest)
-    given = asked.parameters
-    limits = [ms for ms in (given.timeout / 1000, given.deadline_ms) if ms]
+    arrays = _arrays(document.inputs, body[len(text) :], manifest)
+    parameters = document.parameters
+    limits = [ms for ms in (parameters.timeout / 1000, parameters.deadline_ms) if ms]
     return OipRequest(
         inputs=_inputs(arrays, manifest),
-        wanted=_wanted(asked, manifest),
-        id=asked.id,
+        outputs=_requested_outputs(document, manifest),
+        id=document.id,
         deadline_ms=min(limits, default=None),
-        top=_top(given.top, manifest),
-        top_binary=given.binary_data_output,
-        cache=given.cache,
+        top=_top(parameters.top, manifest),
+        top_binary=parameters.binary_data_output,
+        cache=parameters.cache,
         version=manifest.version,
         labels=manifest.labels,
     )
@@ -174,25 +174,26 @@ def encode(answer: Answer, request: OipRequest) -> tuple[Headers, list[Part]]:
     Raises Unavailable when the model was swapped meanwhile for one that does not give what was
     asked for.
     """
-    told: list[_Told] = []
+    documents: list[_OutputDocument] = []
     tail: list[Part] = []
-    for want in request.wanted:
-        a = answer.outputs.get(want.name)
-        if a is None or (want.classes and not classification.fit(a)):
+    for output in request.outputs:
+        array = answer.outputs.get(output.name)
+        if array is None or (output.classes and not classification.is_scores(array)):
             raise Unavailable(
-                f"{answer.model} {answer.version} came meanwhile; its outputs are others"
+                f"{answer.model} was swapped to {answer.version} meanwhile, whose outputs differ"
             )
-        if want.classes:
-            known = request.version == answer.version
-            a = classification.of_rows(a, want.classes, request.labels if known else ())
-        told.append(_tell(want.name, a, want.binary, tail))
+        if output.classes:
+            array = classification.classify_rows(array, output.classes, _labels(answer, request))
+        documents.append(_describe_output(output.name, array, output.binary, tail))
     if request.top:
-        told.append(_tell(TOP, _labels(answer, request), request.top_binary, tail))
+        documents.append(
+            _describe_output(TOP, _classify(answer, request), request.top_binary, tail)
+        )
     head = _encoder.encode(
         _Reply(
             answer.model,
             answer.version,
-            told,
+            documents,
             id=request.id,
             parameters={"cached": answer.cached} if answer.cached else {},
         )
@@ -204,82 +205,84 @@ def encode(answer: Answer, request: OipRequest) -> tuple[Headers, list[Part]]:
     ]
     if tail:
         headers.append((LENGTH, b"%d" % len(head)))
-    return headers, [head, *(t for t in tail if len(t))]
+    return headers, [head, *(part for part in tail if len(part))]
 
 
 def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: Manifest) -> Feeds:
     arrays: Feeds = {}
-    at = 0
-    for i in inputs:
-        what = f"input '{i.name}'"
-        if i.name in arrays:
+    start = 0
+    for described in inputs:
+        name, datatype, shape = described.name, described.datatype, described.shape
+        what = f"input '{name}'"
+        if name in arrays:
             raise InputError(f"{what} is given twice")
-        size = i.parameters.binary_data_size
-        if (size is UNSET) == (i.data is UNSET):
+        size = described.parameters.binary_data_size
+        if (size is UNSET) == (described.data is UNSET):
             raise InputError(f"{what} needs either 'data' or the parameter 'binary_data_size'")
-        validate.check(i.name, i.datatype, i.shape, binary=i.data is UNSET, of=manifest)
-        if isinstance(i.data, msgspec.Raw):
-            arrays[i.name] = wire.from_json(bytes(i.data), i.datatype, i.shape, what)
+        is_binary = described.data is UNSET
+        validate.check_input(name, datatype, shape, is_binary=is_binary, manifest=manifest)
+        if isinstance(described.data, msgspec.Raw):
+            arrays[name] = wire.from_json(bytes(described.data), datatype, shape, what)
             continue
         assert isinstance(size, int)
-        if size > len(tail) - at:
-            raise InputError(f"{what} has {size} bytes; {len(tail) - at} are left in the body")
-        arrays[i.name] = wire.from_binary(tail[at : at + size], i.datatype, i.shape, what)
-        at += size
-    if at != len(tail):
-        raise InputError(f"the body has {len(tail) - at} bytes that belong to no input")
+        if size > len(tail) - start:
+            raise InputError(f"{what} has {size} bytes; {len(tail) - start} remain in the body")
+        arrays[name] = wire.from_binary(tail[start : start + size], datatype, shape, what)
+        start += size
+    if start != len(tail):
+        raise InputError(f"the body has {len(tail) - start} bytes that belong to no input")
     return arrays
 
 
 def _inputs(arrays: Feeds, manifest: Manifest) -> Inputs:
     """The arrays as the agent takes them: a picture, or feeds with strings as str."""
-    kinds = {s.name: s.dtype for s in manifest.inputs}
+    kinds = {spec.name: spec.dtype for spec in manifest.inputs}
     feeds: Feeds = {}
-    for name, a in arrays.items():
-        if a.dtype != object:
-            feeds[name] = a
+    for name, array in arrays.items():
+        if array.dtype != object:
+            feeds[name] = array
         elif kinds[name] == "string":
-            feeds[name] = _texts(a, name)
+            feeds[name] = _decode_texts(array, name)
         else:
-            return EncodedImage(a.flat[0])
+            return EncodedImage(array.flat[0])
     return feeds
 
 
-def _texts(a: Array, name: str) -> Array:
-    out = np.empty(a.size, object)
+def _decode_texts(array: Array, name: str) -> Array:
+    texts = np.empty(array.size, object)
     try:
-        for i, text in enumerate(a.reshape(-1)):
-            out[i] = text if isinstance(text, str) else text.decode()
+        for i, text in enumerate(array.reshape(-1)):
+            texts[i] = text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError as e:
         raise InputError(f"input '{name}': element {i} is not UTF-8: {e.reason}") from e
-    return out.reshape(a.shape)
+    return texts.reshape(array.shape)
 
 
-def _wanted(asked: _Body, manifest: Manifest) -> tuple[Wanted, ...]:
-    specs = {s.name: s for s in manifest.outputs}
-    default = asked.parameters.binary_data_output
-    if not asked.outputs:
-        return tuple(Wanted(name, default) for name in specs)
-    found: dict[str, Wanted] = {}
-    for o in asked.outputs:
-        if o.name not in specs:
+def _requested_outputs(document: _Body, manifest: Manifest) -> tuple[RequestedOutput, ...]:
+    specs = {spec.name: spec for spec in manifest.outputs}
+    default = document.parameters.binary_data_output
+    if not document.outputs:
+        return tuple(RequestedOutput(name, default) for name in specs)
+    requested: dict[str, RequestedOutput] = {}
+    for output in document.outputs:
+        if output.name not in specs:
             raise InputError(
-                f"the model has no output '{o.name}'", hint=f"outputs: {', '.join(specs)}"
+                f"the model has no output '{output.name}'", hint=f"outputs: {', '.join(specs)}"
             )
-        if o.name in found:
-            raise InputError(f"output '{o.name}' is asked for twice")
-        p = o.parameters
-        if p.classification and not classification.may_fit(specs[o.name]):
-            raise InputError(f"output '{o.name}' has no rows of class scores")
-        binary = default if p.binary_data is UNSET else bool(p.binary_data)
-        found[o.name] = Wanted(o.name, binary, p.classification)
-    return tuple(found.values())
+        if output.name in requested:
+            raise InputError(f"output '{output.name}' is asked for twice")
+        parameters = output.parameters
+        if parameters.classification and not classification.may_be_scores(specs[output.name]):
+            raise InputError(f"output '{output.name}' has no rows of class scores")
+        binary = default if parameters.binary_data is UNSET else bool(parameters.binary_data)
+        requested[output.name] = RequestedOutput(output.name, binary, parameters.classification)
+    return tuple(requested.values())
 
 
 def _top(top: int, manifest: Manifest) -> int:
     if top and not manifest.class_scores:
         raise InputError(f"'top' is {top}; {manifest.name} gives no class scores")
-    if top and any(s.name == TOP for s in manifest.outputs):
+    if top and any(spec.name == TOP for spec in manifest.outputs):
         raise InputError(
             f"the model has an output '{TOP}' of its own",
             hint="ask for the parameter 'classification' of an output instead of 'top'",
@@ -287,19 +290,24 @@ def _top(top: int, manifest: Manifest) -> int:
     return top
 
 
-def _labels(answer: Answer, request: OipRequest) -> Array:
+def _classify(answer: Answer, request: OipRequest) -> Array:
     """What `top` asks for: of the one row of scores, else of each."""
     scores = next(iter(answer.outputs.values()))
-    if answer.top or not classification.fit(scores):
-        return classification.of_answer(answer)
-    known = request.version == answer.version
-    return classification.of_rows(scores, request.top, request.labels if known else ())
+    if answer.top or not classification.is_scores(scores):
+        return classification.format_top(answer)
+    return classification.classify_rows(scores, request.top, _labels(answer, request))
 
 
-def _tell(name: str, a: Array, binary: bool, tail: list[Part]) -> _Told:
+def _labels(answer: Answer, request: OipRequest) -> tuple[str, ...]:
+    """The labels of the request's version; none if another version answered."""
+    return request.labels if request.version == answer.version else ()
+
+
+def _describe_output(name: str, array: Array, is_binary: bool, tail: list[Part]) -> _OutputDocument:
     """Describe an output; its bytes, if it has a binary part, are appended to ``tail``."""
-    if not binary:
-        return _Told(name, wire.datatype_of(a), a.shape, data=wire.to_json(a))
-    raw = wire.to_binary(a)
+    if not is_binary:
+        return _OutputDocument(name, wire.datatype_of(array), array.shape, data=wire.to_json(array))
+    raw = wire.to_binary(array)
     tail.append(raw)
-    return _Told(name, wire.datatype_of(a), a.shape, {"binary_data_size": len(raw)})
+    size = {"binary_data_size": len(raw)}
+    return _OutputDocument(name, wire.datatype_of(array), array.shape, size)

@@ -1,4 +1,4 @@
-"""Does what a request says of an input fit the model? Asked before its data is read. No I/O."""
+"""Checks what a request says about an input against the model, before its data is read. No I/O."""
 
 from __future__ import annotations
 
@@ -12,49 +12,58 @@ from edge_core.package.manifest import Manifest
 from edge_core.tensors import TensorSpec
 
 
-def shown(spec: TensorSpec) -> str:
+def client_datatype(spec: TensorSpec) -> str:
     """The datatype that clients see: a quantised tensor stands for reals."""
     return wire.datatype("float32" if spec.scale else spec.dtype)
 
 
-def check(name: str, kind: str, shape: tuple[int, ...], *, binary: bool, of: Manifest) -> None:
+def check_input(
+    name: str, kind: str, shape: tuple[int, ...], *, is_binary: bool, manifest: Manifest
+) -> None:
     """Raise InputError unless the model has such an input of that datatype and shape."""
-    spec = next((s for s in of.inputs if s.name == name), None)
+    spec = next((spec for spec in manifest.inputs if spec.name == name), None)
     what = f"input '{name}'"
     if spec is None:
-        known = ", ".join(s.name for s in of.inputs)
+        known = ", ".join(spec.name for spec in manifest.inputs)
         raise InputError(f"the model has no {what}", hint=f"inputs: {known}")
     wire.elements(kind, shape, what)
     if kind == "BYTES" and spec.dtype != "string":
-        _check_picture(spec, shape, binary, of)
+        _check_picture(spec, shape, is_binary, manifest)
         return
-    if not _casts(kind, spec):
-        raise InputError(f"{of.name}: {what} has datatype {kind}; the model takes {shown(spec)}")
+    if not _can_cast(kind, spec):
+        raise InputError(
+            f"{manifest.name}: {what} has datatype {kind}; the model takes {client_datatype(spec)}"
+        )
     if len(shape) != len(spec.shape) or any(
-        isinstance(want, int) and want != have for want, have in zip(spec.shape, shape, strict=True)
+        isinstance(expected, int) and expected != size
+        for expected, size in zip(spec.shape, shape, strict=True)
     ):
-        want = "x".join(map(str, spec.shape)) or "a scalar"
-        have = "x".join(map(str, shape)) or "a scalar"
-        raise InputError(f"{of.name}: {what} has shape {have}; the model takes {want}")
+        expected_shape = "x".join(map(str, spec.shape)) or "a scalar"
+        actual_shape = "x".join(map(str, shape)) or "a scalar"
+        raise InputError(
+            f"{manifest.name}: {what} has shape {actual_shape}; the model takes {expected_shape}"
+        )
 
 
-def _check_picture(spec: TensorSpec, shape: tuple[int, ...], binary: bool, of: Manifest) -> None:
-    if of.preprocess is None or len(of.inputs) != 1:
+def _check_picture(
+    spec: TensorSpec, shape: tuple[int, ...], is_binary: bool, manifest: Manifest
+) -> None:
+    if manifest.preprocess is None or len(manifest.inputs) != 1:
         raise InputError(
             f"input '{spec.name}' takes {spec.dtype}; BYTES would be a picture, and this package "
             "has no preprocessing recipe for one"
         )
-    if math.prod(shape) != 1 or not binary:
+    if math.prod(shape) != 1 or not is_binary:
         raise InputError(
             f"input '{spec.name}': a picture is one BYTES element, sent as binary data"
         )
 
 
-def _casts(kind: str, spec: TensorSpec) -> bool:
+def _can_cast(kind: str, spec: TensorSpec) -> bool:
     """Can values of a datatype be cast, as check_feeds() does, if none is lost?"""
     if "string" in (wire.DATATYPES[kind], spec.dtype):
         return wire.DATATYPES[kind] == spec.dtype
-    given, wanted = np.dtype(wire.DATATYPES[kind]).kind, np.dtype(spec.dtype).kind
-    if wanted == "b":
-        return given == "b"
-    return given != "f" or wanted == "f" or bool(spec.scale)
+    source, target = np.dtype(wire.DATATYPES[kind]).kind, np.dtype(spec.dtype).kind
+    if target == "b":
+        return source == "b"
+    return source != "f" or target == "f" or bool(spec.scale)

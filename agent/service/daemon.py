@@ -199,7 +199,7 @@ class Watch:
     def _unwell(self) -> str:
         """Why the service manager should start the agent anew; "" if all is well."""
         now = time.monotonic()
-        self._seen, why = watchdog.step(self._seen, self._agent.pulses(), now, self._hang_s)
+        self._seen, why = watchdog.step(self._seen, self._agent.activities(), now, self._hang_s)
         if why:
             return why
         if not self._reloader.alive:

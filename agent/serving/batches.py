@@ -1,7 +1,7 @@
 """Which waiting requests run together, and when. Pure: counts and ages in, a decision out.
 
 A batch starts when a session is free and ``min_size`` rows wait, or the oldest has waited
-``max_wait_ns``. With the default ``min_size`` of 1 nothing ever waits for company: requests that
+``max_wait_ns``. With the default ``min_size`` of 1 nothing ever waits for more: requests that
 came while the session was busy form the next batch.
 """
 
@@ -30,10 +30,10 @@ class Policy(msgspec.Struct, frozen=True):
             )
 
 
-def take(rows: list[int], policy: Policy) -> int:
-    """How many of the waiting requests, in order, fit one batch; at least one.
+def count_in_batch(rows: list[int], policy: Policy) -> int:
+    """How many of the waiting requests, in order, fit into one batch; at least one.
 
-    ``rows`` are those of consecutive requests that may run together.
+    ``rows`` are the rows of consecutive requests that may run together.
     """
     total = 0
     for n, size in enumerate(rows):
@@ -43,13 +43,13 @@ def take(rows: list[int], policy: Policy) -> int:
     return len(rows)
 
 
-def delay(waiting: int, oldest_ns: int, policy: Policy) -> int:
+def start_delay(waiting: int, oldest_ns: int, policy: Policy) -> int:
     """Nanoseconds until the batch of ``waiting`` rows should start; 0: now."""
     if waiting >= policy.min_size:
         return 0
     return max(0, policy.max_wait_ns - oldest_ns)
 
 
-def shape(feeds: Feeds) -> Shape:
+def row_shapes(feeds: Feeds) -> Shape:
     """What two requests must have in common to run together: all but the number of rows."""
-    return tuple((name, a.dtype.str, a.shape[1:]) for name, a in feeds.items())
+    return tuple((name, array.dtype.str, array.shape[1:]) for name, array in feeds.items())

@@ -1,7 +1,7 @@
 """NaN and infinity in large inputs, looked for while the inference runs.
 
 An INT8 model turns NaN into some integer and answers with confidence, so inputs are checked. A
-picture's tensor is in no processor cache any more when the next request comes: reading it once more
+picture's tensor is in no processor cache any more when the next request comes: reading it again
 took 2 % of an INT8 EfficientNet-Lite0. Another core does it while the runtime works.
 """
 
@@ -19,44 +19,44 @@ LARGE = 128 * 1024  # bytes; smaller inputs are checked at once
 
 
 class NanCheck:
-    """Is being answered by another thread."""
+    """One check, made by another thread."""
 
-    __slots__ = ("_busy", "_feeds", "_wrong")
+    __slots__ = ("_busy", "_feeds", "_problem")
 
     def __init__(self, feeds: Feeds) -> None:
-        self._feeds, self._wrong = feeds, ""
+        self._feeds, self._problem = feeds, ""
         self._busy = threading.Lock()
         self._busy.acquire()
 
     def run(self) -> None:
         """Called once, by the checking thread."""
         try:
-            self._wrong = wrong(self._feeds)
+            self._problem = find_problem(self._feeds)
         finally:
             self._busy.release()
 
     def result(self) -> str:
         """The input that is not finite and what it contains, or ""; waits."""
         with self._busy:
-            return self._wrong
+            return self._problem
 
 
 class NanChecker:
-    """One thread."""
+    """The thread that checks large inputs."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[NanCheck | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="finite", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="nan-check", daemon=True)
         self._thread.start()
 
-    def begin(self, feeds: Feeds, where: str) -> NanCheck | None:
+    def start(self, feeds: Feeds, where: str) -> NanCheck | None:
         """Check small inputs now, raising InputError, and large ones meanwhile."""
-        if sum(a.nbytes for a in feeds.values() if a.dtype.kind == "f") > LARGE:
+        if sum(array.nbytes for array in feeds.values() if array.dtype.kind == "f") > LARGE:
             check = NanCheck(feeds)
             self._queue.put(check)
             return check
-        if found := wrong(feeds):
-            raise refusal(found, where)
+        if problem := find_problem(feeds):
+            raise refusal(problem, where)
         return None
 
     def close(self) -> None:
@@ -69,14 +69,14 @@ class NanChecker:
             check.run()
 
 
-def wrong(feeds: Feeds) -> str:
+def find_problem(feeds: Feeds) -> str:
     """ "'x' contains NaN", or ""."""
-    for name, a in feeds.items():
-        if a.dtype.kind == "f" and not np.isfinite(a).all():
-            return f"input '{name}' contains {'NaN' if np.isnan(a).any() else 'infinity'}"
+    for name, array in feeds.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"input '{name}' contains {'NaN' if np.isnan(array).any() else 'infinity'}"
     return ""
 
 
-def refusal(found: str, where: str) -> InputError:
-    """The error for what wrong() found."""
-    return InputError(f"{where}: {found}")
+def refusal(problem: str, where: str) -> InputError:
+    """The error for what find_problem() returned."""
+    return InputError(f"{where}: {problem}")

@@ -1,7 +1,7 @@
-"""Work that must not hold up the caller of submit(): decoding pictures, looking into caches.
+"""Threads for work that must not block the caller of submit(): decoding pictures, cache lookups.
 
-As bounded as the sessions' queue: what could not begin before its deadline is refused at once, and
-what begins too late is not done.
+As bounded as the sessions' queue: what could not start before its deadline is refused at once, and
+what starts too late is not done.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from edge_core.errors import DeadlineExceeded, EdgeError, Overloaded
-
-SMOOTHING = 0.2  # weight of the newest task in the expected duration
+from agent.serving.wait_estimate import WaitEstimate
+from edge_core.errors import DeadlineExceeded, EdgeError
 
 
 class PreparePool:
@@ -21,40 +20,35 @@ class PreparePool:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="beside")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         self._lock = threading.Lock()
-        self._inside = 0
-        self._expected_ns = 0.0
+        self._in_flight = 0
+        self._estimate = WaitEstimate(
+            "fewer requests at once, smaller pictures, or a later deadline"
+        )
 
     def submit(self, deadline: int, work: Callable[[EdgeError | None], None]) -> None:
-        """Call ``work`` on another thread, with an error instead of time if it is too late.
+        """Call ``work`` on another thread, with an error if it has become too late.
 
         ``deadline`` in ns of perf_counter. Raises Overloaded if it would be too late.
         """
         now = time.perf_counter_ns()
         with self._lock:
-            wait = self._inside // self._threads * self._expected_ns
-            if now + wait > deadline:
-                raise Overloaded(
-                    f"the deadline would pass before its turn in about {wait / 1e6:.0f} ms",
-                    hint="fewer requests at once, smaller pictures, or a later deadline",
-                )
-            self._inside += 1
+            self._estimate.check_deadline(now, self._in_flight // self._threads, deadline)
+            self._in_flight += 1
         self._pool.submit(self._run, deadline, work)
 
     def _run(self, deadline: int, work: Callable[[EdgeError | None], None]) -> None:
-        began = time.perf_counter_ns()
-        late = began > deadline
+        started = time.perf_counter_ns()
+        late = started > deadline
         try:
             work(DeadlineExceeded("the deadline passed before it was prepared") if late else None)
         finally:
             with self._lock:
-                self._inside -= 1
+                self._in_flight -= 1
                 if not late:
-                    took = time.perf_counter_ns() - began
-                    was = self._expected_ns or took
-                    self._expected_ns = was + SMOOTHING * (took - was)
+                    self._estimate.add(time.perf_counter_ns() - started)
 
     def close(self) -> None:
-        """Finish what is inside."""
+        """Finish what is in flight."""
         self._pool.shutdown()

@@ -6,111 +6,130 @@ It is passed from thread to thread and never in two of them at once.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
+import numpy as np
 
+from agent.caches.near import NearHit
+from agent.serving.backend import Completion, EncodedImage, Inputs
 from agent.serving.caching import Caches
-from agent.serving.loaded_model import EncodedImage, Inputs, LoadedModel
+from agent.serving.model_table import Serving
 from agent.serving.nan_check import NanCheck, NanChecker, refusal
-from agent.serving.scheduler import Completion
-from edge_core.package.run import Scored
+from edge_core.package.run import Scored, top_scores
 from edge_core.tensors import Feeds
 
-if TYPE_CHECKING:
-    from agent.caches.near import NearHit
+CacheName = Literal["", "exact", "near"]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model said. ``outputs`` are reals; ``top`` is there if it was asked for."""
+    """What a model answered. ``outputs`` are reals; ``top`` is there if it was asked for."""
 
     model: str
     version: str
     digest: str  # of the package that answered
     outputs: Feeds
     top: tuple[Scored, ...] = ()
-    cached: Literal["", "exact", "near"] = ""
+    cached: CacheName = ""
     ms: float = 0.0  # from the call to the answer
 
 
+class Options(msgspec.Struct, frozen=True):
+    """What a caller may say about one request."""
+
+    deadline_ms: float | None = None  # None: the model's
+    top: int = 0  # best classes
+    cache: bool = True
+
+
 class InferenceRequest:
-    """One request on one loaded model."""
+    """One request on the model that was current when it came."""
 
     __slots__ = (
-        "_audit", "_cache", "_caches", "_check", "_checker", "_inputs", "_key", "_live",
-        "_prepared", "_start", "_top", "feeds",
+        "_audit", "_cache", "_caches", "_inputs", "_key", "_nan_check", "_nan_checker",
+        "_prepared", "_top", "deadline", "feeds", "serving", "start",
     )  # fmt: skip
 
     def __init__(
         self,
         caches: Caches,
-        checker: NanChecker,
-        live: LoadedModel,
+        nan_checker: NanChecker,
+        serving: Serving,
         inputs: Inputs,
-        top: int,
-        cache: bool,
+        options: Options,
         start: int,
     ) -> None:
-        self._caches, self._checker, self._live, self._inputs = caches, checker, live, inputs
-        self._check: NanCheck | None = None
-        self._top, self._start, self._prepared = top, start, start
-        self._cache = cache and live.limits.cache
+        self._caches, self._nan_checker, self._inputs = caches, nan_checker, inputs
+        self._nan_check: NanCheck | None = None
+        self._top, self._prepared = options.top, start
+        self._cache = options.cache and serving.limits.cache
         self._key = b""
         self._audit: NearHit | None = None
+        self.serving, self.start = serving, start
+        self.deadline = start + int((options.deadline_ms or serving.limits.deadline_ms) * 1e6)
         self.feeds: Feeds = {}
 
     @property
-    def slow(self) -> bool:
-        """Does look() take longer than checking arrays does?"""
+    def is_slow(self) -> bool:
+        """Does look_up() take longer than checking arrays does?"""
         return self._cache or isinstance(self._inputs, EncodedImage)
 
-    def look(self) -> Answer | None:
+    def copy_inputs(self) -> None:
+        """Keep arrays of its own: the caller's may change."""
+        if not isinstance(self._inputs, EncodedImage):
+            self._inputs = {name: np.array(array) for name, array in self._inputs.items()}
+
+    def look_up(self) -> Answer | None:
         """The remembered answer, or None with ``feeds`` ready; raises InputError."""
-        live, digest = self._live, self._live.slot.digest
+        name, digest = self.serving.slot.name, self.serving.slot.digest
         if self._cache:
             raw = self._inputs.data if isinstance(self._inputs, EncodedImage) else self._inputs
             self._key = self._caches.key(digest, raw)
-            found = self._caches.exact(digest, self._key)
-            if found is not None:
-                return self._answer(found, "exact")
-        self.feeds = live.prepare(self._inputs)
+            outputs = self._caches.exact(digest, self._key)
+            if outputs is not None:
+                return self._to_answer(outputs, "exact")
+        self.feeds = self.serving.backend.prepare(self._inputs)
         if not isinstance(self._inputs, EncodedImage):  # what a recipe makes is finite
-            self._check = self._checker.begin(self.feeds, live.manifest.name)
+            self._nan_check = self._nan_checker.start(self.feeds, name)
         self._prepared = time.perf_counter_ns()
         if self._cache:
-            near = self._caches.near(live.manifest.name, digest, self.feeds)
+            near = self._caches.near(name, digest, self.feeds)
             if near is not None and not near.audit:
-                return self._answer(near.outputs, "near")
+                return self._to_answer(near.outputs, "near")
             self._audit = near
         return None
 
-    def answer(self, ran: Completion) -> Answer:
-        """The answer of an inference; remembers it and counts its stages. Raises InputError."""
-        if self._check and (found := self._check.result()):
-            raise refusal(found, self._live.manifest.name)
-        outputs = self._live.finish(ran.outputs)
-        answer = self._answer(outputs, "")
+    def complete(self, completion: Completion) -> Answer:
+        """The answer of an inference; remembers it and times its stages. Raises EdgeErrors."""
+        if completion.error:
+            raise completion.error
+        serving = self.serving
+        if self._nan_check and (problem := self._nan_check.result()):
+            raise refusal(problem, serving.slot.name)
+        outputs = serving.backend.finish(completion.outputs)
+        answer = self._to_answer(outputs, "")
         if self._cache:
-            name, digest = self._live.manifest.name, self._live.slot.digest
+            name, digest = serving.slot.name, serving.slot.digest
             self._caches.put(name, digest, self._key, self.feeds, outputs, self._audit)
         end = time.perf_counter_ns()
-        self._live.stages.add(
-            self._prepared - self._start,
-            ran.began - ran.queued,
-            ran.ended - ran.began,
-            end - ran.ended,
-            end - self._start,
+        serving.stages.add(
+            self._prepared - self.start,
+            completion.started - completion.queued,
+            completion.ended - completion.started,
+            end - completion.ended,
+            end - self.start,
         )
         return answer
 
-    def _answer(self, outputs: Feeds, cached: Literal["", "exact", "near"]) -> Answer:
-        manifest = self._live.manifest
+    def _to_answer(self, outputs: Feeds, cached: CacheName) -> Answer:
+        manifest = self.serving.manifest
+        has_scores = self._top and manifest.class_scores
         return Answer(
             model=manifest.name,
             version=manifest.version,
-            digest=self._live.slot.digest,
+            digest=self.serving.slot.digest,
             outputs=outputs,
-            top=self._live.top(outputs, self._top),
+            top=top_scores(outputs, manifest.labels, self._top) if has_scores else (),
             cached=cached,
-            ms=(time.perf_counter_ns() - self._start) / 1e6,
+            ms=(time.perf_counter_ns() - self.start) / 1e6,
         )

@@ -125,9 +125,9 @@ def test_what_tritonclient_encodes_is_parsed_as_the_same_tensors(data: st.DataOb
 def test_what_is_encoded_is_decoded_by_tritonclient_as_the_same_tensors(data: st.DataObject):
     binary = data.draw(st.lists(st.booleans(), min_size=1, max_size=4))
     arrays = {f"out {i}": data.draw(tensor(finite=not b)) for i, b in enumerate(binary)}
-    wanted = tuple(oip.Wanted(n, b) for n, b in zip(arrays, binary, strict=True))
+    outputs = tuple(oip.RequestedOutput(n, b) for n, b in zip(arrays, binary, strict=True))
     answer = Answer(model="m", version="3", digest="", outputs=arrays)
-    headers, parts = oip.encode(answer, OipRequest(inputs={}, wanted=wanted, id="é"))
+    headers, parts = oip.encode(answer, OipRequest(inputs={}, outputs=outputs, id="é"))
     told = dict(headers)
     raw = b"".join(parts)
     assert int(told[b"content-length"]) == len(raw)
@@ -227,12 +227,12 @@ BIG = 2**31 - 1
         (x(datatype="INT64", data=[1, 2, 3, 2**63]), b"", "'data' is not INT64"),
         (x(datatype="BOOL", data=[0, 1, 0, 1]), b"", "'data' is not BOOL"),
         (x(parameters={"binary_data_size": 16}), b"", "either 'data' or"),
-        (bytes_of(16), b"", "has 16 bytes; 0 are left"),
+        (bytes_of(16), b"", "has 16 bytes; 0 remain"),
         (bytes_of(16), b"\0" * 15, "has 16 bytes; 15 are left"),
         (bytes_of(16), b"\0" * 17, "1 bytes that belong to no input"),
         (bytes_of(20), b"\0" * 20, "has 20 bytes; FP32 of shape [1,4] has 16"),
         (bytes_of(-1), b"", "binary_data_size"),
-        (bytes_of(2**80), b"", "bytes; 0 are left"),
+        (bytes_of(2**80), b"", "bytes; 0 remain"),
         (bytes_of(4, datatype="BOOL"), b"\0\1\2\1", "a BOOL is a byte of 0 or 1"),
         (bytes_of(4, datatype="BYTES", shape=[1]), b"\0\0\0\0", "no preprocessing recipe"),
         (x(parameters={"shared_memory_region": "a"}), b"", "shared_memory_region"),
@@ -406,7 +406,7 @@ def test_binary_data_of_an_output_is_what_it_says_or_what_the_request_says():
             document["parameters"] = {"binary_data_output": default}
         if own is not None:
             document["outputs"] = [{"name": "y", "parameters": {"binary_data": own}}]
-        return request(document).wanted[0].binary
+        return request(document).outputs[0].binary
 
     assert [told(None, None), told(True, None), told(True, False), told(None, True)] == [
         False, True, False, True,
@@ -436,7 +436,10 @@ def test_classification_needs_rows_of_scores(spec: tuple[str, tuple[int, ...]]):
 def classified(a: Array, count: int, *, version: str = "3") -> list[Any]:
     answer = Answer(model="m", version=version, digest="", outputs={"y": a})
     asked = OipRequest(
-        inputs={}, wanted=(oip.Wanted("y", False, count),), version="3", labels=("a", "b: c")
+        inputs={},
+        outputs=(oip.RequestedOutput("y", False, count),),
+        version="3",
+        labels=("a", "b: c"),
     )
     (output,) = json.loads(b"".join(oip.encode(answer, asked)[1]))["outputs"]
     assert output["datatype"] == "BYTES"
@@ -460,8 +463,8 @@ def test_labels_of_another_version_are_not_given():
 @pytest.mark.parametrize("outputs", [{"z": np.zeros((1, 3))}, {"y": np.zeros((1, 3, 1))}])
 def test_an_answer_of_a_model_that_came_meanwhile_and_does_not_fit_is_unavailable(outputs):
     answer = Answer(model="m", version="4", digest="", outputs=outputs)
-    asked = OipRequest(inputs={}, wanted=(oip.Wanted("y", False, 2),), version="3")
-    with pytest.raises(Unavailable, match="m 4 came meanwhile"):
+    asked = OipRequest(inputs={}, outputs=(oip.RequestedOutput("y", False, 2),), version="3")
+    with pytest.raises(Unavailable, match="m was swapped to 4 meanwhile"):
         oip.encode(answer, asked)
 
 
@@ -470,7 +473,7 @@ def test_top_adds_the_agents_best_classes_as_an_output():
         model="m", version="3", digest="", cached="exact",
         outputs={"y": np.array([[0.1, 0.9]], np.float32)}, top=(Scored(1, "b", 0.9),),
     )  # fmt: skip
-    asked = OipRequest(inputs={}, wanted=(oip.Wanted("y", False),), top=1)
+    asked = OipRequest(inputs={}, outputs=(oip.RequestedOutput("y", False),), top=1)
     document = json.loads(b"".join(oip.encode(answer, asked)[1]))
     assert document["parameters"] == {"cached": "exact"}
     assert document["outputs"][1] == {
@@ -482,7 +485,7 @@ def test_top_of_several_rows_are_the_best_classes_of_each():
     scores = np.array([[0.25, 0.75], [1, 0]], np.float32)
     answer = Answer(model="m", version="3", digest="", outputs={"y": scores})
     asked = OipRequest(
-        inputs={}, wanted=(oip.Wanted("y", False),), top=1, version="3", labels=("a", "b")
+        inputs={}, outputs=(oip.RequestedOutput("y", False),), top=1, version="3", labels=("a", "b")
     )
     document = json.loads(b"".join(oip.encode(answer, asked)[1]))
     assert document["outputs"][1] == {
@@ -493,7 +496,7 @@ def test_top_of_several_rows_are_the_best_classes_of_each():
 def test_json_has_no_word_for_what_is_not_finite():
     a = np.array([np.nan, np.inf, 1], np.float32)
     answer = Answer(model="m", version="3", digest="", outputs={"y": a})
-    asked = OipRequest(inputs={}, wanted=(oip.Wanted("y", False),))
+    asked = OipRequest(inputs={}, outputs=(oip.RequestedOutput("y", False),))
     assert json.loads(b"".join(oip.encode(answer, asked)[1]))["outputs"][0]["data"] == [
         None, None, 1.0,
     ]  # fmt: skip
@@ -509,7 +512,7 @@ def test_binary_tensors_are_not_copied():
     outputs: Feeds = {"y": x}
     _, parts = oip.encode(
         Answer(model="m", version="3", digest="", outputs=outputs),
-        OipRequest(inputs={}, wanted=(oip.Wanted("y", True),)),
+        OipRequest(inputs={}, outputs=(oip.RequestedOutput("y", True),)),
     )
     assert np.shares_memory(np.frombuffer(parts[1], np.uint8), x)
 

@@ -367,7 +367,7 @@ def test_an_answer_for_a_version_is_never_one_of_another_that_came_meanwhile(tmp
             answers.append((response.status, json.loads(response.read())))
             connection.close()
     (pinned, why), (free, answer) = answers
-    assert (pinned, "'dense' 2 came meanwhile" in why["error"]) == (503, True)
+    assert (pinned, "'dense' was swapped to 2 meanwhile" in why["error"]) == (503, True)
     assert (free, answer["model_version"]) == (200, "2")
 
 

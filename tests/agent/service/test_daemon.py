@@ -21,7 +21,7 @@ from agent.config import Config, Crash, Http
 from agent.packages.install import install
 from agent.packages.slots import Slots
 from agent.service import client, instance_lock, watchdog
-from agent.serving.loaded_model import Pulse
+from agent.serving.backend import Activity
 from edge_core.errors import EdgeError, InputError, Unavailable
 from tests.agent.process import FOR_EVER, Service, edge_agent, numbers, settings, turner, until
 from tests.cases import ROOT
@@ -213,26 +213,31 @@ def test_a_damaged_file_of_one_model_leaves_the_others_serving(
 # --- the watchdog -------------------------------------------------------------------------------
 
 
-def pulse(inferences: int, *, idle: bool = False, alive: bool = True) -> dict[str, Pulse]:
-    return {"m": Pulse(alive=alive, idle=idle, inferences=inferences)}
+def activity(inferences: int, *, idle: bool = False, alive: bool = True) -> dict[str, Activity]:
+    return {"m": Activity(alive=alive, idle=idle, inferences=inferences)}
 
 
 def test_only_a_model_that_stands_still_while_it_is_busy_hangs():
-    seen, why = watchdog.step({}, pulse(5), 0.0, hang_s=10)
+    seen, why = watchdog.step({}, activity(5), 0.0, hang_s=10)
     assert why == ""
-    for now, later in ((9, pulse(5)), (18, pulse(6)), (27, pulse(6)), (28, pulse(6, idle=True))):
+    for now, later in (
+        (9, activity(5)),
+        (18, activity(6)),
+        (27, activity(6)),
+        (28, activity(6, idle=True)),
+    ):
         seen, why = watchdog.step(seen, later, now, hang_s=10)
         assert why == ""
-    seen, why = watchdog.step(seen, pulse(6), 30.0, hang_s=10)
+    seen, why = watchdog.step(seen, activity(6), 30.0, hang_s=10)
     assert why == ""  # it was idle a moment ago
-    seen, why = watchdog.step(seen, pulse(6), 41.0, hang_s=10)
-    assert why == "no inference of 'm' has come to its end for 13 s"
+    seen, why = watchdog.step(seen, activity(6), 41.0, hang_s=10)
+    assert why == "no inference of 'm' has finished for 13 s"
     seen, why = watchdog.step(seen, {}, 42.0, hang_s=10)
     assert (seen, why) == ({}, "")  # it was unloaded
 
 
 def test_a_thread_that_ended_is_never_well():
-    assert watchdog.step({}, pulse(0, idle=True, alive=False), 0.0, 10)[1] == (
+    assert watchdog.step({}, activity(0, idle=True, alive=False), 0.0, 10)[1] == (
         "a thread of 'm' has ended"
     )
 
@@ -272,7 +277,7 @@ def test_a_hung_runtime_stops_the_pings_and_is_rolled_back(
         assert heard(manager) == heard(manager)
         status = heard(manager)
         assert len(status) == 1
-        assert status[0].startswith("STATUS=no inference of 'turner' has come to its end")
+        assert status[0].startswith("STATUS=no inference of 'turner' has finished")
         assert service.end(signal.SIGABRT) == -signal.SIGABRT
         asking.join()
     with Service(config) as service:

@@ -19,7 +19,7 @@ POLICIES = st.integers(1, 16).flatmap(
 
 @given(rows=ROWS, policy=POLICIES)
 def test_a_batch_is_never_larger_than_allowed_unless_one_request_is(rows, policy):
-    n = batches.take(rows, policy)
+    n = batches.count_in_batch(rows, policy)
     assert 1 <= n <= len(rows)
     assert sum(rows[:n]) <= policy.max_size or n == 1
     if n < len(rows):
@@ -28,7 +28,7 @@ def test_a_batch_is_never_larger_than_allowed_unless_one_request_is(rows, policy
 
 @given(waiting=st.integers(1, 20), age=st.integers(0, 10**8), policy=POLICIES)
 def test_nothing_waits_longer_than_allowed_or_with_company_enough(waiting, age, policy):
-    wait = batches.delay(waiting, age, policy)
+    wait = batches.start_delay(waiting, age, policy)
     assert 0 <= wait <= policy.max_wait_ns
     if waiting >= policy.min_size or age >= policy.max_wait_ns:
         assert wait == 0
@@ -43,7 +43,7 @@ def test_sizes_that_make_no_sense_are_refused(most, least):
 
 
 def test_requests_run_together_if_only_the_number_of_rows_differs():
-    one = batches.shape({"x": np.zeros((1, 3), np.float32)})
-    assert one == batches.shape({"x": np.zeros((5, 3), np.float32)})
-    assert one != batches.shape({"x": np.zeros((1, 4), np.float32)})
-    assert one != batches.shape({"x": np.zeros((1, 3), np.float64)})
+    one = batches.row_shapes({"x": np.zeros((1, 3), np.float32)})
+    assert one == batches.row_shapes({"x": np.zeros((5, 3), np.float32)})
+    assert one != batches.row_shapes({"x": np.zeros((1, 4), np.float32)})
+    assert one != batches.row_shapes({"x": np.zeros((1, 3), np.float64)})
