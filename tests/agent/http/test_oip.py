@@ -228,7 +228,7 @@ BIG = 2**31 - 1
         (x(datatype="BOOL", data=[0, 1, 0, 1]), b"", "'data' is not BOOL"),
         (x(parameters={"binary_data_size": 16}), b"", "either 'data' or"),
         (bytes_of(16), b"", "has 16 bytes; 0 remain"),
-        (bytes_of(16), b"\0" * 15, "has 16 bytes; 15 are left"),
+        (bytes_of(16), b"\0" * 15, "has 16 bytes; 15 remain"),
         (bytes_of(16), b"\0" * 17, "1 bytes that belong to no input"),
         (bytes_of(20), b"\0" * 20, "has 20 bytes; FP32 of shape [1,4] has 16"),
         (bytes_of(-1), b"", "binary_data_size"),
