@@ -58,7 +58,7 @@ def build(
     ``options`` are those of `edge build`: where samples are, what is measured, what wins.
     ``progress`` is called with a stage, what it works on, and how much of how much is done.
     """
-    loaded = [load_profile(p) if isinstance(p, str) else p for p in profiles]
+    loaded = [load_profile(one) if isinstance(one, str) else one for one in profiles]
     request = make_request(model, loaded, options or BuildOptions())
     workspace = Workspace(
         request.cache, jobs=request.jobs or None, offline=request.offline, progress=progress

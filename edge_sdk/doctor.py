@@ -20,6 +20,8 @@ EXTRAS = (("onnx", "onnx"), ("torch", "torch"), ("tflite", "ai_edge_quantizer"))
 
 
 class Check(msgspec.Struct, frozen=True):
+    """One line of `edge doctor`."""
+
     what: str
     state: Literal["ok", "missing", "warning"]
     detail: str
@@ -30,26 +32,26 @@ def check_machine() -> tuple[Check, ...]:
     """Every check, in order; never raises for what it finds."""
     return (
         Check("python", "ok", f"{platform.python_version()} on {platform.machine()}"),
-        *(_runtime(name) for name in sorted(runtimes.by_name())),
-        *(_extra(e, module) for e, module in EXTRAS),
-        _images(),
+        *(_check_runtime(name) for name in sorted(runtimes.by_name())),
+        *(_check_extra(extra, module) for extra, module in EXTRAS),
+        _check_images(),
         Check("converters", "ok", ", ".join(sorted(converters.by_name()))),
-        _cache(),
-        _cores(),
-        _skopeo(),
+        _check_cache(),
+        _check_cores(),
+        _check_skopeo(),
     )
 
 
-def _runtime(name: str) -> Check:
+def _check_runtime(name: str) -> Check:
     try:
         return Check(f"runtime {name}", "ok", runtimes.get(name).version())
-    except MissingExtra as e:
+    except MissingExtra as error:
         if name == "tflite-runtime":  # 32-bit Arm has it; elsewhere LiteRT is its successor
             return Check(f"runtime {name}", "ok", "builds fetch the version that a profile names")
-        return Check(f"runtime {name}", "missing", e.what, e.hint)
+        return Check(f"runtime {name}", "missing", error.what, error.hint)
 
 
-def _extra(extra: str, module: str) -> Check:
+def _check_extra(extra: str, module: str) -> Check:
     try:
         if importlib.util.find_spec(module):
             return Check(f"extra {extra}", "ok", f"{module} {version(module)}")
@@ -60,25 +62,25 @@ def _extra(extra: str, module: str) -> Check:
     )
 
 
-def _images() -> Check:
+def _check_images() -> Check:
     if importlib.util.find_spec("PIL"):
         return Check("extra image", "ok", f"pillow {version('pillow')}")
     return Check("extra image", "missing", "no image decoder", "pip install 'edge-deploy[image]'")
 
 
-def _cache() -> Check:
+def _check_cache() -> Check:
     cache = default_cache()
-    home = cache
-    while not home.exists():
-        home = home.parent
-    free = shutil.disk_usage(home).free / 1e9
-    if not os.access(home, os.W_OK):
+    folder = cache
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if not os.access(folder, os.W_OK):
         return Check("cache", "warning", f"{cache} is not writable", "set EDGE_CACHE")
     state: Literal["ok", "warning"] = "ok" if free > 1 else "warning"
     return Check("cache", state, f"{cache}, {free:.1f} GB free")
 
 
-def _cores() -> Check:
+def _check_cores() -> Check:
     jobs, load = default_jobs(), os.getloadavg()[0]
     if load > jobs:
         return Check(
@@ -87,7 +89,7 @@ def _cores() -> Check:
     return Check("cores", "ok", f"{jobs}, load {load:.1f}")
 
 
-def _skopeo() -> Check:
+def _check_skopeo() -> Check:
     if shutil.which("skopeo"):
         return Check("skopeo", "ok", "for registries")
     return Check("skopeo", "missing", "only needed to push packages", "apt install skopeo")

@@ -1,4 +1,4 @@
-"""The documentation is held to the code: commands, links, profiles and errors."""
+"""The documentation is checked against the code: commands, links, profiles and errors."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def command_help(program: str, *path: str) -> str:
     """What ``edge PATH... --help`` prints, wide and plain; empty if there is no such command."""
     code = f"import sys; from {OURS[program]} import main; sys.argv[0] = {program!r}; main()"
     environment = {**os.environ, "COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, *path, "--help"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return done.stdout if done.returncode == 0 else ""
+    return completed.stdout if completed.returncode == 0 else ""
 
 
 def problem(words: list[str]) -> str:
@@ -64,14 +64,14 @@ def problem(words: list[str]) -> str:
         return _ours(program, rest)
     if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
-        bad = [w for w in rest if w.isalpha() and w not in targets]
-        return f"make has no target {bad[0]}" if bad else ""
+        unknown = [word for word in rest if word.isalpha() and word not in targets]
+        return f"make has no target {unknown[0]}" if unknown else ""
     if program in {"python", "python3"} and rest[:1] == ["-m"]:
         return "" if find_spec(rest[1]) else f"no module {rest[1]}"
     if program == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         named = re.findall(r"(?:edge-deploy|\.)\[([\w,-]+)\]", " ".join(rest))
-        extras = {e for group in named for e in group.split(",")}
+        extras = {extra for group in named for extra in group.split(",")}
         unknown = extras - set(project["optional-dependencies"])
         return f"no extra {sorted(unknown)[0]}" if unknown else ""
     return "" if program in PLAIN else f"unknown program {program}"
@@ -90,7 +90,7 @@ def _ours(program: str, rest: list[str]) -> str:
         return f"{program} does not start"
     if re.search(r"Usage:.* COMMAND", known) and rest and not rest[0].startswith("-"):
         return f"{name} has no command {rest[0]}"
-    options = {w.partition("=")[0] for w in rest if w.startswith("--") and w != "--"}
+    options = {word.partition("=")[0] for word in rest if re.match("--.", word)}
     missing = options - set(re.findall(r"--[a-z][a-z-]*", known))
     return f"{name} has no option {sorted(missing)[0]}" if missing else ""
 
@@ -129,7 +129,7 @@ def anchors(page: Path) -> set[str]:
     """The fragment names that a page's headings get."""
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
     titles = re.findall(r"^#+ (.+)$", text, re.M)
-    return {re.sub(r"[^\w\- ]", "", t.lower()).strip().replace(" ", "-") for t in titles}
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 def test_every_internal_link_leads_somewhere():
@@ -147,29 +147,31 @@ def test_every_internal_link_leads_somewhere():
 
 def manual() -> str:
     """All of docs/ but the decision records."""
-    pages = [p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "adr"]
-    return "\n".join(p.read_text("utf-8") for p in pages)
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "adr"]
+    return "\n".join(page.read_text("utf-8") for page in pages)
 
 
 def test_every_error_is_documented():
     kinds = [
-        c.__name__
-        for c in vars(errors).values()
-        if isinstance(c, type) and issubclass(c, errors.EdgeError)
+        value.__name__
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.EdgeError)
     ]
     assert len(kinds) > 5
-    assert [k for k in kinds if f"`{k}`" not in manual()] == []
+    assert [name for name in kinds if f"`{name}`" not in manual()] == []
 
 
 def test_every_shipped_profile_is_documented():
-    names = [p.stem for p in (ROOT / "device_profiles").glob("*.toml")]
+    names = [path.stem for path in (ROOT / "device_profiles").glob("*.toml")]
     assert names
-    assert [n for n in names if f"`{n}`" not in manual()] == []
+    assert [name for name in names if f"`{name}`" not in manual()] == []
 
 
 def test_decisions_are_numbered_without_gaps_and_in_one_form():
     records = sorted((ROOT / "docs" / "adr").glob("*.md"))
-    assert [p.name[:5] for p in records] == [f"{n:04}-" for n in range(1, len(records) + 1)]
+    assert [record.name[:5] for record in records] == [
+        f"{number:04}-" for number in range(1, len(records) + 1)
+    ]
     for record in records:
         parts = re.findall(r"^## (.+)$", record.read_text("utf-8"), re.M)
         assert parts[:3] == ["Status", "Context", "Decision"], record.name

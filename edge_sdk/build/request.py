@@ -103,7 +103,7 @@ class BuildRequest(BuildOptions, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = Counter(p.name for p in self.profiles)
+        names = Counter(profile.name for profile in self.profiles)
         if repeated := [name for name, count in names.items() if count > 1]:
             raise InputError(
                 f"two profiles are named '{repeated[0]}'",

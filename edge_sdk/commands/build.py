@@ -55,7 +55,7 @@ def plan_candidates(
     """
     profiles = [load_profile(name, set_) for name in profile]
     facts = inspection.inspect(model, options.shapes, []).model
-    plans = [planner.plan(facts, p, samples=True, also=options.also) for p in profiles]
+    plans = [planner.plan(facts, one, samples=True, also=options.also) for one in profiles]
     if as_json:
         console.print_json(plans)
     else:

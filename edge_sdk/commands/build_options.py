@@ -80,7 +80,7 @@ def expand_options(*names: str) -> Callable[[Callable[..., None]], Callable[...,
             for old in signature.parameters.values()
             for new in (map(_to_parameter, fields.values()) if old.name == "options" else [old])
         ]
-        parameters.sort(key=lambda p: p.default is not p.empty)  # required ones first
+        parameters.sort(key=lambda one: one.default is not one.empty)  # required ones first
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return run
 

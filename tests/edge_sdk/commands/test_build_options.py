@@ -26,7 +26,7 @@ def test_nothing_on_the_command_line_gives_the_defaults_of_the_struct():
     def command(options: BuildOptions) -> None:
         assert options == BuildOptions()
 
-    command(**{p.name: p.default for p in inspect.signature(command).parameters.values()})
+    command(**{one.name: one.default for one in inspect.signature(command).parameters.values()})
 
 
 def test_a_command_may_take_only_some_options_among_its_own():
