@@ -37,7 +37,7 @@ class Node:
 
     @property
     def shape(self) -> Shape:
-        """Of the first output."""
+        """The shape of the first output."""
         return self.shapes[0]
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -46,23 +46,23 @@ class Node:
         return value.decode() if isinstance(value, bytes) else value
 
     def has_input(self, index: int) -> bool:
-        """Is there an input at that place?"""
+        """Whether the node has an input at that place."""
         return index < len(self.proto.input) and bool(self.proto.input[index])
 
     def has_output(self, index: int) -> bool:
-        """Does anybody read that output?"""
+        """Whether anybody reads that output."""
         return index < len(self.proto.output) and bool(self.proto.output[index])
 
     def value(self, index: int) -> PlacedValue:
-        """An input."""
+        """The input at that place."""
         return self.scope.values[self.proto.input[index]]
 
     def array(self, index: int) -> Array | None:
-        """An input that is constant; None if it is not, or not there."""
+        """An input that is constant; None if it is computed or absent."""
         return self.value(index).array if self.has_input(index) else None
 
     def require_constant(self, index: int, what: str) -> Array:
-        """An input that must be constant, or ConvertError."""
+        """An input that must be constant; raises ConvertError, with ``what`` as its name."""
         array = self.array(index)
         if array is None:
             raise self.refusal(f"{what} is computed at run time")
@@ -71,22 +71,22 @@ class Node:
     def read_int_list(
         self, index: int, name: str, default: Sequence[int] | None
     ) -> list[int] | None:
-        """A list that newer opsets give as a constant input and older ones as an attribute."""
+        """Integers that newer opsets give as a constant input and older ones as an attribute."""
         if self.has_input(index):
             return [int(number) for number in self.require_constant(index, name).reshape(-1)]
         numbers = self.attr(name, default)
         return None if numbers is None else [int(number) for number in numbers]
 
     def place_input(self, index: int, axes: Axes | None = None) -> Tensor:
-        """An input in the order ``axes``, or in that of ONNX."""
+        """An input as a tensor whose axes are in the order ``axes``; None is that of ONNX."""
         return self._placer.place(self.value(index), axes)
 
     def place(self, value: PlacedValue, axes: Axes | None = None) -> Tensor:
-        """Any value in the order ``axes``, or in that of ONNX."""
+        """A value as a tensor whose axes are in the order ``axes``; None is that of ONNX."""
         return self._placer.place(value, axes)
 
     def const(self, value: Any, dtype: Any = np.float32) -> Tensor:
-        """A constant tensor."""
+        """A constant tensor of ``dtype``."""
         return self.graph.constant(np.asarray(value, dtype))
 
     def reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -94,7 +94,7 @@ class Node:
         return reshape(self.graph, tensor, shape)
 
     def set_output(self, tensor: Tensor, axes: Axes | None = None, index: int = 0) -> None:
-        """Set an output: stored as ``tensor`` in the order ``axes``, or in that of ONNX."""
+        """Set an output to ``tensor``, stored in the order ``axes``; None is that of ONNX."""
         name = self.proto.output[index]
         if not tensor.name and tensor.data is None:
             tensor.name = name
@@ -111,6 +111,6 @@ class Node:
         self.scope.values[self.proto.output[index]] = value
 
     def refusal(self, why: str, hint: str = "") -> ConvertError:
-        """The error that names this node."""
+        """The error that names this node, to be raised."""
         name = f" ('{self.proto.name}')" if self.proto.name else ""
         return ConvertError(f"op {self.op}{name}: {why}", hint=hint or WAY_OUT)

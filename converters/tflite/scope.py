@@ -100,11 +100,12 @@ class Scope:
         feeds = stand_ins or {name: array for name, array in known if array is not None}
         empty = onnx.TensorProto.UNDEFINED
         value_info = onnx.helper.make_tensor_value_info
-        graph = onnx.helper.make_graph(
-            [proto], "folded",
-            [value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape) for name, array in feeds.items()],  # noqa: E501
-            [value_info(name, empty, None) for name in proto.output if name],
-        )  # fmt: skip
+        to_kind = onnx.helper.np_dtype_to_tensor_dtype
+        inputs = [
+            value_info(name, to_kind(array.dtype), array.shape) for name, array in feeds.items()
+        ]
+        outputs = [value_info(name, empty, None) for name in proto.output if name]
+        graph = onnx.helper.make_graph([proto], "folded", inputs, outputs)
         imports = [
             onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
         ]
@@ -182,9 +183,7 @@ class Scope:
                     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
                     type_proto = onnx.helper.make_tensor_type_proto(kind, value.shape)
                 types.append(type_proto.SerializeToString())
-            version = max(
-                candidate for candidate in schema.context_dependent_function_opset_versions
-            )
+            version = max(schema.context_dependent_function_opset_versions)
             body.ParseFromString(
                 schema.get_context_dependent_function_with_opset_version(
                     version, proto.SerializeToString(), types

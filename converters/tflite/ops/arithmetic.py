@@ -48,7 +48,7 @@ class Math:
 
 
 def cast(node: Node, tensor: Tensor, dtype: Any) -> Tensor:
-    """Another type; itself if it has that type."""
+    """``tensor`` in another type; raises ConvertError if TFLite has no such cast."""
     dtype = np.dtype(dtype)
     if tensor.dtype == dtype:
         return tensor
@@ -107,7 +107,8 @@ def widen_bytes(
 def divide_exactly(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
     """The quotient of int64 numbers that divide without remainder.
 
-    TFLite has no int64 DIV: float32 approximates, and each step divides what remains."""
+    TFLite has no int64 DIV: float32 approximates, and each step divides what remains.
+    """
     calc, total, rest = Math(node), None, dividend
     for _ in range(QUOTIENT_STEPS):
         part = calc("DIV", *(cast(node, operand, np.float32) for operand in (rest, divisor)))
@@ -119,7 +120,7 @@ def divide_exactly(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
 
 
 def compute_remainder(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
-    """Of integers, with the sign of the dividend; FLOOR_MOD has that of the divisor."""
+    """The remainder of integers, with the sign of the dividend (FLOOR_MOD has the divisor's)."""
     calc = Math(node)
     rest = calc("FLOOR_MOD", dividend, divisor)
     below = [calc("LESS", tensor, 0, dtype=np.bool_) for tensor in (dividend, divisor)]
@@ -132,7 +133,7 @@ def compute_remainder(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
 
 
 def divide(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
-    """The quotient as ONNX defines it: that of integers is cut towards zero."""
+    """The quotient as ONNX defines it: integers are truncated towards zero."""
     if dividend.dtype != np.int64:
         return emit_broadcast(node, "DIV", [dividend, divisor])
     return divide_exactly(
@@ -141,7 +142,7 @@ def divide(node: Node, dividend: Tensor, divisor: Tensor) -> Tensor:
 
 
 def apply_to_integers(node: Node, code: str, tensor: Tensor) -> Tensor:
-    """A unary operator of integers."""
+    """A unary operator, by its TFLite name, on integers of any width."""
     (tensor,), back = widen_bytes(node, [tensor])
     calc = Math(node)
     if code == "RELU":

@@ -7,6 +7,7 @@ from edge_core.extras import need
 
 
 def lower_attention(node: Node) -> None:
+    """The function body of the standard; its softmax is computed in float32."""
     onnx = need("onnx", "onnx")
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)

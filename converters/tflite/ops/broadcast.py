@@ -16,7 +16,7 @@ MAX_RANK = 4  # of operands that every kernel version broadcasts
 
 
 def widen_rank(node: Node, value: PlacedValue, rank: int) -> PlacedValue:
-    """The value with axes of size 1 in front, up to ``rank``."""
+    """The value with axes of size 1 prepended, up to ``rank``."""
     more = rank - len(value.shape)
     if not more:
         return value
@@ -31,7 +31,7 @@ def widen_rank(node: Node, value: PlacedValue, rank: int) -> PlacedValue:
 
 
 def align_operands(node: Node, values: Sequence[PlacedValue]) -> tuple[list[Tensor], Axes]:
-    """Tensors of one rank and one order: that of the largest operand that is no constant."""
+    """Tensors of one rank and one order: that of the largest operand that is not constant."""
     rank = max(len(value.shape) for value in values)
     wide = [widen_rank(node, value, rank) for value in values]
     order = identity(rank)
@@ -43,14 +43,14 @@ def align_operands(node: Node, values: Sequence[PlacedValue]) -> tuple[list[Tens
 
 
 def broadcast_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The common shape."""
+    """The shape that these broadcast to."""
     return tuple(int(size) for size in np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def apply_elementwise(
     node: Node, code: str, values: Sequence[PlacedValue], dtype: Any = None
 ) -> tuple[Tensor, Axes]:
-    """An elementwise operator over any number of operands that broadcast."""
+    """An elementwise operator over operands that broadcast; the result and its order."""
     tensors, order = align_operands(node, values)
     return emit_broadcast(node, code, tensors, dtype), order
 
@@ -58,7 +58,10 @@ def apply_elementwise(
 def emit_broadcast(
     node: Node, code: str, tensors: Sequence[Tensor], dtype: Any = None, **options: Any
 ) -> Tensor:
-    """The operator over tensors of one rank; more axes than kernels broadcast are joined."""
+    """The operator over tensors of one rank and order, of ``dtype`` or that of the first.
+
+    Kernels broadcast up to MAX_RANK axes: with more, neighbouring axes are joined.
+    """
     shape = broadcast_shape([tensor.shape for tensor in tensors])
     if len(shape) <= MAX_RANK:
         return node.emit(code, tensors, shape, dtype, **options)
@@ -84,7 +87,7 @@ def _join_axes(shapes: Sequence[Sequence[int]], shape: Sequence[int]) -> list[li
     for i, size in enumerate(shape):
         if size == 1:
             continue
-        kind = tuple(shape[i] == 1 for shape in shapes)
+        kind = tuple(operand[i] == 1 for operand in shapes)
         if groups and kind == previous:
             groups[-1].append(i)
         else:
@@ -94,7 +97,7 @@ def _join_axes(shapes: Sequence[Sequence[int]], shape: Sequence[int]) -> list[li
 
 
 def place_per_channel(node: Node, like: PlacedValue, array: Any) -> Tensor:
-    """A constant vector over axis 1, placed to broadcast with ``like``'s own order."""
+    """A constant vector [channels] along axis 1 of ``like``, in the order of ``like``."""
     rank = len(like.shape)
     shape = [1] * rank
     shape[1] = -1

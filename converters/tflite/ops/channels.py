@@ -13,6 +13,7 @@ from converters.tflite.values import channels_last
 
 
 def lower_batch_normalization(node: Node) -> None:
+    """MUL and ADD by constants per channel."""
     if node.attr("training_mode", 0):
         raise node.refusal("training mode is not inference")
     scale, bias, mean, variance = (
@@ -29,6 +30,7 @@ def lower_batch_normalization(node: Node) -> None:
 
 
 def lower_instance_normalization(node: Node) -> None:
+    """Standardise each channel of each image, then MUL and ADD per channel."""
     value = node.value(0)
     tensor = node.place(value, value.axes)
     at = [i for i, axis in enumerate(value.axes) if axis > 1]
@@ -45,6 +47,7 @@ def lower_instance_normalization(node: Node) -> None:
 
 
 def lower_lrn(node: Node) -> None:
+    """Divide by a power of the sum of squares over neighbouring channels."""
     size, alpha = int(node.attr("size")), float(node.attr("alpha", 1e-4))
     calc, last = Math(node), channels_last(len(node.shape))
     tensor = node.place_input(0, last)

@@ -43,6 +43,7 @@ def lower_body(node: Node, body: GraphProto, inputs: Sequence[PlacedValue]) -> l
 
 
 def lower_if(node: Node) -> None:
+    """The branch that a constant condition selects, or SELECT_V2 over both branches."""
     condition = node.array(0)
     if condition is not None:
         chosen = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
@@ -95,6 +96,7 @@ def _select(node: Node, left: PlacedValue, right: PlacedValue) -> PlacedValue:
 
 
 def lower_loop(node: Node) -> None:
+    """The body once for each trip; the trip count or the condition must be constant."""
     body = node.attributes["body"]
     trips = (
         int(node.require_constant(0, "its trip count").reshape(-1)[0])
@@ -140,6 +142,7 @@ def _set_outputs(node: Node, values: Sequence[PlacedValue]) -> None:
 
 
 def lower_scan(node: Node) -> None:
+    """The body once for each step of the scanned axis."""
     if node.scope.opsets.get("", 9) < 9:
         _lower_scan_8(node)
         return
@@ -204,9 +207,9 @@ def take_index(node: Node, value: PlacedValue, axis: int, index: int) -> PlacedV
         return constant(value.array.take(index, axis))
     tensor, at = node.place(value, value.axes), value.axes.index(axis)
     begin = [index if i == at else 0 for i in range(len(tensor.shape))]
-    size = [1 if i == at else size for i, size in enumerate(tensor.shape)]
+    size = [1 if i == at else length for i, length in enumerate(tensor.shape)]
     row = slice_tensor(node, tensor, begin, size)
-    row = node.reshape(row, [size for i, size in enumerate(tensor.shape) if i != at])
+    row = node.reshape(row, [length for i, length in enumerate(tensor.shape) if i != at])
     axes = tuple(old_axis - (old_axis > axis) for old_axis in value.axes if old_axis != axis)
     return PlacedValue(shape, value.dtype, row, axes)
 
@@ -229,8 +232,10 @@ def stack_values(node: Node, values: Sequence[PlacedValue], axis: int) -> Placed
 
 
 def lower_optional_has_element(node: Node) -> None:
+    """A constant: whether the input is there."""
     node.set_output_value(constant(np.array(node.has_input(0))))
 
 
 def lower_optional_get_element(node: Node) -> None:
+    """The input itself."""
     node.set_output_value(node.value(0))

@@ -16,6 +16,7 @@ from edge_core.tensors import Array
 
 
 def lower_conv(node: Node) -> None:
+    """CONV_2D, DEPTHWISE_CONV_2D or CONV_3D; a 1-D convolution is one of an image of one row."""
     image, weights = node.value(0), node.value(1)
     rank = len(image.shape) - 2
     if image.dtype != np.float32 or rank > 3:
@@ -63,6 +64,7 @@ def _emit_conv_3d(node: Node, window: Window, bias: Tensor) -> Tensor:
 
 
 def lower_conv_transpose(node: Node) -> None:
+    """TRANSPOSE_CONV without padding, whose result is then cropped."""
     image, weights = node.value(0), node.require_constant(1, "its weight")
     rank = len(image.shape) - 2
     if image.dtype != np.float32 or rank > 2:

@@ -34,6 +34,7 @@ class Term(msgspec.Struct, frozen=True):
 
 
 def lower_einsum(node: Node) -> None:
+    """One product after the other; axes that are no longer needed are summed first."""
     values = [node.value(i) for i in range(len(node.proto.input))]
     sides, result = parse_equation(node.attr("equation"), [len(value.shape) for value in values])
     terms = [

@@ -55,6 +55,7 @@ def apply_unary(node: Node, function: Unary) -> None:
 
 
 def lower_unary(node: Node) -> None:
+    """One operator of one input, by the names in UNARY."""
     code = UNARY[node.op]
     whole = node.value(0).dtype.kind in "iu"
     apply_unary(
@@ -64,6 +65,7 @@ def lower_unary(node: Node) -> None:
 
 
 def lower_identity(node: Node) -> None:
+    """The input itself; the mask of Dropout is all True."""
     if node.has_output(1):
         ones = np.ones(node.value(0).shape, bool)
         node.set_output(node.const(ones, bool), index=1)
@@ -71,11 +73,13 @@ def lower_identity(node: Node) -> None:
 
 
 def lower_binary(node: Node) -> None:
+    """One operator, repeated for more than two inputs, by the names in BINARY."""
     values = [node.value(i) for i in range(len(node.proto.input))]
     _reduce_left(node, BINARY[node.op], values)
 
 
 def lower_mean(node: Node) -> None:
+    """The sum of the inputs times 1 / their number."""
     values = [node.value(i) for i in range(len(node.proto.input))]
     tensors, order = align_operands(node, values)
     total = tensors[0]
@@ -101,18 +105,21 @@ def _reduce_left(node: Node, code: str, values: list[PlacedValue]) -> None:
 
 
 def lower_comparison(node: Node) -> None:
+    """One comparison, by the names in COMPARISONS."""
     tensors, order = align_operands(node, [node.value(0), node.value(1)])
     tensors, _ = widen_bytes(node, tensors)
     node.set_output(emit_broadcast(node, COMPARISONS[node.op], tensors, np.bool_), order)
 
 
 def lower_where(node: Node) -> None:
+    """SELECT_V2."""
     values = [node.value(i) for i in range(3)]
     tensors, order = align_operands(node, values)
     node.set_output(emit_broadcast(node, "SELECT_V2", tensors, values[1].dtype), order)
 
 
 def lower_cast(node: Node) -> None:
+    """CAST, or nothing if the type is the same."""
     value, dtype = node.value(0), np.dtype(node.dtypes[0])
     if value.dtype == dtype:
         node.set_output_value(value)
@@ -122,6 +129,7 @@ def lower_cast(node: Node) -> None:
 
 
 def lower_clip(node: Node) -> None:
+    """RELU or RELU6 where the bounds are theirs, MINIMUM and MAXIMUM elsewhere."""
     bounds = []
     for i, (name, default) in enumerate((("min", -math.inf), ("max", math.inf)), start=1):
         bound = node.array(i)
@@ -145,6 +153,7 @@ def _clip_by_tensors(node: Node) -> None:
 
 
 def lower_pow(node: Node) -> None:
+    """MUL, SQRT or POW; integers are raised by repeated squaring."""
     exponent = node.array(1)
     if exponent is not None and exponent.size == 1 and node.value(0).dtype == np.float32:
         power = float(exponent.reshape(()))
@@ -186,6 +195,7 @@ def _raise_integers(node: Node, tensor: Tensor, exponents: Array) -> Tensor:
 
 
 def lower_mod(node: Node) -> None:
+    """FLOOR_MOD, or the remainder with the sign of the dividend (fmod)."""
     tensors, order = align_operands(node, [node.value(0), node.value(1)])
     (dividend, divisor), back = widen_bytes(node, tensors)
     if not node.attr("fmod", 0):
@@ -201,12 +211,14 @@ def lower_mod(node: Node) -> None:
 
 
 def lower_leaky_relu(node: Node) -> None:
+    """LEAKY_RELU."""
     apply_unary(
         node, lambda calc, tensor: calc("LEAKY_RELU", tensor, alpha=float(node.attr("alpha", 0.01)))
     )
 
 
 def lower_prelu(node: Node) -> None:
+    """PRELU for images with a constant slope, arithmetic elsewhere."""
     value = node.value(0)
     tensor = node.place(value, value.axes)
     slope = node.place(widen_rank(node, node.value(1), len(value.shape)), value.axes)
@@ -229,6 +241,7 @@ def lower_prelu(node: Node) -> None:
 
 
 def lower_gelu(node: Node) -> None:
+    """GELU."""
     tanh = node.attr("approximate", "none") == "tanh"
     apply_unary(node, lambda calc, tensor: calc("GELU", tensor, approximate=tanh))
 
@@ -245,11 +258,13 @@ def _erf(calc: Math, tensor: Tensor) -> Tensor:
 
 def softplus(calc: Math, tensor: Tensor) -> Tensor:
     # log(1 + e^x) without overflow
+    """log(1 + e^x) of each element, without overflow."""
     tail = calc("LOG", calc("ADD", calc("EXP", calc("NEG", calc("ABS", tensor))), 1.0))
     return calc("ADD", calc("RELU", tensor), tail)
 
 
 def elu(alpha: float, calc: Math, tensor: Tensor) -> Tensor:
+    """x above 0, alpha (e^x - 1) below."""
     if alpha == 1.0:
         return calc("ELU", tensor)
     low = calc("MUL", calc("SUB", calc("EXP", calc("MINIMUM", tensor, 0.0)), 1.0), alpha)
@@ -318,14 +333,17 @@ SIMPLE: dict[str, Unary] = {
 
 
 def lower_simple(node: Node) -> None:
+    """The arithmetic that SIMPLE has for the op."""
     apply_unary(node, SIMPLE[node.op])
 
 
 def lower_elu(node: Node) -> None:
+    """ELU, or arithmetic where alpha is not 1."""
     apply_unary(node, partial(elu, float(node.attr("alpha", 1.0))))
 
 
 def lower_celu(node: Node) -> None:
+    """max(0, x) + alpha (e^(min(0, x) / alpha) - 1)."""
     alpha = float(node.attr("alpha", 1.0))
 
     def celu(calc: Math, tensor: Tensor) -> Tensor:
@@ -336,12 +354,14 @@ def lower_celu(node: Node) -> None:
 
 
 def lower_selu(node: Node) -> None:
+    """gamma times elu."""
     alpha = float(node.attr("alpha", 1.67326319217681884765625))
     gamma = float(node.attr("gamma", 1.05070102214813232421875))
     apply_unary(node, lambda calc, tensor: calc("MUL", elu(alpha, calc, tensor), gamma))
 
 
 def lower_thresholded_relu(node: Node) -> None:
+    """x where it is above alpha, 0 elsewhere."""
     alpha = float(node.attr("alpha", 1.0))
 
     def above(calc: Math, tensor: Tensor) -> Tensor:
@@ -352,6 +372,7 @@ def lower_thresholded_relu(node: Node) -> None:
 
 
 def lower_hard_sigmoid(node: Node) -> None:
+    """alpha x + beta, clamped to 0..1."""
     alpha, beta = float(node.attr("alpha", 0.2)), float(node.attr("beta", 0.5))
     apply_unary(
         node,
@@ -360,6 +381,7 @@ def lower_hard_sigmoid(node: Node) -> None:
 
 
 def lower_is_inf(node: Node) -> None:
+    """A comparison with infinity, of the signs that the node asks for."""
     positive, negative = node.attr("detect_positive", 1), node.attr("detect_negative", 1)
 
     def infinite(calc: Math, tensor: Tensor) -> Tensor:

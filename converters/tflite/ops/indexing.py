@@ -20,7 +20,7 @@ TABLE = 4096  # elements; a float constant of this size that ids look up rows of
 
 
 def wrap_indices(node: Node, index: Tensor, size: int) -> Tensor:
-    """Indices from 0 on: negative ones count from the end."""
+    """``index`` with negative entries counted from the end of an axis of ``size``."""
     if index.data is not None:
         return node.const(np.where(index.data < 0, index.data + size, index.data), index.dtype)
     calc = Math(node)
@@ -34,6 +34,7 @@ def wrap_indices(node: Node, index: Tensor, size: int) -> Tensor:
 
 
 def lower_gather(node: Node) -> None:
+    """GATHER; EMBEDDING_LOOKUP of rows of a large float table, SLICE at one constant index."""
     data, index = node.value(0), node.value(1)
     axis = int(node.attr("axis", 0)) % len(data.shape)
     if _is_embedding_table(data, axis):
@@ -80,20 +81,24 @@ def _take_one(node: Node, data: PlacedValue, axis: int, index: int) -> None:
     begin[at], size[at] = index, 1
     row = node.emit("SLICE", [tensor, node.ints(begin), node.ints(size)], size)
     kept = [kept_axis for kept_axis in data.axes if kept_axis != axis]
-    shape = [size for i, size in enumerate(tensor.shape) if i != at]
+    shape = [length for i, length in enumerate(tensor.shape) if i != at]
     node.set_output(
         node.reshape(row, shape), tuple(sorted(kept).index(kept_axis) for kept_axis in kept)
     )
 
 
 def widen_booleans(node: Node, tensor: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The tensor in a type that every kernel has, and the way back: booleans go as uint8."""
+    """Booleans as uint8, which every kernel has, and the function that casts back.
+
+    Other types stay as they are.
+    """
     if tensor.dtype != np.bool_:
         return tensor, lambda result: result
     return cast(node, tensor, np.uint8), lambda result: cast(node, result, np.bool_)
 
 
 def lower_gather_elements(node: Node) -> None:
+    """GATHER with a batch dimension: the axis goes last, all others are rows."""
     data, index = node.value(0), node.value(1)
     rank = len(data.shape)
     axis = int(node.attr("axis", 0)) % rank
@@ -122,6 +127,7 @@ def lower_gather_elements(node: Node) -> None:
 
 
 def lower_gather_nd(node: Node) -> None:
+    """GATHER of rows: the index vectors become flat indices."""
     data, index, batch = node.value(0), node.value(1), int(node.attr("batch_dims", 0))
     depth = index.shape[-1]
     rows = flatten_indices(node, node.place(index), data.shape[batch : batch + depth])
@@ -139,7 +145,7 @@ def lower_gather_nd(node: Node) -> None:
 
 
 def flatten_indices(node: Node, index: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Index vectors [..., k] into axes of these sizes, as int32 indices into them all as one."""
+    """Index vectors [..., k] into axes of these ``sizes`` as flat int32 indices [rows]."""
     depth, count = len(sizes), math.prod(index.shape[:-1])
     at = node.reshape(cast(node, index, np.int32), (count, depth))
     if not depth:
@@ -164,6 +170,7 @@ def flatten_indices(node: Node, index: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def lower_trilu(node: Node) -> None:
+    """SELECT_V2 with a constant triangle."""
     value = node.value(0)
     diagonal = int(node.require_constant(1, "k").reshape(())) if node.has_input(1) else 0
     if 0 in value.shape:
@@ -184,11 +191,13 @@ def lower_trilu(node: Node) -> None:
 
 
 def lower_eye_like(node: Node) -> None:
+    """A constant."""
     rows, columns = node.value(0).shape
     node.set_output(node.const(np.eye(rows, columns, int(node.attr("k", 0))), node.dtypes[0]))
 
 
 def lower_compress(node: Node) -> None:
+    """GATHER at the places where the constant condition is true."""
     kept = np.flatnonzero(node.require_constant(1, "its condition"))
     value, axis = node.value(0), node.attr("axis")
     if axis is None:
@@ -201,6 +210,7 @@ def lower_compress(node: Node) -> None:
 
 
 def lower_one_hot(node: Node) -> None:
+    """ONE_HOT over the last axis; negative indices count from the end."""
     value = node.value(0)
     depth = int(node.require_constant(1, "its depth").reshape(()))
     axis = int(node.attr("axis", -1)) % (len(value.shape) + 1)
@@ -223,6 +233,7 @@ def lower_one_hot(node: Node) -> None:
 
 
 def lower_reverse_sequence(node: Node) -> None:
+    """REVERSE_SEQUENCE."""
     value = node.value(0)
     seq, batch = int(node.attr("time_axis", 0)), int(node.attr("batch_axis", 1))
     inputs = [node.place(value, value.axes), node.place_input(1)]
@@ -231,6 +242,7 @@ def lower_reverse_sequence(node: Node) -> None:
 
 
 def lower_top_k(node: Node) -> None:
+    """TOPK_V2; the smallest are the largest with the order reversed."""
     value = node.value(0)
     old = node.scope.opsets.get("", 11) < 10
     count = int(node.attr("k")) if old else int(node.require_constant(1, "k").reshape(()))
@@ -261,4 +273,5 @@ def lower_top_k(node: Node) -> None:
 
 
 def refuse_dynamic_shape(node: Node) -> None:
+    """Refuse an op whose result has no shape before it runs."""
     raise node.refusal("the shape of its result depends on values computed at run time")

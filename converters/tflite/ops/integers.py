@@ -14,6 +14,7 @@ HALF, WORD = 2**16, 2**32
 
 
 def lower_bit_shift(node: Node) -> None:
+    """MUL or FLOOR_DIV by powers of two from a table."""
     tensors, order = align_operands(node, [node.value(0), node.value(1)])
     bits, signed = tensors[0].dtype.itemsize * 8, tensors[0].dtype.kind == "i"
     (tensor, counts), back = widen_bytes(node, tensors)
@@ -60,6 +61,7 @@ def _floor_divide(node: Node, left: Tensor, right: Tensor) -> Tensor:
 
 
 def lower_bitwise(node: Node) -> None:
+    """BITWISE_XOR, and arithmetic for AND and OR."""
     tensors, order = align_operands(node, [node.value(0), node.value(1)])
     (left, right), back = widen_bytes(node, tensors)
     function = _combine_16_bits if tensors[0].dtype.itemsize < 4 else _combine_32_bits
@@ -105,12 +107,14 @@ def _combine_64_bits(node: Node, left: Tensor, right: Tensor) -> Tensor:
 
 
 def lower_bitwise_not(node: Node) -> None:
+    """-1 - x."""
     value = node.value(0)
     (tensor,), back = widen_bytes(node, [node.place(value, value.axes)])
     node.set_output(back(Math(node)("SUB", -1, tensor)), value.axes)
 
 
 def lower_bit_cast(node: Node) -> None:
+    """BITCAST between types of one size."""
     value, dtype = node.value(0), np.dtype(node.dtypes[0])
     tensor = node.place(value, value.axes)
     if value.dtype.itemsize != dtype.itemsize:

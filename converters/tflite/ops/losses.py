@@ -13,11 +13,13 @@ from converters.tflite.ops.reductions import place_axis_last
 
 
 def lower_negative_log_likelihood_loss(node: Node) -> None:
+    """The loss of log probabilities [batch, classes, ...]."""
     logs, _ = place_axis_last(node, node.value(0), 1)
     _set_loss(node, logs)
 
 
 def lower_softmax_cross_entropy_loss(node: Node) -> None:
+    """LOG_SOFTMAX over the classes, then the loss."""
     scores, order = place_axis_last(node, node.value(0), 1)
     logs = node.emit("LOG_SOFTMAX", [scores], scores.shape)
     _set_loss(node, logs)

@@ -16,13 +16,14 @@ REFLECT, SYMMETRIC = 0, 1
 
 
 def lower_transpose(node: Node) -> None:
+    """Only the order that the value remembers changes: no operator."""
     value = node.value(0)
     perm = node.attr("perm") or list(range(len(value.shape)))[::-1]
     node.set_output_value(transpose_value(value, tuple(perm)))
 
 
 def transpose_value(value: PlacedValue, perm: Axes) -> PlacedValue:
-    """Axis i of the result is axis perm[i]; nothing is moved."""
+    """Axis i of the result is axis perm[i]; no data moves."""
     if value.array is not None:
         array = np.transpose(value.array, perm)
         return PlacedValue(array.shape, value.dtype, array=array)
@@ -33,13 +34,14 @@ def transpose_value(value: PlacedValue, perm: Axes) -> PlacedValue:
 
 
 def lower_reshape(node: Node) -> None:
+    """RESHAPE, in the stored order where the bytes allow it."""
     if node.op == "Reshape":
         node.require_constant(1, "its shape")
     node.set_output_value(reshape_value(node, node.value(0), node.shape))
 
 
 def reshape_value(node: Node, value: PlacedValue, shape: Sequence[int]) -> PlacedValue:
-    """The value in another shape; its order in memory is kept where that is the same thing."""
+    """The value in another ONNX shape; data moves only where the stored order does not allow it."""
     shape = tuple(shape)
     if value.array is not None:
         return PlacedValue(shape, value.dtype, array=value.array.reshape(shape))
@@ -53,7 +55,10 @@ def reshape_value(node: Node, value: PlacedValue, shape: Sequence[int]) -> Place
 
 
 def carry_order(before: Sequence[int], axes: Axes, after: Sequence[int]) -> Axes | None:
-    """The order of ``after`` for which a value stored in the order ``axes`` need not move."""
+    """The order of ``after`` in which a value stored in the order ``axes`` keeps its bytes.
+
+    ``before`` and ``after`` are ONNX shapes of equal size; None if there is no such order.
+    """
     if 0 in before:
         return None
     groups = _match_segments(before, after)
@@ -92,6 +97,7 @@ def _match_segments(
 
 
 def lower_concat(node: Node) -> None:
+    """CONCATENATION in the order of the largest input; empty inputs are left out."""
     values = [
         value for i in range(len(node.proto.input)) if math.prod((value := node.value(i)).shape)
     ]
@@ -109,6 +115,7 @@ def lower_concat(node: Node) -> None:
 
 
 def lower_split(node: Node) -> None:
+    """A SLICE for each output that is used."""
     value = node.value(0)
     axis = int(node.attr("axis", 0)) % len(value.shape)
     sizes = node.read_int_list(1, "split", None)
@@ -133,13 +140,14 @@ def lower_split(node: Node) -> None:
 
 
 def slice_tensor(node: Node, tensor: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tensor:
-    """The block of ``size`` that starts at ``begin``."""
+    """The block of ``size`` that starts at ``begin``; both have the order of the stored axes."""
     if tuple(size) == tensor.shape:
         return tensor
     return node.emit("SLICE", [tensor, node.ints(begin), node.ints(size)], size)
 
 
 def lower_slice(node: Node) -> None:
+    """SLICE, STRIDED_SLICE, or GATHER for a negative step."""
     value = node.value(0)
     rank = len(value.shape)
     starts, ends = node.read_int_list(1, "starts", None), node.read_int_list(2, "ends", None)
@@ -159,7 +167,7 @@ def lower_slice(node: Node) -> None:
 
 
 def pick_ranges(node: Node, tensor: Tensor, spans: Sequence[range]) -> Tensor:
-    """The elements of each axis that its range names."""
+    """The elements that a range selects on each stored axis."""
     for axis, span in enumerate(spans):
         if span.step < 0 and len(span) > 1:
             shape = (*tensor.shape[:axis], len(span), *tensor.shape[axis + 1 :])
@@ -180,6 +188,7 @@ def pick_ranges(node: Node, tensor: Tensor, spans: Sequence[range]) -> Tensor:
 
 
 def lower_pad(node: Node) -> None:
+    """PAD or PADV2; the other modes are a GATHER per axis."""
     data = node.value(0)
     rank = len(data.shape)
     pads = node.read_int_list(1, "pads", None) or []
@@ -207,7 +216,11 @@ def pad_tensor(
     mode: str = "constant",
     fill: float = 0,
 ) -> Tensor:
-    """``tensor`` with (before, after) elements added per stored axis; negative counts crop."""
+    """``tensor`` with (before, after) elements added to each stored axis.
+
+    Negative counts crop. ``mode`` is one of ONNX's Pad: constant (with ``fill``), reflect, edge
+    or wrap; raises ConvertError for any other.
+    """
     cut = [(max(-before, 0), max(-after, 0)) for before, after in around]
     if any(before or after for before, after in cut):
         tensor = pick_ranges(
@@ -241,6 +254,7 @@ def pad_tensor(
 
 
 def lower_expand(node: Node) -> None:
+    """BROADCAST_TO."""
     value = widen_rank(node, node.value(0), len(node.shape))
     if value.shape == node.shape:
         node.set_output_value(value)
@@ -252,6 +266,7 @@ def lower_expand(node: Node) -> None:
 
 
 def lower_tile(node: Node) -> None:
+    """TILE."""
     value = node.value(0)
     counts = [int(count) for count in node.require_constant(1, "repeats")]
     inputs = [node.place(value, value.axes), node.ints(counts[axis] for axis in value.axes)]
@@ -259,6 +274,7 @@ def lower_tile(node: Node) -> None:
 
 
 def lower_depth_to_space(node: Node) -> None:
+    """DEPTH_TO_SPACE, or RESHAPE and TRANSPOSE in the mode CRD."""
     block, last = int(node.attr("blocksize")), channels_last(4)
     if node.attr("mode", "DCR") == "DCR":
         shape = memory_shape(node.shape, last)
@@ -275,6 +291,7 @@ def lower_depth_to_space(node: Node) -> None:
 
 
 def lower_space_to_depth(node: Node) -> None:
+    """SPACE_TO_DEPTH, or RESHAPE and TRANSPOSE in the mode CRD."""
     if node.attr("mode", "DCR") == "CRD":
         block = int(node.attr("blocksize"))
         batch, channels, height, width = node.value(0).shape

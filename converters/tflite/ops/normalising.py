@@ -17,14 +17,14 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 def standardise(node: Node, tensor: Tensor, at: list[int], epsilon: float) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) over the axes ``at`` of the tensor."""
+    """(x - mean) / sqrt(variance + epsilon) over the stored axes ``at``; the shape stays."""
     return standardise_with_statistics(node, tensor, at, epsilon)[0]
 
 
 def standardise_with_statistics(
     node: Node, tensor: Tensor, at: list[int], epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, with the mean and 1 / sqrt(variance + epsilon)."""
+    """The same, with the mean and 1 / sqrt(variance + epsilon), of size 1 on the axes ``at``."""
     calc = Math(node)
     mean = _emit_mean(node, tensor, at)
     centred = emit_broadcast(node, "SUB", [tensor, mean])
@@ -60,6 +60,7 @@ def _trailing_axes(node: Node, value: PlacedValue) -> list[int]:
 
 
 def lower_layer_normalization(node: Node) -> None:
+    """Standardise over the axes from ``axis`` on, then scale and shift."""
     value = _require_float(node)
     epsilon = float(node.attr("epsilon", 1e-5))
     result, mean, inverse = standardise_with_statistics(
@@ -73,6 +74,7 @@ def lower_layer_normalization(node: Node) -> None:
 
 
 def lower_rms_normalization(node: Node) -> None:
+    """Divide by the root mean square over the axes from ``axis`` on."""
     value, calc = _require_float(node), Math(node)
     tensor = node.place(value, value.axes)
     square = _emit_mean(node, calc("MUL", tensor, tensor), _trailing_axes(node, value))
@@ -83,13 +85,14 @@ def lower_rms_normalization(node: Node) -> None:
 
 
 def lower_lp_normalization(node: Node) -> None:
+    """Divide by the L1 or L2 norm along one axis."""
     value, calc = _require_float(node), Math(node)
     at = value.axes.index(int(node.attr("axis", -1)) % len(value.shape))
     tensor, power = node.place(value, value.axes), int(node.attr("p", 2))
     if power not in (1, 2):
         raise node.refusal(f"p is {power}, not 1 or 2")
     size = calc("ABS", tensor) if power == 1 else calc("MUL", tensor, tensor)
-    shape = [1 if i == at else size for i, size in enumerate(tensor.shape)]
+    shape = [1 if i == at else length for i, length in enumerate(tensor.shape)]
     norm = node.emit("SUM", [size, node.ints([at])], shape, keep_dims=True)
     norm = norm if power == 1 else calc("SQRT", norm)
     # Nothing but zeros has the norm 0, and stays zeros.
@@ -97,6 +100,7 @@ def lower_lp_normalization(node: Node) -> None:
 
 
 def lower_mean_variance_normalization(node: Node) -> None:
+    """(x - mean) / (deviation + 1e-9) over the named axes."""
     value, calc = _require_float(node), Math(node)
     axes = [int(axis) % len(value.shape) for axis in node.attr("axes") or (0, 2, 3)]
     at = [i for i, axis in enumerate(value.axes) if axis in axes]
@@ -109,12 +113,13 @@ def lower_mean_variance_normalization(node: Node) -> None:
 
 
 def lower_group_normalization(node: Node) -> None:
+    """Standardise groups of channels, then scale and shift."""
     value = _require_float(node)
     batch, channels, *spatial = value.shape
     groups = int(node.attr("num_groups"))
     each = channels // groups
     split = reshape_value(node, value, (batch, groups, each, math.prod(spatial)))
-    at = [index for index, axis in enumerate(split.axes) if axis > 1]
+    at = [i for i, axis in enumerate(split.axes) if axis > 1]
     epsilon = float(node.attr("epsilon", 1e-5))
     result = standardise(node, node.place(split, split.axes), at, epsilon)
     for index, code in ((1, "MUL"), (2, "ADD")):

@@ -23,6 +23,7 @@ NEVER_NEGATIVE = ("RELU", "RELU6", "LOGISTIC", "SOFTMAX", "ABS", "EXP", "SQRT")
 
 
 def lower_pool(node: Node) -> None:
+    """MAX_POOL_2D or AVERAGE_POOL_2D, or slices joined axis by axis."""
     value = node.value(0)
     window = read_window(node, node.attr("kernel_shape"), value.shape[2:])
     node.shapes = [_trim_ceil_windows(shape, window, value.shape) for shape in node.shapes]
@@ -159,6 +160,7 @@ def _count_elements(
 
 
 def lower_global_pool(node: Node) -> None:
+    """MEAN, REDUCE_MAX or SUM over the spatial axes."""
     rank = len(node.shape)
     last = channels_last(rank)
     tensor, at = node.place_input(0, last), node.ints(range(1, rank - 1))

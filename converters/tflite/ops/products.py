@@ -20,7 +20,7 @@ MAX_BATCH_RANK = 4  # of BATCH_MATMUL, that XNNPACK takes
 def emit_fully_connected(
     node: Node, tensor: Tensor, weights: Array, bias: Array | None = None
 ) -> Tensor:
-    """x [..., in] times weights [out, in], plus bias [out]: [..., out]."""
+    """``tensor`` [..., in] times ``weights`` [out, in], plus ``bias`` [out]: [..., out]."""
     outputs = len(weights)
     bias_tensor = (
         None if bias is None else node.const(np.broadcast_to(bias.reshape(-1), (outputs,)))
@@ -34,6 +34,7 @@ def emit_fully_connected(
 
 
 def lower_matmul(node: Node) -> None:
+    """FULLY_CONNECTED with a constant matrix, BATCH_MATMUL elsewhere."""
     left, right = node.value(0), node.value(1)
     if left.dtype != np.float32:
         raise node.refusal(f"{left.dtype} products are not in TFLite")
@@ -52,16 +53,20 @@ def _multiply_vectors(node: Node, left: PlacedValue, right: PlacedValue) -> None
         left_tensor = node.reshape(left_tensor, (1, *left.shape))
     if len(right.shape) == 1:
         right_tensor = node.reshape(right_tensor, (*right.shape, 1))
-    result = multiply_batches(node, _as_value(left_tensor), _as_value(right_tensor))
+    result = multiply_batches(node, as_value(left_tensor), as_value(right_tensor))
     node.set_output(node.reshape(result, node.shape))
 
 
-def _as_value(tensor: Tensor) -> PlacedValue:
+def as_value(tensor: Tensor) -> PlacedValue:
+    """A tensor stored in the order of ONNX, as a value."""
     return PlacedValue(tensor.shape, tensor.dtype, tensor, identity(len(tensor.shape)))
 
 
 def multiply_batches(node: Node, left: PlacedValue, right: PlacedValue) -> Tensor:
-    """Products of matrices in the last two axes; a swap of the two in memory costs nothing."""
+    """Matrix products [..., rows, inner] x [..., inner, columns] in the order of ONNX.
+
+    A side whose last two axes are stored swapped is not moved.
+    """
     left_tensor, adj_x = _place_for_product(node, left)
     right_tensor, adj_y = _place_for_product(node, right)
     if (
@@ -106,6 +111,7 @@ def _swap_last_axes(value: PlacedValue) -> Axes:
 
 
 def lower_gemm(node: Node) -> None:
+    """FULLY_CONNECTED with constant weights and bias, BATCH_MATMUL and ADD elsewhere."""
     alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
     left, right = node.value(0), node.value(1)
     if left.dtype != np.float32:

@@ -15,7 +15,7 @@ from converters.tflite.node import Node
 from converters.tflite.ops.arithmetic import Math, cast
 from converters.tflite.ops.broadcast import emit_broadcast
 from converters.tflite.ops.movement import reshape_value, slice_tensor
-from converters.tflite.ops.products import emit_fully_connected, multiply_batches
+from converters.tflite.ops.products import as_value, emit_fully_connected, multiply_batches
 from converters.tflite.values import Axes, PlacedValue, constant, identity
 from edge_core.extras import need
 from edge_core.tensors import Array
@@ -52,6 +52,7 @@ def _place_parameter(node: Node, index: int, value: PlacedValue, order: Axes) ->
 
 
 def lower_quantize_linear(node: Node) -> None:
+    """DIV, ROUND, ADD and a clamp in float32, then a CAST."""
     value = node.value(0)
     order = value.axes or identity(len(value.shape))
     tensor = cast(node, node.place(value, order), np.float32)
@@ -75,6 +76,7 @@ def _round_to_type(
 
 
 def lower_dequantize_linear(node: Node) -> None:
+    """CAST, SUB and MUL in float32."""
     value = node.value(0)
     if node.dtypes[0] != np.float32:
         raise node.refusal(f"its result is {node.dtypes[0]}", "float32 is lowered")
@@ -130,62 +132,45 @@ def _is_inexact(weights: Array, summed: tuple[int, ...]) -> bool:
 
 
 def _multiply_integers(node: Node, left: PlacedValue, right: PlacedValue) -> Tensor:
-    """The matrix product of whole numbers, as int32."""
-    left_tensor, right_tensor = node.place(left), node.place(right)
-    left_tensor = (
-        node.reshape(left_tensor, (1, *left_tensor.shape))
-        if len(left_tensor.shape) == 1
-        else left_tensor
-    )
-    right_tensor = (
-        node.reshape(right_tensor, (*right_tensor.shape, 1))
-        if len(right_tensor.shape) == 1
-        else right_tensor
-    )
+    """The matrix product of whole numbers, as int32 in the shape of the node's output."""
+    left_tensor = _place_matrix(node, left, vector_axis=1)
+    right_tensor = _place_matrix(node, right, vector_axis=0)
     depth, total, start = left_tensor.shape[-1], None, 0
-    weights = (
-        right_tensor.data
-        if right_tensor.data is not None
-        and len(right_tensor.shape) == 2
-        and left_tensor.data is None
-        else None
-    )
-    count = (
-        -(-depth * STEP * STEP // EXACT)
-        if right_tensor.data is None
-        else _count_exact_parts(right_tensor.data, -2, (-2,))
-    )
-    for size in (len(part) for part in np.array_split(np.arange(depth), count)):
-        left_part = slice_tensor(
-            node,
-            left_tensor,
-            [*[0] * (len(left_tensor.shape) - 1), start],
-            [*left_tensor.shape[:-1], size],
-        )
-        if weights is not None:
-            product = emit_fully_connected(node, left_part, weights[start : start + size].T)
-        else:
-            right_part = slice_tensor(
-                node,
-                right_tensor,
-                [*[0] * (len(right_tensor.shape) - 2), start, 0],
-                [*right_tensor.shape[:-2], size, right_tensor.shape[-1]],
-            )
-            product = multiply_batches(
-                node,
-                *(
-                    PlacedValue(tensor.shape, tensor.dtype, tensor, identity(len(tensor.shape)))
-                    for tensor in (left_part, right_part)
-                ),
-            )
+    if right_tensor.data is None:
+        count = -(-depth * STEP * STEP // EXACT)
+    else:
+        count = _count_exact_parts(right_tensor.data, -2, (-2,))
+    for part in np.array_split(np.arange(depth), count):
+        product = _multiply_slices(node, left_tensor, right_tensor, start, len(part))
         whole = cast(node, product, np.int32)
         total = whole if total is None else emit_broadcast(node, "ADD", [total, whole])
-        start += size
+        start += len(part)
     assert total is not None
     return node.reshape(total, node.shape)
 
 
+def _place_matrix(node: Node, value: PlacedValue, vector_axis: int) -> Tensor:
+    """The tensor in the order of ONNX; a vector becomes the only row (1) or column (0)."""
+    tensor = node.place(value)
+    if len(tensor.shape) != 1:
+        return tensor
+    return node.reshape(tensor, (1, *tensor.shape) if vector_axis == 1 else (*tensor.shape, 1))
+
+
+def _multiply_slices(node: Node, left: Tensor, right: Tensor, start: int, size: int) -> Tensor:
+    """[..., rows, depth] x [..., depth, columns] over ``size`` elements of depth from ``start``."""
+    left_begin = [*[0] * (len(left.shape) - 1), start]
+    left_part = slice_tensor(node, left, left_begin, [*left.shape[:-1], size])
+    if right.data is not None and len(right.shape) == 2 and left.data is None:
+        return emit_fully_connected(node, left_part, right.data[start : start + size].T)
+    right_begin = [*[0] * (len(right.shape) - 2), start, 0]
+    right_size = [*right.shape[:-2], size, right.shape[-1]]
+    right_part = slice_tensor(node, right, right_begin, right_size)
+    return multiply_batches(node, as_value(left_part), as_value(right_part))
+
+
 def lower_matmul_integer(node: Node) -> None:
+    """The exact int32 product of 8-bit matrices less their zero points."""
     node.set_output(
         _multiply_integers(
             node, _subtract_zero_point(node, 0, 2, -2), _subtract_zero_point(node, 1, 3, -1)
@@ -194,6 +179,7 @@ def lower_matmul_integer(node: Node) -> None:
 
 
 def lower_qlinear_matmul(node: Node) -> None:
+    """The exact product, scaled and rounded to 8 bits."""
     total = cast(
         node,
         _multiply_integers(
@@ -265,6 +251,7 @@ def _convolve_integers(node: Node, value: PlacedValue, weight_value: PlacedValue
 
 
 def lower_conv_integer(node: Node) -> None:
+    """The exact int32 convolution of 8-bit tensors less their zero points."""
     node.set_output_value(
         _convolve_integers(
             node, _subtract_zero_point(node, 0, 2, 1), _subtract_zero_point(node, 1, 3, 0)
@@ -273,11 +260,12 @@ def lower_conv_integer(node: Node) -> None:
 
 
 def lower_qlinear_conv(node: Node) -> None:
+    """The exact convolution, scaled and rounded to 8 bits."""
     total = _convolve_integers(
         node, _subtract_zero_point(node, 0, 2, 1), _subtract_zero_point(node, 3, 5, 0)
     )
     order, tensor = total.axes, node.place(total, total.axes)
-    ends = [-1 if input_scale == 1 else 1 for input_scale in order]
+    ends = [-1 if axis == 1 else 1 for axis in order]
     if node.has_input(8):
         tensor = emit_broadcast(
             node,

@@ -177,6 +177,7 @@ CELLS: dict[str, type[Cell]] = {"LSTM": Lstm, "GRU": Gru, "RNN": Rnn}
 
 
 def lower_recurrent(node: Node) -> None:
+    """The steps of all directions, one after the other."""
     if node.value(0).dtype != np.float32:
         raise node.refusal(f"{node.value(0).dtype} is not in TFLite")
     way = node.attr("direction", "forward")

@@ -29,6 +29,7 @@ EMPTY = {
 
 
 def lower_reduction(node: Node) -> None:
+    """One reduction operator, with the arithmetic of the norms and logarithms around it."""
     value = node.value(0)
     rank = len(value.shape)
     axes = node.read_int_list(1, "axes", None)
@@ -70,7 +71,10 @@ def lower_reduction(node: Node) -> None:
 def reduce_axes(
     node: Node, code: str, tensor: Tensor, order: Axes, axes: list[int], keep: bool
 ) -> tuple[Tensor, Axes]:
-    """Reduce the ONNX axes ``axes`` of a tensor stored in ``order``; gives also the new order."""
+    """Reduce the ONNX axes ``axes`` of a tensor stored in ``order`` by the operator ``code``.
+
+    Returns the result and its order; with ``keep`` the reduced axes stay with size 1.
+    """
     at = sorted(order.index(kept_axis) for kept_axis in axes)
     left = [size for i, size in enumerate(tensor.shape) if i not in at]
     full = [1 if i in at else size for i, size in enumerate(tensor.shape)]
@@ -104,6 +108,7 @@ def _lower_log_sum_exp(
 
 
 def lower_arg_extremum(node: Node) -> None:
+    """ARG_MAX or ARG_MIN; the last of equal elements by reversing the axis first."""
     value = node.value(0)
     rank = len(value.shape)
     axis = int(node.attr("axis", 0)) % rank
@@ -125,7 +130,7 @@ def lower_arg_extremum(node: Node) -> None:
 
 
 def place_axis_last(node: Node, value: PlacedValue, axis: int) -> tuple[Tensor, Axes]:
-    """The value with that axis last in memory, everything else as it lies."""
+    """The value with that ONNX axis last in memory and the others as stored; and the order."""
     order = (
         (*(kept_axis for kept_axis in value.axes if kept_axis != axis), axis)
         if value.axes
@@ -135,6 +140,7 @@ def place_axis_last(node: Node, value: PlacedValue, axis: int) -> tuple[Tensor, 
 
 
 def lower_softmax(node: Node) -> None:
+    """SOFTMAX, LOG_SOFTMAX or a ONE_HOT of ARG_MAX over the last stored axis."""
     value = node.value(0)
     rank = len(value.shape)
     new = node.scope.opsets.get("", 13) >= 13
@@ -169,6 +175,7 @@ def _emit_softmax(node: Node, tensor: Tensor) -> Tensor:
 
 
 def lower_cum_sum(node: Node) -> None:
+    """CUMSUM."""
     value = node.value(0)
     axis = int(node.require_constant(1, "axis").reshape(())) % len(value.shape)
     tensor = node.place(value, value.axes)

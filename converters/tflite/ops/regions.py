@@ -24,6 +24,7 @@ from converters.tflite.values import PlacedValue, channels_last
 
 
 def lower_roi_align(node: Node) -> None:
+    """Linear samples of every bin, then their mean or maximum."""
     image, rois, calc = node.value(0), node.value(1), Math(node)
     ratio = int(node.attr("sampling_ratio", 0))
     mode = node.attr("mode", "avg")
@@ -92,6 +93,7 @@ def lower_roi_align(node: Node) -> None:
 
 
 def lower_deform_conv(node: Node) -> None:
+    """Linear samples at shifted places, masked, then a product with the weights."""
     image, weight_value = node.value(0), node.value(1)
     if len(image.shape) != 4:
         raise node.refusal(f"it is lowered for images, not for {len(image.shape) - 2} axes")

@@ -40,6 +40,7 @@ class Axis(msgspec.Struct, frozen=True):
 
 
 def lower_resize(node: Node) -> None:
+    """RESIZE_BILINEAR or RESIZE_NEAREST_NEIGHBOR where they agree, a matrix or GATHER elsewhere."""
     value, mode = node.value(0), node.attr("mode", "nearest")
     mode = {"bilinear": "linear"}.get(mode, mode)
     axes = {

@@ -29,7 +29,7 @@ MAX_DET = 4
 
 
 def place_pixels(node: Node, index: int) -> Tensor:
-    """[pixels, channels] of an image input."""
+    """[pixels, channels] of an image input [N, C, spatial axes]."""
     shape = node.value(index).shape
     image = node.place_input(index, channels_last(len(shape)))
     return node.reshape(image, (shape[0] * math.prod(shape[2:]), shape[1]))
@@ -38,7 +38,10 @@ def place_pixels(node: Node, index: int) -> Tensor:
 def read_taps(
     node: Node, table: Tensor, base: Tensor, sizes: Sequence[int], taps: Sequence[Tap]
 ) -> Tensor:
-    """Rows of ``table`` at one tap per axis, times the weights: [*places, channels]."""
+    """Rows of ``table`` at one tap per axis, times the weights: [*places, channels].
+
+    ``base`` [*places] is the row at which each image starts, ``sizes`` are the spatial sizes.
+    """
     calc, row, weight = Math(node), base, None
     for i, (size, (at, count)) in enumerate(zip(sizes, taps, strict=True)):
         inside = cast(node, calc("MINIMUM", calc("MAXIMUM", at, 0.0), float(size - 1)), np.int32)
@@ -60,7 +63,7 @@ def read_taps(
 def sum_taps(
     node: Node, table: Tensor, base: Tensor, sizes: Sequence[int], axes: Sequence[Sequence[Tap]]
 ) -> Tensor:
-    """The sum over every combination of the axes' taps."""
+    """The sum of read_taps() over every combination of the axes' taps: [*places, channels]."""
     result: Tensor | None = None
     for taps in itertools.product(*axes):
         part = read_taps(node, table, base, sizes, taps)
@@ -100,7 +103,7 @@ def _cubic_taps(node: Node, tensor: Tensor) -> list[Tap]:
 
 
 def zero_outside(node: Node, taps: Sequence[Tap], size: int) -> list[Tap]:
-    """Taps outside the image count nothing."""
+    """The taps with weight 0 where they lie outside 0..size - 1."""
     calc, kept = Math(node), list[Tap]()
     for at, weight in taps:
         inside = calc(
@@ -114,6 +117,7 @@ def zero_outside(node: Node, taps: Sequence[Tap], size: int) -> list[Tap]:
 
 
 def lower_grid_sample(node: Node) -> None:
+    """Taps along each axis, from coordinates of -1 to 1."""
     value, grid = node.value(0), node.value(1)
     sizes, corners = value.shape[2:], bool(node.attr("align_corners", 0))
     mode, padding = node.attr("mode", "linear"), node.attr("padding_mode", "zeros")
@@ -161,6 +165,7 @@ def _reflect(node: Node, tensor: Tensor, low: float, high: float) -> Tensor:
 
 
 def lower_affine_grid(node: Node) -> None:
+    """A product of theta with a constant table of coordinates."""
     size = [int(length) for length in node.require_constant(1, "size")]
     batch, spatial = size[0], size[2:]
     lines = [
@@ -182,6 +187,7 @@ def lower_affine_grid(node: Node) -> None:
 
 
 def lower_det(node: Node) -> None:
+    """Expansion by minors, up to 4 x 4."""
     value, size = node.value(0), node.value(0).shape[-1]
     if size > MAX_DET:
         raise node.refusal(f"it is lowered up to {MAX_DET} x {MAX_DET}, not {size} x {size}")

@@ -24,7 +24,10 @@ MAX_DENSE = 2**22  # elements of the table of every place against every update
 
 
 def scatter_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
-    """``data`` with the updates at ``rows`` (int32, none negative) written or combined."""
+    """``data`` [rows, width] with ``updates`` [k, width] at ``rows`` [k] (int32, >= 0).
+
+    ``how`` is none (write), add, mul, max or min; raises ConvertError for any other.
+    """
     if how != "none" and how not in COMBINED:
         raise node.refusal(f"reduction '{how}' is unknown", "none, add, mul, max and min are known")
     if not updates.shape[0] or not updates.shape[1] or not data.shape[0]:
@@ -115,6 +118,7 @@ def _set_scattered(
 
 
 def lower_scatter_nd(node: Node) -> None:
+    """Rows at flattened index vectors."""
     data, index, updates = node.value(0), node.value(1), node.value(2)
     depth = index.shape[-1]
     count, width = math.prod(data.shape[:depth]), math.prod(data.shape[depth:])
@@ -127,6 +131,7 @@ def lower_scatter_nd(node: Node) -> None:
 
 
 def lower_scatter_elements(node: Node) -> None:
+    """Single elements at flat indices."""
     data, index, updates = node.value(0), node.value(1), node.value(2)
     axis = int(node.attr("axis", 0)) % len(data.shape)
     size, count = math.prod(data.shape), math.prod(index.shape)
@@ -161,6 +166,7 @@ def lower_scatter_elements(node: Node) -> None:
 
 
 def lower_tensor_scatter(node: Node) -> None:
+    """The update written into the cache from a start index per batch element."""
     cache, update = node.value(0), node.value(1)
     rank = len(cache.shape)
     axis = int(node.attr("axis", -2)) % rank
@@ -180,6 +186,7 @@ def lower_tensor_scatter(node: Node) -> None:
 
 
 def lower_col2im(node: Node) -> None:
+    """SCATTER_ND sums of blocks; what lies in the padding is dropped."""
     value, size = node.value(0), [int(length) for length in node.require_constant(1, "image_shape")]
     block = [int(length) for length in node.require_constant(2, "block_shape")]
     rank, many = len(size), [1] * len(size)
@@ -217,6 +224,7 @@ def lower_col2im(node: Node) -> None:
 
 
 def lower_max_unpool(node: Node) -> None:
+    """SCATTER_ND at the indices of the maxima."""
     value, rank = node.value(0), len(node.value(0).shape) - 2
     kernel, strides = node.attr("kernel_shape"), node.attr("strides") or [1] * rank
     around = node.attr("pads") or [0] * 2 * rank

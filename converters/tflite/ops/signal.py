@@ -20,8 +20,9 @@ RUN_TIME = ("HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix")
 def fourier_matrix(length: int, parts: int, points: int, *, inverse: bool, onesided: bool) -> Array:
     """The matrix [length * parts, bins * parts out] that transforms one axis, in float64.
 
-    ``parts`` is 2 for complex values, whose real and imaginary parts lie next to each other. A
-    one-sided inverse takes half a spectrum and gives real values.
+    ``parts`` is 2 for complex values, with real and imaginary part next to each other, else 1;
+    ``points`` is the length of the transform. A one-sided inverse takes half a spectrum and gives
+    real values.
     """
     rows = np.eye(length)
     basis = np.stack([rows, 1j * rows][:parts], 1).reshape(length * parts, length)
@@ -42,6 +43,7 @@ def _check_matrix_size(node: Node, elements: int) -> None:
 
 
 def lower_dft(node: Node) -> None:
+    """A product with a constant matrix along one axis."""
     value = node.value(0)
     if value.dtype != np.float32:
         raise node.refusal(f"{value.dtype} is not lowered")
@@ -73,7 +75,7 @@ def lower_dft(node: Node) -> None:
 
 
 def lower_stft(node: Node) -> None:
-    """A convolution: each filter is a row of the matrix, times the window."""
+    """CONV_2D over the signal: each filter is a row of the matrix, times the window."""
     value = node.value(0)
     if value.dtype != np.float32:
         raise node.refusal(f"{value.dtype} is not lowered")
@@ -103,7 +105,7 @@ def lower_stft(node: Node) -> None:
 
 
 def lower_cum_prod(node: Node) -> None:
-    """Doubling: after k passes each element is the product of up to 2 ** k neighbours."""
+    """By doubling: after k passes each element is the product of up to 2 ** k neighbours."""
     value = node.value(0)
     axis = int(node.require_constant(1, "its axis").reshape(())) % len(value.shape)
     at, tensor = value.axes.index(axis), node.place(value, value.axes)
@@ -122,10 +124,13 @@ def _shift(node: Node, tensor: Tensor, at: int, distance: int) -> Tensor:
     around = [(0, 0)] * len(tensor.shape)
     around[at] = (0, distance) if back else (distance, 0)
     begin = [distance if i == at and back else 0 for i in range(len(tensor.shape))]
-    size = [max(size - distance, 0) if i == at else size for i, size in enumerate(tensor.shape)]
+    size = [
+        max(length - distance, 0) if i == at else length for i, length in enumerate(tensor.shape)
+    ]
     return pad_tensor(node, slice_tensor(node, tensor, begin, size), around, fill=1)
 
 
 def refuse_run_time_window(node: Node) -> None:
     # With constant inputs it is folded and never comes here.
+    """Refuse it: with constant inputs it is folded and never comes here."""
     raise node.refusal("it depends on a size that is computed at run time")

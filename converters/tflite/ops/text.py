@@ -13,6 +13,7 @@ from edge_core.tensors import Array
 
 
 def lower_tf_idf_vectorizer(node: Node) -> None:
+    """Comparisons with every sequence of the pool, counted and weighted."""
     value, calc = node.value(0), Math(node)
     if not node.attr("pool_int64s") or value.dtype.kind != "i":
         raise node.refusal("its input is no integers")

@@ -30,6 +30,7 @@ class Window(msgspec.Struct, frozen=True):
 
     @property
     def is_dilated(self) -> bool:
+        """Whether any axis skips elements."""
         return any(dilation != 1 for dilation in self.dilations)
 
     def to_image(self) -> Window:
@@ -42,7 +43,7 @@ class Window(msgspec.Struct, frozen=True):
 
 
 def read_window(node: Node, kernel: Sequence[int], size: Sequence[int]) -> Window:
-    """The node's window over an input of the spatial ``size``."""
+    """The node's window over an input of the spatial sizes ``size``."""
     ones = [1] * len(kernel)
     plain = Window(
         tuple(kernel),
@@ -65,7 +66,7 @@ def _read_padding(node: Node, window: Window, size: Sequence[int]) -> Pairs:
 
 
 def same_padding(window: Window, size: Sequence[int]) -> Pairs:
-    """TFLite's SAME: as many outputs as strides fit, the odd element after."""
+    """(before, after) per spatial axis of TFLite's SAME; the odd element comes after."""
     total = [
         max((-(-length // stride) - 1) * stride + extent - length, 0)
         for length, extent, stride in zip(size, window.extent, window.strides, strict=True)
@@ -76,7 +77,10 @@ def same_padding(window: Window, size: Sequence[int]) -> Pairs:
 def fit_padding(
     node: Node, tensor: Tensor, window: Window, fill: float = 0.0
 ) -> tuple[Tensor, int]:
-    """The tensor (N, spatial axes, C), padded unless the operator's own padding is the same."""
+    """The tensor [N, spatial axes, C] and the padding its operator takes: SAME or VALID.
+
+    A PAD with ``fill`` is emitted unless the operator's own padding is the same.
+    """
     if not any(before or after for before, after in window.around):
         return tensor, VALID
     if window.around == same_padding(window, tensor.shape[1:-1]):
@@ -85,5 +89,5 @@ def fit_padding(
 
 
 def to_image_row(node: Node, tensor: Tensor) -> Tensor:
-    """[N, W, C] as an image of one row."""
+    """[N, W, C] as [N, 1, W, C]."""
     return node.reshape(tensor, (tensor.shape[0], 1, *tensor.shape[1:]))
