@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -14,6 +15,7 @@ import msgspec
 from converters import registry as converters
 from edge_core.errors import MissingExtra
 from edge_core.runtimes import registry as runtimes
+from edge_core.runtimes.adapter import Adapter
 from edge_sdk.build.workspace import default_cache, default_jobs
 
 EXTRAS = (("onnx", "onnx"), ("torch", "torch"), ("tflite", "ai_edge_quantizer"))
@@ -32,7 +34,7 @@ def check_machine() -> tuple[Check, ...]:
     """Every check, in order; never raises for what it finds."""
     return (
         Check("python", "ok", f"{platform.python_version()} on {platform.machine()}"),
-        *(_check_runtime(name) for name in sorted(runtimes.by_name())),
+        *_check_runtimes(),
         *(_check_extra(extra, module) for extra, module in EXTRAS),
         _check_images(),
         Check("converters", "ok", ", ".join(sorted(converters.by_name()))),
@@ -42,13 +44,28 @@ def check_machine() -> tuple[Check, ...]:
     )
 
 
-def _check_runtime(name: str) -> Check:
+def _check_runtimes() -> Iterator[Check]:
+    """One that is missing is needed only where no other runtime here loads its files."""
+    adapters = sorted(runtimes.by_name().items())
+    versions = {name: _installed_version(adapter) for name, adapter in adapters}
+    loadable = {
+        suffix for name, adapter in adapters if versions[name] for suffix in adapter.SPEC.suffixes
+    }
+    for name, adapter in adapters:
+        if versions[name]:
+            yield Check(f"runtime {name}", "ok", versions[name])
+        elif loadable.issuperset(adapter.SPEC.suffixes):
+            yield Check(f"runtime {name}", "ok", "builds fetch the version that a profile names")
+        else:
+            hint = f"pip install 'edge-deploy[{adapter.SPEC.extra}]'"
+            yield Check(f"runtime {name}", "missing", f"{adapter.SPEC.module} is not here", hint)
+
+
+def _installed_version(adapter: Adapter) -> str:
     try:
-        return Check(f"runtime {name}", "ok", runtimes.get(name).version())
-    except MissingExtra as error:
-        if name == "tflite-runtime":  # 32-bit Arm has it; elsewhere LiteRT is its successor
-            return Check(f"runtime {name}", "ok", "builds fetch the version that a profile names")
-        return Check(f"runtime {name}", "missing", error.what, error.hint)
+        return adapter.version()
+    except MissingExtra:
+        return ""
 
 
 def _check_extra(extra: str, module: str) -> Check:

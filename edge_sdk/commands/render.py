@@ -97,9 +97,11 @@ def _render_candidates(result: Built) -> None:
         right=("MB", *titles, "ms here", "ms device", "peak MB"),
         title=f"{result.profile} ({result.plan.runtime})",
     )  # fmt: skip
-    measurements = {m.candidate: m for m in result.measurements}
+    measurements = {one.candidate: one for one in result.measurements}
     names = ("package_mb", *accuracy, "host_p50_ms", "latency_p50_ms", "memory_peak_mb")
-    for judged in sorted(result.verdict.judged, key=lambda j: (j.candidate != winner, j.candidate)):
+    for judged in sorted(
+        result.verdict.judged, key=lambda one: (one.candidate != winner, one.candidate)
+    ):
         values = measurements[judged.candidate].values
         candidates.add_row(
             judged.candidate,
@@ -108,7 +110,7 @@ def _render_candidates(result: Built) -> None:
             judged.lost or _describe_open_gates(judged),
         )
     out.print(candidates)
-    refused = [d.candidate for d in result.plan.decisions if d.verdict == "out"]
+    refused = [one.candidate for one in result.plan.decisions if one.verdict == "out"]
     if refused:
         out.print(f"left out by the plan (edge plan says why): {', '.join(refused)}\n")
     for measurement in result.measurements:
@@ -122,7 +124,9 @@ def _accuracy_columns(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def _describe_open_gates(judged: Judged) -> str:
-    return "; ".join(f"{g.gate} is open: {g.why}" for g in judged.gates if g.outcome != "pass")
+    return "; ".join(
+        f"{gate.gate} is open: {gate.why}" for gate in judged.gates if gate.outcome != "pass"
+    )
 
 
 def format_quantity(quantity: Quantity | None) -> str:
@@ -135,10 +139,16 @@ def format_quantity(quantity: Quantity | None) -> str:
 
 def render_verification(verification: Verified) -> None:
     """What `edge verify` prints."""
-    out, v = console.stdout(), verification
-    out.print(f"{v.package}: {v.name} {v.version} ({v.candidate}), {v.digest}")
-    out.print(f"digests fine; golden vectors replayed on {v.runtime}: {v.golden.text}")
-    for note in v.notes:
+    out = console.stdout()
+    out.print(
+        f"{verification.package}: {verification.name} {verification.version} "
+        f"({verification.candidate}), {verification.digest}"
+    )
+    out.print(
+        f"digests fine; golden vectors replayed on {verification.runtime}: "
+        f"{verification.golden.text}"
+    )
+    for note in verification.notes:
         out.print(f"note: {note}")
 
 
@@ -179,7 +189,7 @@ def render_profiles(profiles: Sequence[Profile]) -> None:
     """What `edge profiles list` prints."""
     rows = new_table("name", "device", "arch", "runtimes")
     for profile in profiles:
-        runtimes = ", ".join(f"{r.name} {r.version}" for r in profile.runtimes)
+        runtimes = ", ".join(f"{one.name} {one.version}" for one in profile.runtimes)
         rows.add_row(profile.name, profile.title, profile.platform.arch, runtimes)
     console.stdout().print(rows)
 
