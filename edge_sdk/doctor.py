@@ -6,7 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -34,7 +34,7 @@ def check_machine() -> tuple[Check, ...]:
     """Every check, in order; never raises for what it finds."""
     return (
         Check("python", "ok", f"{platform.python_version()} on {platform.machine()}"),
-        *_check_runtimes(),
+        *check_runtimes(runtimes.by_name()),
         *(_check_extra(extra, module) for extra, module in EXTRAS),
         _check_images(),
         Check("converters", "ok", ", ".join(sorted(converters.by_name()))),
@@ -44,14 +44,19 @@ def check_machine() -> tuple[Check, ...]:
     )
 
 
-def _check_runtimes() -> Iterator[Check]:
-    """One that is missing is needed only where no other runtime here loads its files."""
-    adapters = sorted(runtimes.by_name().items())
-    versions = {name: _installed_version(adapter) for name, adapter in adapters}
+def check_runtimes(adapters: Mapping[str, Adapter]) -> Iterator[Check]:
+    """Is each runtime installed, or another one that loads the same files?
+
+    Builds fetch the version that a profile names, so one runtime for each kind of file will do.
+    """
+    versions = {name: _installed_version(adapter) for name, adapter in adapters.items()}
     loadable = {
-        suffix for name, adapter in adapters if versions[name] for suffix in adapter.SPEC.suffixes
+        suffix
+        for name, adapter in adapters.items()
+        if versions[name]
+        for suffix in adapter.SPEC.suffixes
     }
-    for name, adapter in adapters:
+    for name, adapter in sorted(adapters.items()):
         if versions[name]:
             yield Check(f"runtime {name}", "ok", versions[name])
         elif loadable.issuperset(adapter.SPEC.suffixes):

@@ -443,21 +443,6 @@ def test_an_exported_program_is_built_like_any_model(edge, tmp_path):
     assert answer["top"] == []  # judged by cosine: the output is no row of class scores
 
 
-def test_the_python_interface_does_the_same_in_five_lines(digits, edge, tmp_path):
-    code = f"""
-import edge_sdk
-options = edge_sdk.BuildOptions(evaluation="examples.data:digits_eval", only=["onnx-fp32"],
-                                preprocess="mnist", out={str(tmp_path)!r})
-built = edge_sdk.build({str(digits)!r}, ["x86-64"], options)
-print(edge_sdk.verify(built[0].package).golden.ok, built[0].verdict.winner)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=edge.environment(), capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split() == ["True", "onnx-fp32"]
-
-
 def test_a_runtime_of_another_python_in_the_cache_is_not_taken(tmp_path):
     ours = runtime_env._folder(tmp_path, "onnxruntime", "1.30.0")
     ours.mkdir(parents=True)
