@@ -24,10 +24,10 @@ def main() -> None:
     present = [m for m in NOT_IN_THE_BASE if find_spec(m)]
     assert not present, f"this is not a base install: it has {present}"
     names = [
-        found.name
+        module.name
         for package in (edge_core, agent)
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        if not found.name.endswith("__main__")  # importing that one runs it
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.endswith("__main__")  # importing that one runs it
     ]
     for name in names:
         importlib.import_module(name)

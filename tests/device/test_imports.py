@@ -21,10 +21,10 @@ HEAVY = (
     "transformers",
 )  # fmt: skip
 MODULES = sorted(
-    found.name
+    module.name
     for package in (edge_core, agent)
-    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    if not found.name.endswith("__main__")  # importing that one runs it
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not module.name.endswith("__main__")  # importing that one runs it
 )
 
 
