@@ -53,7 +53,7 @@ def build(
     *,
     progress: Progress = silent,
 ) -> tuple[Built, ...]:
-    """Build one package a profile; where nothing fits, ``Built.package`` is None.
+    """Build one package for each profile; where nothing fits, ``Built.package`` is None.
 
     ``options`` are those of `edge build`: where samples are, what is measured, what wins.
     ``progress`` is called with a stage, what it works on, and how much of how much is done.

@@ -49,7 +49,7 @@ def check_runtimes(adapters: Mapping[str, Adapter]) -> Iterator[Check]:
 
     Builds fetch the version that a profile names, so one runtime for each kind of file will do.
     """
-    versions = {name: _installed_version(adapter) for name, adapter in adapters.items()}
+    versions = {name: _find_version(adapter) for name, adapter in adapters.items()}
     loadable = {
         suffix
         for name, adapter in adapters.items()
@@ -66,7 +66,7 @@ def check_runtimes(adapters: Mapping[str, Adapter]) -> Iterator[Check]:
             yield Check(f"runtime {name}", "missing", f"{adapter.SPEC.module} is not here", hint)
 
 
-def _installed_version(adapter: Adapter) -> str:
+def _find_version(adapter: Adapter) -> str:
     try:
         return adapter.version()
     except MissingExtra:

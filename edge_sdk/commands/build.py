@@ -74,7 +74,7 @@ def build_packages(
 ) -> None:
     """Convert MODEL, measure and judge candidates, package the winner.
 
-    Writes one package and one report a profile. Exit code 2: a gate refused every candidate.
+    Writes one package and one report for each profile. Exit code 2: a gate refused every candidate.
     """
     profiles = [load_profile(name, set_) for name in profile]
     with show_progress() as progress:
