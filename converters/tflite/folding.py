@@ -1,11 +1,11 @@
-"""Arithmetic with constants that a layer in front of it can do in its own weights.
+"""Constant arithmetic that is folded into the weights of the layer before it.
 
     fold(graph)
 
-A MUL, DIV, ADD or SUB by one number for each channel, after a layer whose result nobody else
-reads, goes into that layer's weights and bias: MatMul + Add, and what is left of a
-BatchNormalization. Equal operators become one, a RESHAPE of a RESHAPE is one, and the last step of
-an LSTM is not joined with the others to be cut off again.
+A MUL, DIV, ADD or SUB by one number per channel, after a layer whose result nothing else reads,
+goes into that layer's weights and bias: MatMul + Add, and the remains of a BatchNormalization.
+Equal operators are merged, a RESHAPE of a RESHAPE becomes one, and the last step of an LSTM is read
+directly instead of being concatenated and cut out again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WEIGHTS, BIAS = 1, 2  # inputs
 
 
 def fold(graph: Graph) -> None:
-    """Change the graph in place; it computes the same to rounding."""
+    """Change the graph in place; its results stay the same up to rounding."""
     _merge_equal(graph)
     _join_reshapes(graph)
     _skip_concatenations(graph)
@@ -34,7 +34,7 @@ def fold(graph: Graph) -> None:
 
 
 def _merge_equal(graph: Graph) -> None:
-    """Operators that do the same to the same tensors are one."""
+    """Merge operators that do the same to the same tensors."""
     same: dict[int, Tensor] = {}
     first: dict[object, Op] = {}
     kept = []
@@ -58,7 +58,7 @@ def _merge_equal(graph: Graph) -> None:
 
 
 def _join_reshapes(graph: Graph) -> None:
-    """A RESHAPE reads what the RESHAPE before it reads; one that changes nothing goes."""
+    """Let a RESHAPE read what the RESHAPE before it reads; drop one that changes nothing."""
     makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
     same: dict[int, Tensor] = {}
     outputs = set(map(id, graph.outputs))
@@ -78,7 +78,7 @@ def _join_reshapes(graph: Graph) -> None:
 
 
 def _skip_concatenations(graph: Graph) -> None:
-    """A SLICE that takes just what one operand of a CONCATENATION gave reads that operand."""
+    """Let a SLICE that takes exactly one operand of a CONCATENATION read that operand."""
     makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
     for op in graph.ops:
         block = _block(op) if op.code == "SLICE" else None
@@ -133,7 +133,7 @@ class _Folding:
         self._graph.ops = [op for op in self._graph.ops if not self._try_fold(op)]
 
     def _try_fold(self, op: Op) -> bool:
-        """Put ``op`` into the layer before it; False if that cannot be done."""
+        """Fold ``op`` into the layer before it; False if that is not possible."""
         operand = _constant_operand(op)
         if operand is None:
             return False
@@ -152,7 +152,7 @@ class _Folding:
         return True
 
     def _sole_maker(self, tensor: Tensor | None) -> Op | None:
-        """What makes a tensor that has one reader."""
+        """The operator that computes a tensor that has a single reader, else None."""
         return (
             self._makers.get(id(tensor))
             if tensor is not None and self._uses[id(tensor)] == 1
@@ -160,7 +160,7 @@ class _Folding:
         )
 
     def _try_change(self, layer: Op, code: str, constant: Array, negative: bool) -> bool:
-        """Give the layer other constants; False if it cannot have them."""
+        """Change the layer's weights and bias; False if that is not possible."""
         weight, old_bias = layer.inputs[WEIGHTS], _bias(layer)
         if weight is None or weight.data is None or weight.dtype != np.float32 or old_bias is None:
             return False
@@ -175,7 +175,7 @@ class _Folding:
             weights, bias = weight.data, (old_bias * factor + term).astype(np.float32)
             if np.any(factor != 1):
                 if self._uses[id(weight)] > 1:
-                    return False  # as the steps of an LSTM share them: each would need its own
+                    return False  # the steps of an LSTM share them: each would need a copy
                 shape = [count if i == CHANNELS[layer.code] else 1 for i in range(weight.data.ndim)]
                 weights = (weight.data * factor.reshape(shape)).astype(np.float32)
         if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
@@ -187,7 +187,7 @@ class _Folding:
 
 
 def _bias(layer: Op) -> Array | None:
-    """In float64; None if it is no constant."""
+    """The bias in float64, zeros if there is none; None if it is not constant."""
     weight, bias = layer.inputs[WEIGHTS], layer.inputs[BIAS] if len(layer.inputs) > BIAS else None
     if weight is not None and bias is None:
         return np.zeros(weight.shape[CHANNELS[layer.code]])

@@ -68,7 +68,7 @@ class Op:
 
 
 class Graph:
-    """Grows by emit(); to_model() drops what no output needs."""
+    """Grows by emit(); finish() drops what no output needs."""
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
@@ -78,14 +78,14 @@ class Graph:
         self._constants: dict[str, Tensor] = {}
 
     def input(self, name: str, shape: Shape, dtype: Any) -> Tensor:
-        """A tensor that the caller feeds."""
+        """An input of the model, in the shape it has in memory."""
         tensor = Tensor(name, shape, np.dtype(dtype))
         self.inputs.append(tensor)
         return tensor
 
     def constant(self, array: Array, name: str = "") -> Tensor:
-        """A constant; equal ones are one tensor."""
-        array = np.asarray(array, order="C")  # ascontiguousarray() would give a scalar an axis
+        """A constant tensor; equal arrays share one."""
+        array = np.asarray(array, order="C")  # ascontiguousarray() would add an axis to a scalar
         digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         constant = self._constants.get(digest.hexdigest())
         if constant is None:
@@ -105,7 +105,9 @@ class Graph:
         dtype: Any = None,
         **options: Any,
     ) -> Tensor:
-        """Add an operator with one output, of ``dtype`` or that of the first input."""
+        """Add an operator with one output of ``shape``, of ``dtype`` or that of the first input.
+
+        ``options`` are the fields of its options table."""
         return self.emit_many(code, inputs, [shape], dtype, **options)[0]
 
     def emit_many(
@@ -129,14 +131,14 @@ class Graph:
         return out
 
     def finish(self) -> None:
-        """Drop dead operators, join activations with what they follow, name every tensor."""
+        """Drop dead operators, fuse activations into what precedes them, name all tensors."""
         self.sweep()
         self._fuse()
         self.sweep()
         self._name()
 
     def sweep(self) -> None:
-        """Drop what no output needs."""
+        """Drop the operators that no output needs."""
         wanted, live = set(map(id, self.outputs)), []
         for op in reversed(self.ops):
             if any(id(tensor) in wanted for tensor in op.outputs):

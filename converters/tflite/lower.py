@@ -39,7 +39,7 @@ PASSING = ("Add", "Sub", "Mul", "Div", "Cast", "Clip", "Pad", "Relu", "Identity"
 
 
 class Lowered(msgspec.Struct, frozen=True):
-    """What the file takes and gives; layout is "NHWC" where it is not that of ONNX."""
+    """The inputs and outputs of the file; layout is "NHWC" where it differs from ONNX."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -54,7 +54,7 @@ class Lowerer:
         self._model, self._layout, self._lowerings = model, layout, lowerings
 
     def lower(self) -> Lowered:
-        """Fill the graph; raises ConvertError naming the op that stands in the way."""
+        """Fill the graph; raises ConvertError that names the op that cannot be lowered."""
         onnx = need("onnx", "onnx")
         graph = rewrite(self._model).graph
         known = {
@@ -93,7 +93,7 @@ class Lowerer:
         image = self._layout == "NHWC" and value.axes == channels_last(4)
         tensor = self.placer.place(value, NHWC if image else None)
         ends = (*self.graph.inputs, *self.graph.outputs)
-        if tensor.data is not None or tensor in ends:  # an output is a tensor of its own
+        if tensor.data is not None or tensor in ends:  # an output must be a tensor of its own
             shape = np.array(tensor.shape, np.int32)
             tensor = self.graph.emit(
                 "RESHAPE", [tensor, self.graph.ints(tensor.shape)], tensor.shape, new_shape=shape
@@ -104,7 +104,7 @@ class Lowerer:
 
 
 def _is_image(graph: GraphProto, name: str) -> bool:
-    """Is the first op behind an input, past what passes images on, one of images?"""
+    """Whether the first op behind an input, past those that pass images on, is an image op."""
     seen, wave = {name}, [name]
     while wave:
         now = wave.pop()
@@ -128,8 +128,8 @@ def to_tflite(
 ) -> Lowered:
     """Write the float TFLite file of a static ONNX model; raises ConvertError.
 
-    With ``layout`` "NHWC" images at the ends have their channels last, with "NCHW" they have the
-    order of the ONNX model. ``lowerings`` is the table of op -> function.
+    With ``layout`` "NHWC", image inputs and outputs have their channels last; with "NCHW" they
+    keep the order of the ONNX model. ``lowerings`` maps the name of an op to its function.
     """
     return write(load_model(model), out, layout=layout, lowerings=lowerings)
 

@@ -1,11 +1,11 @@
-"""Functions that exporters spell out in many nodes, given back their names.
+"""Functions that exporters spell out in many nodes, recognised and replaced by one node each.
 
     rewrite(model) -> model
 
 GELU arrives as Erf or Tanh with the arithmetic around it, in whatever order the framework wrote
-the products; hard swish as a Clip. Such a subgraph computes each element alone, so it is known by
-its values: it is evaluated at points and compared with the function. The node that stands for it
-is of the domain OWN, so the model's opset stays what it is.
+the products; hard swish as a Clip. Such a subgraph is elementwise, so its values identify it: it is
+evaluated at POINTS and compared with the function. The node that replaces it is of the domain OWN,
+so the model's opset does not change.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _hard_swish(points: Array) -> Array:
     return np.asarray(points * np.clip(points / 6 + 0.5, 0, 1))
 
 
-# By the op that every way to write the function has: the op it becomes, its attributes, its values.
+# By the op that every spelling of the function has: the op it becomes, its attributes, its values.
 FUNCTIONS: dict[str, tuple[str, dict[str, str], Array]] = {
     "Erf": ("Gelu", {"approximate": "none"}, _gelu(POINTS)),
     "Tanh": ("Gelu", {"approximate": "tanh"}, _gelu_tanh(POINTS)),
@@ -62,7 +62,7 @@ FUNCTIONS: dict[str, tuple[str, dict[str, str], Array]] = {
 
 
 def rewrite(model: ModelProto) -> ModelProto:
-    """A copy in which these functions are one node each; the same results and names of outputs."""
+    """A copy in which each of these functions is one node; results and output names stay."""
     onnx = need("onnx", "onnx")
     copy: ModelProto = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -82,7 +82,7 @@ def rewrite(model: ModelProto) -> ModelProto:
 
 
 class _Graph:
-    """Who makes and who reads each value of the main graph."""
+    """The node that computes each value of the main graph, and those that read it."""
 
     def __init__(self, model: ModelProto) -> None:
         onnx = need("onnx", "onnx")
@@ -127,7 +127,7 @@ class _Graph:
                     yield from self._below(reader, depth - 1)
 
     def _above(self, node: NodeProto) -> Iterator[str]:
-        """What a node is computed from, nearest first."""
+        """The values that a node is computed from, nearest first."""
         seen: dict[str, None] = {}
         wave = [node]
         for _ in range(DEPTH):
@@ -142,7 +142,7 @@ class _Graph:
         return iter(seen)
 
     def _values(self, name: str, source: str, depth: int) -> Array | None:
-        """``name`` as a function of ``x`` at POINTS; None if it is anything else as well."""
+        """``name`` as a function of ``source`` at POINTS; None if it depends on anything else."""
         if name == source:
             return POINTS
         if name in self.scalars:
@@ -178,7 +178,7 @@ def _evaluate(node: NodeProto, arguments: list[Array | None]) -> Array | None:
 
 
 def _drop_dead(model: ModelProto) -> None:
-    """Remove nodes whose results nobody reads any more."""
+    """Remove nodes whose results are no longer read."""
     while True:
         read = {value.name for value in model.graph.output}
         read |= {

@@ -1,8 +1,8 @@
 """The nodes of one graph or function body, lowered in order.
 
-Every node is, in this order: folded when all it takes is constant; lowered by the function that
-the table of lowerings has for its op; replaced by the body that the ONNX standard gives for it;
-refused by name. Shapes and axes are plain integers at every point.
+Each node takes the first of these that applies: it is folded if all of its inputs are constants;
+lowered by the function that the table has for its op; replaced by the function body that the ONNX
+standard gives for it; refused by name. All shapes and axes are plain integers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from edge_core.tensors import Array
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-MAX_FOLDED = 64 * 1024 * 1024  # bytes of a constant that folding may make
+MAX_FOLDED = 64 * 1024 * 1024  # bytes of a constant that folding may produce
 MAX_HINT = 65536  # bytes of a constant that shape inference looks into
 
 
 class Scope:
-    """Names of one graph or function body, and what they stand for.
+    """The names of one graph or function body, and the value of each.
 
     ``lowerings`` says which function lowers which op; ``opsets`` the version of each domain.
     """
@@ -51,7 +51,7 @@ class Scope:
             self._lower_node(proto)
 
     def make_inner(self, values: dict[str, PlacedValue]) -> Scope:
-        """A scope for a subgraph, which also sees the names of this one."""
+        """A scope for a subgraph, which sees the names of this one too."""
         known = {**self.values, **values}
         return Scope(self.graph, self.placer, self._lowerings, known, self.opsets)
 
@@ -67,7 +67,7 @@ class Scope:
                 proto, {name: np.empty(self.values[name].shape, np.int8) for name in proto.input}
             )
             return
-        if proto.domain == OWN:  # each element alone
+        if proto.domain == OWN:  # elementwise: the output is like the input
             shapes, dtypes = [inputs[0].shape], [inputs[0].dtype]
         else:
             shapes, dtypes = self._infer_outputs(proto)
@@ -113,7 +113,7 @@ class Scope:
             model = onnx.helper.make_model(graph, opset_imports=imports)
             with np.errstate(all="ignore"):
                 results = evaluator(model).run(None, feeds)
-        except Exception:  # noqa: BLE001  (whatever the reference lacks is lowered instead)
+        except Exception:  # noqa: BLE001  (what the reference cannot evaluate is lowered instead)
             return False
         names = [name for name in proto.output if name]
         if any(not isinstance(result, np.ndarray | np.generic) for result in results):
@@ -226,7 +226,7 @@ class Scope:
 def _bind_attributes(
     proto: NodeProto, attributes: Mapping[str, Any], missing: set[str]
 ) -> NodeProto:
-    """A node of a function body with the caller's attributes in place."""
+    """A node of a function body with the caller's attributes filled in."""
     bound: NodeProto = need("onnx", "onnx").NodeProto()
     bound.CopyFrom(proto)
     for i, name in enumerate(bound.input):

@@ -1,8 +1,8 @@
 """Values of the ONNX graph while it is lowered: where each lies, and in which order of axes.
 
-TFLite computes images as NHWC, ONNX as NCHW. No operator is told to transpose: a value remembers
-in which order its axes are stored, operators that do not care keep that order, a Transpose of the
-ONNX graph only changes the memory, and a TRANSPOSE is emitted where somebody insists.
+TFLite computes images as NHWC, ONNX as NCHW. Values are not transposed eagerly: each remembers the
+order in which its axes are stored, operators that work in any order keep it, a Transpose of the
+ONNX graph only changes that record, and a TRANSPOSE is emitted where an operator needs an order.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def memory_shape(shape: Sequence[int], axes: Axes) -> Shape:
 
 
 class Placer:
-    """Moves values into the order that an operator wants; every move is made once."""
+    """Moves values into the order that an operator needs, each value once per order."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -72,14 +72,14 @@ class Placer:
         """Axis i of the result is axis order[i] of ``tensor``."""
         shape = tuple(tensor.shape[axis] for axis in order)
         real = [axis for axis in order if tensor.shape[axis] != 1]
-        if real == sorted(real):  # only axes of size 1 move: the bytes stay where they are
+        if real == sorted(real):  # only axes of size 1 move: no data does
             return reshape(self._graph, tensor, shape)
         if len(order) > MAX_TRANSPOSE:
             return self._move_joined(tensor, order, shape)
         return self._graph.emit("TRANSPOSE", [tensor, self._graph.ints(order)], shape)
 
     def _move_joined(self, tensor: Tensor, order: Axes, shape: Shape) -> Tensor:
-        """A transpose of more axes than the kernel has: neighbours that stay so are one axis."""
+        """A transpose of more axes than the kernel has: axes that stay neighbours are joined."""
         groups: list[list[int]] = []
         for axis in (axis for axis in order if tensor.shape[axis] != 1):
             if groups and axis == groups[-1][-1] + 1:

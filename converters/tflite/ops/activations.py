@@ -44,7 +44,7 @@ def _hard_sigmoid(calc: Math, tensor: Tensor, alpha: float, beta: float) -> Tens
 
 # An argument without a default: the standard has none, or ONNX Runtime takes 0 in its place.
 REQUIRED = math.nan
-# The function, and the defaults of its alpha and its beta; None: it takes none.
+# The function, and the defaults of its alpha and beta; None where it takes none.
 CURVES: dict[str, tuple[Curve, float | None, float | None]] = {
     "sigmoid": (lambda calc, tensor, *_: calc("LOGISTIC", tensor), None, None),
     "tanh": (lambda calc, tensor, *_: calc("TANH", tensor), None, None),
@@ -66,7 +66,7 @@ DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RN
 
 
 def read_activations(node: Node, directions: int) -> list[Activation]:
-    """The activations, in order; those that take an alpha or a beta use the lists up in turn."""
+    """The node's activations in order; each takes its alpha and beta from the lists in turn."""
     names = node.attributes.get("activations") or DEFAULTS[node.op] * directions
     lists = [iter(node.attr(f"activation_{name}") or ()) for name in ("alpha", "beta")]
     chosen: list[Activation] = []

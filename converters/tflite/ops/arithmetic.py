@@ -36,7 +36,7 @@ class Math:
         return emit_broadcast(self._n, code, tensors, dtype, **options)
 
     def clamp(self, tensor: Tensor, low: float, high: float) -> Tensor:
-        """Values between the bounds; a bound at infinity is none."""
+        """Values clamped to the bounds; an infinite bound is none."""
         whole = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
         if tensor.dtype == np.float32 and (low, high) in whole:
             return self(whole[low, high], tensor)

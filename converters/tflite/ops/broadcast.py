@@ -1,4 +1,4 @@
-"""Operands of different shapes and orders, made ready for one operator."""
+"""Operands of different shapes and orders, aligned for one operator."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def emit_broadcast(
 
 
 def _join_axes(shapes: Sequence[Sequence[int]], shape: Sequence[int]) -> list[list[int]]:
-    """Neighbouring axes that every operand either has whole or broadcasts."""
+    """Groups of neighbouring axes that each operand either has in full or broadcasts."""
     groups: list[list[int]] = []
     previous: tuple[bool, ...] = ()
     for i, size in enumerate(shape):

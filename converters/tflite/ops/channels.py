@@ -1,4 +1,4 @@
-"""Normalising over channels: by constants, and by neighbours."""
+"""Normalisation over channels: by constants, and by neighbours."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Control flow, decided at conversion: If, Loop and Scan become the operators that they would run.
+"""Control flow, unrolled at conversion: If, Loop and Scan become the operators they would run.
 
-What only a run can decide is refused, but for an If whose branches may both be computed.
+What is only known at run time is refused, except an If whose branches can both be computed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edge_core.extras import need
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-MAX_UNROLLED = 8192  # ONNX nodes of all trips of one Loop or Scan
-# Operators that end the run when the input at that place holds something out of range.
+MAX_UNROLLED = 8192  # ONNX nodes over all trips of one Loop or Scan
+# Operators that abort the run if the input at that place holds a value out of range.
 FALLIBLE = {
     "GATHER": 1, "GATHER_ND": 1, "SCATTER_ND": 0, "EMBEDDING_LOOKUP": 0, "FLOOR_MOD": 1,
     "FLOOR_DIV": 1, "REVERSE_SEQUENCE": 1, "SLICE": 1,
@@ -116,7 +116,7 @@ def lower_loop(node: Node) -> None:
         trip_inputs = [constant(np.array(trip, np.int64)), constant(np.array(True))]
         again, *results = lower_body(node, body, [*trip_inputs, *state])
         if again.array is None:
-            raise node.refusal("whether it goes on is computed at run time")
+            raise node.refusal("its loop condition is computed at run time")
         going = bool(again.array.reshape(-1)[0])
         state = results[: len(state)]
         for series, value in zip(collected, results[len(state) :], strict=True):
@@ -131,7 +131,7 @@ def _check_unrolled_size(node: Node, nodes: int, trips: int) -> None:
     if nodes * trips > MAX_UNROLLED:
         raise node.refusal(
             f"{trips} trips of {nodes} nodes are more than the {MAX_UNROLLED} that are unrolled",
-            "make fewer trips, or run it outside of the model",
+            "make fewer trips, or run the loop outside the model",
         )
 
 
@@ -151,7 +151,7 @@ def lower_scan(node: Node) -> None:
 
 
 def _lower_scan_8(node: Node) -> None:
-    """Opset 8: a batch in axis 0 of everything, and the steps in axis 1."""
+    """Opset 8: axis 0 of every value is the batch, axis 1 the steps."""
     if node.has_input(0):
         raise node.refusal("sequence_lens is not lowered", "export with opset 9 or later")
     inputs = [node.value(i) for i in range(1, len(node.proto.input))]
@@ -165,7 +165,7 @@ def _lower_scan_8(node: Node) -> None:
 def _unroll_scan(
     node: Node, inputs: list[PlacedValue], directions: str = "scan_input_directions"
 ) -> list[PlacedValue]:
-    """The last states and what each trip gave, stacked."""
+    """The final states, and the outputs of all trips stacked."""
     body, count = node.attributes["body"], int(node.attr("num_scan_inputs"))
     state, scanned = inputs[: len(inputs) - count], inputs[len(inputs) - count :]
     axes = _read_axes(node, "scan_input_axes", [len(value.shape) for value in scanned])
@@ -215,13 +215,13 @@ def take_index(node: Node, value: PlacedValue, axis: int, index: int) -> PlacedV
 
 
 def stack_values(node: Node, values: Sequence[PlacedValue], axis: int) -> PlacedValue:
-    """Values of one shape, along a new axis."""
+    """Values of one shape stacked along a new axis."""
     arrays = [value.array for value in values if value.array is not None]
     if len(arrays) == len(values):
         return constant(np.stack(arrays, axis))
     one = values[0].shape
     if any(value.shape != one for value in values):
-        raise node.refusal("what its trips give differs in shape")
+        raise node.refusal("the outputs of its trips differ in shape")
     before, after = math.prod(one[:axis]), math.prod(one[axis:])
     tensors = [node.reshape(node.place(value), (before, after)) for value in values]
     joined = tensors[0]

@@ -91,7 +91,9 @@ def lower_conv_transpose(node: Node) -> None:
 def _emit_transpose_conv(
     node: Node, image: Tensor, weights: Array, strides: Sequence[int]
 ) -> Tensor:
-    """The full result, before anything is cropped; weights are inputs x outputs x kernel."""
+    """The full result before cropping, [N, height, width, C].
+
+    ``image`` is [N, height, width, C], ``weights`` [inputs, outputs, height, width]."""
     groups = int(node.attr("group", 1))
     each = image.shape[-1] // groups
     sizes = zip(image.shape[1:-1], strides, weights.shape[2:], strict=True)
@@ -110,7 +112,7 @@ def _emit_transpose_conv(
 
 
 def _spread_kernel(weights: Array, dilations: Sequence[int]) -> Array:
-    """A dilated kernel as a plain one with zeros in it."""
+    """A dilated kernel as a dense one with zeros between its elements."""
     kernel = [
         (length - 1) * dilation + 1
         for length, dilation in zip(weights.shape[2:], dilations, strict=True)
@@ -123,10 +125,10 @@ def _spread_kernel(weights: Array, dilations: Sequence[int]) -> Array:
 
 
 def _crop(node: Node, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What the node's pads leave of the full result; output_padding adds zeros at the end."""
+    """The full result cropped by the node's pads; output_padding adds zeros at the end."""
     full, how = tensor.shape[1:-1], node.attr("auto_pad", "NOTSET")
     pads, extra = node.attr("pads"), node.attr("output_padding") or []
-    front = [0] * (2 - len(node.shape[2:]))  # the axis that a row was given
+    front = [0] * (2 - len(node.shape[2:]))  # the height of an image of one row
     begin = [0, 0]
     if how in ("SAME_UPPER", "SAME_LOWER") or node.attr("output_shape"):
         more = front + (list(extra) or [0] * len(node.shape[2:]))

@@ -25,7 +25,7 @@ class Term(msgspec.Struct, frozen=True):
     letters: str
 
     def size(self, letters: Collection[str]) -> int:
-        """The elements of these axes together."""
+        """The number of elements along these axes."""
         return math.prod(
             size
             for size, letter in zip(self.value.shape, self.letters, strict=True)
@@ -55,7 +55,7 @@ def lower_einsum(node: Node) -> None:
 
 
 def parse_equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The letters of each operand and of the result; "..." becomes letters of its own."""
+    """The letters of each operand and of the result; unused letters stand for "..."."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     sides = left.split(",")
     free = [letter for letter in string.ascii_letters if letter not in equation]
@@ -83,7 +83,7 @@ def parse_equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]
 
 
 def _take_diagonals(node: Node, term: Term) -> Term:
-    """Each letter once: of axes with the same letter only the diagonal is left."""
+    """The term with each letter once: of two axes with one letter only the diagonal remains."""
     value, letters = term.value, term.letters
     while repeated := [letter for letter in letters if letters.count(letter) > 1]:
         first = letters.index(repeated[0])
@@ -102,7 +102,7 @@ def _take_diagonals(node: Node, term: Term) -> Term:
 
 
 def _drop_broadcast_axes(node: Node, terms: list[Term]) -> list[Term]:
-    """Without the axes of size 1 that another operand has wider."""
+    """The terms without the axes of size 1 that are wider in another term."""
     widest: dict[str, int] = {}
     for term in terms:
         for letter, size in zip(term.letters, term.value.shape, strict=True):
@@ -124,7 +124,7 @@ def _drop_broadcast_axes(node: Node, terms: list[Term]) -> list[Term]:
 
 
 def _sum_unneeded_axes(node: Node, term: Term, kept: Collection[str]) -> Term:
-    """Without the axes whose letters nobody needs."""
+    """The term summed over the axes whose letters are not in ``kept``."""
     value = term.value
     axes = [i for i, letter in enumerate(term.letters) if letter not in kept]
     if not axes:
@@ -140,7 +140,7 @@ def _sum_unneeded_axes(node: Node, term: Term, kept: Collection[str]) -> Term:
 
 
 def _multiply(node: Node, left: Term, right: Term, kept: Collection[str]) -> Term:
-    """Multiply two terms and sum what both have and nobody needs."""
+    """The product of two terms, summed over the letters that both have and ``kept`` has not."""
     if left.value.array is not None and right.value.array is None:
         left, right = right, left
     both = [letter for letter in left.letters if letter in right.letters]

@@ -1,4 +1,4 @@
-"""Operators that compute each element alone: any order of axes is as good as another."""
+"""Elementwise operators: they work in whatever order the axes are stored."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Unary = Callable[["Math", Tensor], Tensor]
 
 
 def apply_unary(node: Node, function: Unary) -> None:
-    """Apply a function to the first input, in the order in which it lies."""
+    """Apply a function to the first input, in its stored order."""
     value = node.value(0)
     node.set_output(function(Math(node), node.place(value, value.axes)), value.axes)
 
@@ -179,7 +179,7 @@ def lower_pow(node: Node) -> None:
 
 
 def _raise_integers(node: Node, tensor: Tensor, exponents: Array) -> Tensor:
-    """Integers to constant powers by squaring: float32, which POW computes in, has 24 bits."""
+    """Integers to constant powers, by squaring: POW computes in float32, which has 24 bits."""
     shape = np.broadcast_shapes(tensor.shape, exponents.shape)
     one = node.const(np.ones((1,) * len(shape)), tensor.dtype)
     result = node.const(np.ones(shape), tensor.dtype)

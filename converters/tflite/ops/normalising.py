@@ -1,4 +1,4 @@
-"""Operators that bring values to a mean of 0, a deviation of 1 or a norm of 1."""
+"""Operators that normalise values to a mean of 0, a deviation of 1 or a norm of 1."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _apply_parameter(node: Node, result: Tensor, code: str, index: int, axes: Ax
 
 
 def _trailing_axes(node: Node, value: PlacedValue) -> list[int]:
-    """Where the axes from the attribute ``axis`` on lie in memory."""
+    """The stored positions of the axes from the attribute ``axis`` on."""
     first = int(node.attr("axis", -1)) % len(value.shape)
     return [i for i, axis in enumerate(value.axes) if axis >= first]
 
@@ -95,7 +95,7 @@ def lower_lp_normalization(node: Node) -> None:
     shape = [1 if i == at else length for i, length in enumerate(tensor.shape)]
     norm = node.emit("SUM", [size, node.ints([at])], shape, keep_dims=True)
     norm = norm if power == 1 else calc("SQRT", norm)
-    # Nothing but zeros has the norm 0, and stays zeros.
+    # Only zeros have the norm 0; they stay zeros.
     node.set_output(emit_broadcast(node, "DIV", [tensor, calc("MAXIMUM", norm, TINY)]), value.axes)
 
 

@@ -66,7 +66,7 @@ def lower_pool(node: Node) -> None:
 
 
 def _trim_ceil_windows(out: Shape, window: Window, size: Shape) -> Shape:
-    """The output's shape without the windows of ceil_mode that start in the padding behind.
+    """The output's shape without the windows of ceil_mode that start in the trailing padding.
 
     Opset 22 says so and runtimes always did; ONNX's shape inference counts them up to opset 21.
     """
@@ -91,7 +91,7 @@ def _root(node: Node, tensor: Tensor, power: float) -> Tensor:
 
 
 def _ceil_overhang(window: Window, size: Sequence[int], out: Sequence[int]) -> list[int]:
-    """What ceil_mode reads past the padding."""
+    """Elements per axis that ceil_mode reads beyond the padding."""
     return [
         max((count - 1) * stride + extent - length - before - after, 0)
         for count, stride, extent, length, (before, after) in zip(
@@ -113,7 +113,7 @@ def _pool_windows(
         return _pool_axis_by_axis(node, tensor, window, out, join, fill)
     row = len(window.kernel) == 1
     image, window = (to_image_row(node, tensor), window.to_image()) if row else (tensor, window)
-    if join == "ADD":  # SAME leaves padding out of the mean, so the zeros must really be there
+    if join == "ADD":  # SAME excludes padding from the mean, so the zeros must exist
         image, padding = pad_tensor(node, image, [(0, 0), *window.around, (0, 0)]), VALID
     else:
         image, padding = fit_padding(node, image, window, fill)

@@ -14,7 +14,7 @@ from converters.tflite.ops.movement import transpose_value
 from converters.tflite.values import Axes, PlacedValue, identity
 from edge_core.tensors import Array
 
-MAX_BATCH_RANK = 4  # of BATCH_MATMUL, that XNNPACK takes
+MAX_BATCH_RANK = 4  # of the BATCH_MATMUL that XNNPACK supports
 
 
 def emit_fully_connected(

@@ -1,7 +1,7 @@
-"""ONNX's quantised operators, in arithmetic that gives what ONNX defines to the last bit.
+"""ONNX's quantised operators, in arithmetic that is exact to the last bit.
 
-Products of 8-bit numbers are float products: a sum below 2**24 is exact in float32, longer ones are
-cut into parts that are added as int32.
+Products of 8-bit numbers are computed in float32: sums below 2**24 are exact, and longer ones are
+split into parts that are added as int32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from converters.tflite.values import Axes, PlacedValue, constant, identity
 from edge_core.extras import need
 from edge_core.tensors import Array
 
-EXACT = 2**24  # float32 has every integer below
+EXACT = 2**24  # float32 holds every integer below
 STEP = 255  # the largest 8-bit number less its zero point
 QUANTISED = (np.int8, np.uint8, np.int16)
 
@@ -64,9 +64,9 @@ def lower_quantize_linear(node: Node) -> None:
 def _round_to_type(
     node: Node, tensor: Tensor, zero: Tensor | None, dtype: np.dtype[np.generic]
 ) -> Tensor:
-    """The nearest integers (halves to even) plus the zero point, within the range of the type."""
+    """The nearest integers (halves to even) plus the zero point, clamped to the type."""
     if dtype not in QUANTISED:
-        raise node.refusal(f"numbers of {dtype} are not lowered", "int8, uint8 and int16 are")
+        raise node.refusal(f"{dtype} is not lowered", "int8, uint8 and int16 are")
     calc, bounds = Math(node), np.iinfo(np.dtype(dtype).name)
     result = calc("ROUND", tensor)
     result = emit_broadcast(node, "ADD", [result, zero]) if zero is not None else result
@@ -117,7 +117,7 @@ def _subtract_zero_point(node: Node, index: int, zero: int, axis: int) -> Placed
 
 
 def _count_exact_parts(weights: Array, axis: int, summed: tuple[int, ...]) -> int:
-    """Into how many parts ``axis`` must be cut for sums over the axes ``summed`` to be exact."""
+    """How many parts ``axis`` must be split into so that sums over ``summed`` are exact."""
     parts = 1
     while parts < weights.shape[axis] and any(
         _is_inexact(part, summed) for part in np.array_split(weights, parts, axis)
@@ -127,7 +127,7 @@ def _count_exact_parts(weights: Array, axis: int, summed: tuple[int, ...]) -> in
 
 
 def _is_inexact(weights: Array, summed: tuple[int, ...]) -> bool:
-    """Can a sum of these weights times 8-bit numbers be beyond what float32 has exactly?"""
+    """Whether sums of these weights times 8-bit numbers can exceed what float32 holds exactly."""
     return bool(np.abs(weights).sum(axis=summed).max(initial=0) * STEP >= EXACT)
 
 
@@ -197,7 +197,7 @@ def lower_qlinear_matmul(node: Node) -> None:
 def _set_scaled_output(
     node: Node, total: Tensor, scale: Array, order: Axes | None, zero: int
 ) -> None:
-    """Give sums, scaled, as 8-bit numbers."""
+    """Set the output to the sums, scaled and rounded to 8 bits."""
     rank, start = len(total.shape), node.require_constant(zero, "its zero point").reshape(-1)
     if start.size > 1:
         raise node.refusal("more than one zero point of the result is not lowered")

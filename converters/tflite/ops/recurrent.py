@@ -1,8 +1,8 @@
-"""LSTM, GRU and RNN, unrolled: the number of steps is a plain number at conversion.
+"""LSTM, GRU and RNN, unrolled: the number of steps is known at conversion.
 
 The input products of all steps are one FULLY_CONNECTED before the first step, and every step
 reads the same constant of recurrent weights. TFLite's own UNIDIRECTIONAL_SEQUENCE_LSTM is not
-used: its states are variables that outlive a call, and no ONNX state does.
+used: its states are variables that survive a call, which ONNX states do not.
 """
 
 # structure: mathematics: i, o, f, g, h and c are the gates and states of the LSTM's equations
@@ -48,7 +48,7 @@ class Cell(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, direction: int) -> None:
-        """Make constants, and put what biases can be added once into ``input_bias``."""
+        """Create the constants; add what biases can be added beforehand to ``input_bias``."""
 
     @abc.abstractmethod
     def step(self, products: Tensor, state: State) -> State:
@@ -85,7 +85,7 @@ class Cell(abc.ABC):
         )
 
     def apply_gate(self, function: int, tensor: Tensor) -> Tensor:
-        """An activation, after the clip."""
+        """The clipped tensor through an activation."""
         return self.functions[function](self.calc, self.calc.clamp(tensor, -self.clip, self.clip))
 
     def split_columns(self, tensor: Tensor, count: int) -> list[Tensor]:
@@ -224,8 +224,10 @@ def _initial_state(node: Node, index: int, direction: int, shape: tuple[int, int
 def _unroll(
     cell: Cell, products: Tensor, batch: int, order: range, state: State
 ) -> tuple[dict[int, Tensor], State]:
-    """What each step gives, and the last state. Beyond the length of a sequence the state stays
-    as it is and the output is zero, so that a reversed sequence begins at its own end."""
+    """The output of each step, and the last state.
+
+    Beyond the length of a sequence the state is kept and the output is zero, so that a reversed
+    sequence starts at its own end."""
     node, results = cell.node, {}
     nothing = node.const(np.zeros((batch, cell.hidden)))
     for step in order:

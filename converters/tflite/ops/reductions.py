@@ -149,7 +149,7 @@ def lower_softmax(node: Node) -> None:
         tensor, order = place_axis_last(node, value, axis)
         node.set_output(_emit_softmax(node, tensor), order)
         return
-    # Up to opset 12 all axes from that one on are one.
+    # Up to opset 12 all axes from that one on are flattened.
     flat = (math.prod(value.shape[:axis]), math.prod(value.shape[axis:]))
     node.set_output(
         node.reshape(_emit_softmax(node, node.reshape(node.place(value), flat)), value.shape)

@@ -1,4 +1,4 @@
-"""RoiAlign and DeformConv: pixels read between pixels, and what is computed of them."""
+"""RoiAlign and DeformConv: interpolated samples of an image, pooled or convolved."""
 
 from __future__ import annotations
 

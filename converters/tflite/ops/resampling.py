@@ -1,7 +1,7 @@
 """Resize and Upsample: shapes are fixed, so every interpolation is a constant matrix per axis.
 
-Where TFLite's own image operator has the same matrix (or the same indices, for "nearest"), that
-operator is used; elsewhere the matrix is a FULLY_CONNECTED, and the indices a GATHER.
+TFLite's own image operator is used where it has the same matrix (for "nearest", the same indices);
+elsewhere the matrix becomes a FULLY_CONNECTED, and the indices a GATHER.
 """
 
 # structure: mathematics: x and a are the coordinate and the coefficient of ONNX's formulas
@@ -23,14 +23,14 @@ from edge_core.tensors import Array
 
 Flags = tuple[bool, bool]  # align_corners, half_pixel_centers of TFLite's image operators
 TfliteTable = Callable[[int, int, Flags], Array]
-# RESIZE_NEAREST_NEIGHBOR knows these types in every version; GATHER knows all.
+# RESIZE_NEAREST_NEIGHBOR supports these types in every version; GATHER supports all.
 NEAREST = (np.float32, np.uint8, np.int8)
 FLAGS: tuple[Flags, ...] = ((False, True), (False, False), (True, False))
-SAME = 1e-5  # two weights of pixels that are the same but for the rounding of coordinates
+SAME = 1e-5  # of weights that differ only by the rounding of coordinates
 
 
 class Axis(msgspec.Struct, frozen=True):
-    """One axis: for each new element its place among the old ones, in elements."""
+    """One axis: the position of each new element among the old ones, in elements."""
 
     size: int
     new: int
@@ -72,7 +72,7 @@ def lower_resize(node: Node) -> None:
 
 
 def _read_axes(node: Node, value: PlacedValue) -> dict[int, Axis]:
-    """Every axis that the node names."""
+    """The geometry of every axis that the node names, by ONNX axis."""
     rank = len(value.shape)
     named = [axis % rank for axis in node.attr("axes") or range(rank)]
     old = node.op == "Upsample" or node.scope.opsets.get("", 11) < 11
@@ -113,7 +113,7 @@ def _read_scales(node: Node, value: PlacedValue, named: list[int], at: int) -> l
 
 
 def _check_scale(node: Node, how: str, size: int, new: int, scale: np.float32) -> None:
-    """Refuse what the standard's reference and ONNX Runtime compute differently."""
+    """Refuse scales that the standard's reference and ONNX Runtime interpret differently."""
     real = np.float32(size) * scale
     kept = node.attr("keep_aspect_ratio_policy", "stretch") != "stretch"
     if real == new or kept:
@@ -130,9 +130,11 @@ def _check_scale(node: Node, how: str, size: int, new: int, scale: np.float32) -
 def _compute_places(
     node: Node, how: str, size: int, new: int, scale: np.float32, span: tuple[float, float]
 ) -> Array:
-    """Where each new element lies among the old ones, by the formulas of the standard."""
+    """The position of each new element among the old ones: float32 [new].
+
+    By the formulas of ONNX's Resize; raises ConvertError for a mode that it does not have."""
     x, one = np.arange(new, dtype=np.float32), np.float32(1)
-    real = np.float32(scale * np.float32(size))  # the new length before it was made whole
+    real = np.float32(scale * np.float32(size))  # the new length before rounding
     half = (x + np.float32(0.5)) / scale - np.float32(0.5)
     if how == "half_pixel" or (how == "pytorch_half_pixel" and new > 1):
         return half
@@ -154,7 +156,7 @@ def _compute_places(
 
 
 def _nearest_indices(node: Node, geometry: Axis) -> Array:
-    """The old element that each new one is."""
+    """The old element that each new one copies: int32 [new]."""
     old = node.op == "Upsample" or node.scope.opsets.get("", 11) < 11
     how = node.attr("nearest_mode", "floor" if old else "round_prefer_floor")
     x, half = geometry.places, np.float32(0.5)
@@ -182,14 +184,14 @@ def _interpolation_matrix(node: Node, geometry: Axis, cubic: bool) -> Array:
     if node.attr("exclude_outside", 0):
         weights = weights * ((taps >= 0) & (taps < geometry.size))
     weights /= weights.sum(axis=1, keepdims=True)
-    # What lies outside is the element at the edge.
+    # Beyond the edge the element at the edge is repeated.
     table = np.zeros((geometry.size, geometry.new))
     np.add.at(table, np.clip(taps, 0, geometry.size - 1), weights.T)
     return table.T.astype(np.float32)
 
 
 def _cubic_weights(x: Array, a: float) -> Array:
-    """The kernel of Keys, at distances ``x``."""
+    """The cubic kernel of Keys with coefficient ``a``, at distances ``x``."""
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
@@ -217,7 +219,7 @@ def _resize_linear(
     flags = _matching_flags(value, tables, _tflite_matrix, SAME)
     if flags is not None:
         return _emit_resize(node, value, "RESIZE_BILINEAR", flags)
-    # The axis that lies last goes first: it need not be moved.
+    # The axis that is stored last goes first: it need not be moved.
     for axis in sorted(tables, key=value.axes.index, reverse=True):
         if tables[axis].shape[0] == value.shape[axis] and np.array_equal(
             tables[axis], np.eye(value.shape[axis])
@@ -233,7 +235,7 @@ def _resize_linear(
 def _matching_flags(
     value: PlacedValue, tables: Mapping[int, Array], own: TfliteTable, tolerance: float
 ) -> Flags | None:
-    """The flags with which TFLite's operator has these tables; None: with none."""
+    """The flags with which TFLite's operator computes these tables; None if no flags do."""
     if len(value.shape) != 4 or not set(tables) <= {2, 3}:
         return None
     for flags in FLAGS:
@@ -257,7 +259,7 @@ def _tflite_scale(size: int, new: int, flags: Flags) -> np.float32:
 
 
 def _tflite_indices(size: int, new: int, flags: Flags) -> Array:
-    """What RESIZE_NEAREST_NEIGHBOR takes."""
+    """The old element of each new one in RESIZE_NEAREST_NEIGHBOR: int32 [new]."""
     x = np.arange(new, dtype=np.float32) + np.float32(0.5 if flags[1] else 0)
     places = x * _tflite_scale(size, new, flags)
     whole = np.floor(places + np.float32(0.5)) if flags[0] else np.floor(places)
@@ -265,7 +267,7 @@ def _tflite_indices(size: int, new: int, flags: Flags) -> Array:
 
 
 def _tflite_matrix(size: int, new: int, flags: Flags) -> Array:
-    """What RESIZE_BILINEAR computes."""
+    """The weights that RESIZE_BILINEAR uses: [new, old]."""
     half = np.float32(0.5 if flags[1] else 0)
     x = (np.arange(new, dtype=np.float32) + half) * _tflite_scale(size, new, flags) - half
     x = np.clip(x, 0, size - 1)
@@ -281,7 +283,7 @@ def _emit_resize(node: Node, value: PlacedValue, code: str, flags: Flags) -> tup
 
 
 def _extrapolate(node: Node, tensor: Tensor, order: Axes, axes: Mapping[int, Axis]) -> Tensor:
-    """A crop beyond the input has one value there."""
+    """``tensor`` with the extrapolation value where a crop extends beyond the input."""
     outside = np.zeros((1,) * len(order), bool)
     for axis, geometry in axes.items():
         if geometry.cropped:

@@ -1,7 +1,7 @@
-"""Operators that read an image at places computed at run time: GATHER and weights.
+"""Operators that read an image at coordinates computed at run time: GATHER and weights.
 
-An image is a table of rows, one for each pixel, with a column for each channel. Along each axis a
-place becomes taps: a whole index and what it counts; the taps of all axes are multiplied out.
+An image is a table with a row per pixel and a column per channel. Along each axis a coordinate
+becomes taps, each a whole index and its weight; the taps of all axes are combined.
 """
 
 # structure: mathematics: a, t, u and d are the symbols of the cubic convolution kernel
@@ -132,7 +132,7 @@ def lower_grid_sample(node: Node) -> None:
     where = node.reshape(where, (count, rank))
     axes = []
     for i, size in enumerate(sizes):
-        # The last coordinate is that of the first axis.
+        # The first axis has the last coordinate.
         places = node.reshape(slice_tensor(node, where, [0, rank - 1 - i], [count, 1]), (count,))
         scale = (size - 1) / 2 if corners else size / 2
         places = calc("ADD", calc("MUL", places, scale), (size - 1) / 2)
@@ -141,7 +141,7 @@ def lower_grid_sample(node: Node) -> None:
         low, high = (0.0, size - 1.0) if corners else (-0.5, size - 0.5)
         if padding == "reflection":
             places = _reflect(node, places, low, high)
-        else:  # farther out than any tap reaches, all places are the same
+        else:  # farther out than any tap reaches, all coordinates are equivalent
             places = calc("MINIMUM", calc("MAXIMUM", places, -REACH), size - 1 + REACH)
         taps = functions[mode](node, places)
         if padding == "zeros":
@@ -156,7 +156,7 @@ def lower_grid_sample(node: Node) -> None:
 
 
 def _reflect(node: Node, tensor: Tensor, low: float, high: float) -> Tensor:
-    """Places beyond a border come back as from a mirror."""
+    """Coordinates beyond a border, reflected back as by a mirror."""
     calc, span = Math(node), high - low
     if not span:
         return calc("MUL", tensor, 0.0)

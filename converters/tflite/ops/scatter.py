@@ -1,6 +1,6 @@
-"""Operators that write elements to places given by index.
+"""Operators that write elements at given indices.
 
-All of them are rows written into rows: data [D, R], one index for each of the updates [K, R].
+All of them write rows into rows: data [rows, width], one index for each of the updates [k, width].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edge_core.tensors import Array
 
 COMBINED = {"add": "ADD", "mul": "MUL", "max": "MAXIMUM", "min": "MINIMUM"}
 REDUCED = {"mul": "REDUCE_PROD", "max": "REDUCE_MAX", "min": "REDUCE_MIN"}
-MAX_DENSE = 2**22  # elements of the table of every place against every update
+MAX_DENSE = 2**22  # elements of the table of every row against every update
 
 
 def scatter_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
@@ -33,11 +33,11 @@ def scatter_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: s
     if not updates.shape[0] or not updates.shape[1] or not data.shape[0]:
         return data
     if rows.data is not None and (rows.data.min() < 0 or rows.data.max() >= data.shape[0]):
-        raise node.refusal(f"an index is not below {data.shape[0]}")
+        raise node.refusal(f"an index is out of range: there are {data.shape[0]} rows")
     if how == "none" and rows.data is not None:
         return _scatter_known_rows(node, data, rows.data, updates)
     if how == "none":
-        # The standard forbids an index that comes twice; so each place is written at most once.
+        # The standard forbids duplicate indices, so each row is written at most once.
         return _overwrite_rows(node, data, rows, updates)
     if how == "add":
         return emit_broadcast(node, "ADD", [data, _scatter_sums(node, rows, updates, data.shape)])
@@ -45,7 +45,7 @@ def scatter_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: s
 
 
 def _scatter_known_rows(node: Node, data: Tensor, rows: Array, updates: Tensor) -> Tensor:
-    """Known indices: every row is read from where it is in the end; the last update wins."""
+    """Constant indices: each row is gathered from its final source; the last update wins."""
     count, width = data.shape
     table = np.arange(count)
     table[rows] = count + np.arange(len(rows))
@@ -54,7 +54,7 @@ def _scatter_known_rows(node: Node, data: Tensor, rows: Array, updates: Tensor) 
 
 
 def _scatter_sums(node: Node, rows: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:
-    """SCATTER_ND: zeros, and the sum of what is written to each place."""
+    """SCATTER_ND: a tensor of zeros with the updates summed at each index."""
     index = node.reshape(rows, (rows.shape[0], 1))
     return node.emit("SCATTER_ND", [index, updates, node.ints(shape)], shape, updates.dtype)
 
@@ -69,7 +69,7 @@ def _overwrite_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor) -> 
 
 
 def _combine_rows(node: Node, data: Tensor, rows: Tensor, updates: Tensor, how: str) -> Tensor:
-    """Every place against every update: TFLite's scatter knows only sums."""
+    """Compare every row with every update, as TFLite's scatter can only sum."""
     (count, width), many = data.shape, rows.shape[0]
     if count * many * width > MAX_DENSE:
         raise node.refusal(
@@ -106,7 +106,7 @@ def _to_arithmetic_type(node: Node, tensor: Tensor, how: str) -> Tensor:
 def _set_scattered(
     node: Node, shape: Sequence[int], rows: Tensor, parts: tuple[Tensor, Tensor]
 ) -> None:
-    """Lower to scattered() and give the result the shape of the data."""
+    """Set the output to scatter_rows() in the shape of the data."""
     how, kind = node.attr("reduction", "none"), parts[0].dtype
     (data, back), (updates, _) = (
         widen_booleans(node, _to_arithmetic_type(node, tensor, how)) for tensor in parts
@@ -211,7 +211,7 @@ def lower_col2im(node: Node) -> None:
     batch, channels = value.shape[0], value.shape[1] // taps
     columns = node.reshape(node.place(value), (batch * channels, taps * places))
     columns = node.emit("TRANSPOSE", [columns, node.ints([1, 0])], columns.shape[::-1])
-    # What lies in the padding goes to one row more.
+    # What lies in the padding goes to an extra row.
     rows = node.const(np.where(inside, flat, area).reshape(-1), np.int32)
     result = _scatter_sums(node, rows, columns, (area + 1, batch * channels))
     result = node.emit(
@@ -249,7 +249,9 @@ def lower_max_unpool(node: Node) -> None:
 
 
 def lower_indexed_max_pool(node: Node, around: Sequence[tuple[int, int]]) -> None:
-    """A MaxPool that any type can have, with the flat index of each maximum in its input."""
+    """A MaxPool of any type, with the flat index of each maximum in the input.
+
+    ``around`` is the padding (before, after) per spatial axis."""
     value, rank = node.value(0), len(around)
     strides, dilations = node.attr("strides") or [1] * rank, node.attr("dilations") or [1] * rank
     size, out = value.shape[2:], node.shape[2:]
@@ -265,7 +267,7 @@ def lower_indexed_max_pool(node: Node, around: Sequence[tuple[int, int]]) -> Non
     table, by_column = (_window_table(axes, size, order) for order in ("C", "F"))
     if (table < 0).all(axis=1).any():
         raise node.refusal("one of its windows lies in the padding as a whole")
-    # A tap in the padding repeats the first one that is not: it changes no maximum.
+    # A tap in the padding repeats the first one outside it, which changes no maximum.
     first = (table >= 0).argmax(axis=1)[:, None]
     table, by_column = (
         np.where(entries < 0, np.take_along_axis(entries, first, 1), entries)

@@ -131,6 +131,5 @@ def _shift(node: Node, tensor: Tensor, at: int, distance: int) -> Tensor:
 
 
 def refuse_run_time_window(node: Node) -> None:
-    # With constant inputs it is folded and never comes here.
-    """Refuse it: with constant inputs it is folded and never comes here."""
+    """Refuse a window of a computed size; with constant inputs it is folded and never gets here."""
     raise node.refusal("it depends on a size that is computed at run time")

@@ -1,6 +1,7 @@
-"""Which function lowers which ONNX op: every op that has one of its own stands here once.
+"""Which function lowers which ONNX op: the whole table, with every op once.
 
-Any other op is replaced by the body that the ONNX standard gives for it, or refused (scope.py).
+An op that is missing is replaced by the function body that the ONNX standard gives for it, or
+refused (scope.py).
 """
 
 from __future__ import annotations

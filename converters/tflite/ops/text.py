@@ -1,4 +1,4 @@
-"""TfIdfVectorizer: how often each sequence of a fixed pool comes in a row of numbers."""
+"""TfIdfVectorizer: how often each sequence of a fixed pool occurs in a row of numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lower_tf_idf_vectorizer(node: Node) -> None:
     """Comparisons with every sequence of the pool, counted and weighted."""
     value, calc = node.value(0), Math(node)
     if not node.attr("pool_int64s") or value.dtype.kind != "i":
-        raise node.refusal("its input is no integers")
+        raise node.refusal("its input is not of integers")
     numbers = node.reshape(
         node.place(value), value.shape if len(value.shape) == 2 else (1, *value.shape)
     )
@@ -60,7 +60,7 @@ def _read_pools(node: Node) -> list[Array]:
 
 
 def _sequence_places(count: int, size: int, skips: int) -> Array:
-    """[windows, size]: what places of a row a sequence can lie at, with gaps or without."""
+    """[windows, size]: the positions of a sequence in a row, with or without gaps."""
     places = [
         start + np.arange(size) * step
         for step in range(1, (skips if size > 1 else 0) + 2)
@@ -70,7 +70,7 @@ def _sequence_places(count: int, size: int, skips: int) -> Array:
 
 
 def _count_sequences(node: Node, tensor: Tensor, pool: Array, windows: Array) -> Tensor:
-    """[rows, sequences] as float."""
+    """The occurrences of each sequence in each row, float [rows, sequences]."""
     rows, (places, size), many = tensor.shape[0], windows.shape, len(pool)
     at = node.ints(windows.reshape(-1))
     seen = node.emit("GATHER", [tensor, at], (rows, places * size), axis=1)

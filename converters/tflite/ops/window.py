@@ -15,7 +15,7 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 class Window(msgspec.Struct, frozen=True):
-    """What one output element sees, axis by axis; ``around`` are the elements padded."""
+    """What one output element reads, per spatial axis; ``around``: padding (before, after)."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -24,7 +24,7 @@ class Window(msgspec.Struct, frozen=True):
 
     @property
     def extent(self) -> tuple[int, ...]:
-        """Elements from the first to the last that are seen."""
+        """Elements from the first to the last that are read."""
         pairs = zip(self.kernel, self.dilations, strict=True)
         return tuple((length - 1) * dilation + 1 for length, dilation in pairs)
 
@@ -34,7 +34,7 @@ class Window(msgspec.Struct, frozen=True):
         return any(dilation != 1 for dilation in self.dilations)
 
     def to_image(self) -> Window:
-        """The same over an image of one row, for one axis."""
+        """The window of a 1-D op over an image of one row."""
         if len(self.kernel) != 1:
             return self
         return Window(

@@ -328,7 +328,7 @@ def test_a_loop_is_unrolled(convert_and_open):
 
 
 def test_a_loop_that_the_data_ends_is_refused(convert_and_open):
-    with pytest.raises(ConvertError, match="whether it goes on is computed at run time"):
+    with pytest.raises(ConvertError, match="its loop condition is computed at run time"):
         convert_and_open(loop(5, "Less"))
 
 
