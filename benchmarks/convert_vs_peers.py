@@ -21,13 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import tflite_vs_peers
+from converters import registry as converters
 from converters.spec import Ceiling
 from edge_core import console
 from edge_core.files import sha256_file
+from edge_core.profile import Runtime
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.runtimes import sample_store
 from edge_sdk.build import convert
 from edge_sdk.build.metrics import wilson_interval
+from edge_sdk.build.stages import Candidate
 from edge_sdk.build.workspace import Workspace
 from examples import data, models
 
@@ -92,9 +95,14 @@ def ours(float_model: Path, samples: list[dict], cache: Path) -> tuple[Path, flo
     sample_store.write(folder, samples)
     start = time.perf_counter()
     prepared = convert.prepare(work, float_model, sha256_file(float_model), {})
+    candidate = Candidate(
+        spec=converters.get("onnx-int8-static-u8s8").SPEC,
+        runtime=Runtime(name="onnxruntime", version=adapter.version()),
+        ceiling=Ceiling(opset=21, ir=10),
+        arch="x86_64",
+    )
     artifact = convert.convert(
-        work, prepared, "onnx-int8-static-u8s8", ceiling=Ceiling(opset=21, ir=10),
-        arch="x86_64", runtime_version=adapter.version(), layout="NHWC", feeds=folder,
+        work, prepared, candidate, layout="NHWC", feeds=folder,
     )  # fmt: skip
     return artifact.path, time.perf_counter() - start
 

@@ -9,9 +9,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from converters import registry as converters
 from converters.spec import Ceiling
+from edge_core.profile import Runtime
 from edge_core.runtimes import registry as runtimes
 from edge_sdk.build import convert
+from edge_sdk.build.stages import Candidate
 from edge_sdk.build.workspace import Workspace
 
 
@@ -19,10 +22,13 @@ def make_file(model: str, candidate: str, feeds: str, out: str) -> None:
     """One candidate through the stages of `edge build`, with nothing in the cache."""
     work = Workspace(Path(out).with_suffix(".cache"), jobs=1)
     prepared = convert.prepare(work, Path(model), convert.digest(Path(model)), {})
-    artifact = convert.convert(
-        work, prepared, candidate, ceiling=Ceiling(opset=0, ir=0), arch="x86_64",
-        runtime_version=runtimes.get("litert").version(), layout="NHWC", feeds=Path(feeds),
-    )  # fmt: skip
+    chosen = Candidate(
+        spec=converters.get(candidate).SPEC,
+        runtime=Runtime(name="litert", version=runtimes.get("litert").version()),
+        ceiling=Ceiling(opset=0, ir=0),
+        arch="x86_64",
+    )
+    artifact = convert.convert(work, prepared, chosen, layout="NHWC", feeds=Path(feeds))
     shutil.copy(artifact.path, out)
 
 

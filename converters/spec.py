@@ -36,6 +36,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     takes_samples: bool = False  # goes without them, and is better with them
     min_opset: int = 0  # the written file needs at least this
     arch_bound: bool = False  # laid out for the device: its times elsewhere say nothing
+    is_reference: bool = False  # the float form of its target: the others are timed beside it
     rescues: tuple[str, ...] = ()  # made only where one of these fails an accuracy gate
     toolchain: tuple[str, ...] = ("onnx", "onnxruntime", "numpy")  # versions go into the package
 

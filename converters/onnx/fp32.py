@@ -15,6 +15,7 @@ SPEC = Spec(
     scheme="float",
     suffix=".onnx",
     extra="onnx",
+    is_reference=True,
 )
 
 

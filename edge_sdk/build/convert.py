@@ -26,7 +26,7 @@ from converters.onnx.batch import free_onnx_batch
 from converters.onnx.candidate_file import read_versions
 from converters.onnx.model_file import iter_weights, load_model
 from converters.onnx.preparation import prepare_model
-from converters.spec import Batch, Ceiling, Job, Layout
+from converters.spec import Batch, Job, Layout
 from converters.tflite import flatbuffer
 from converters.tflite.versions import find_min_runtime
 from edge_core.errors import ConvertError, InputError
@@ -36,7 +36,7 @@ from edge_core.runtimes import command_loop, sample_store
 from edge_core.runtimes.command_loop import Reply
 from edge_core.tensors import TensorSpec
 from edge_sdk.build import reader
-from edge_sdk.build.stages import Artifact, Shapes, from_json, to_json
+from edge_sdk.build.stages import Artifact, Candidate, Shapes, from_json, to_json
 from edge_sdk.build.workspace import Workspace, code, versions
 
 TIMEOUT_S = 3600.0
@@ -55,7 +55,9 @@ class Prepared(msgspec.Struct, frozen=True):
     """What every converter of a build starts from."""
 
     path: Path  # a static ONNX file, or the user's .tflite file
+    sha256: str  # of that file
     original: Path  # the file as the user gave it, or as the .pt2 was exported
+    original_sha256: str
     notes: tuple[str, ...]
 
 
@@ -65,12 +67,9 @@ class PreparedJson(msgspec.Struct, frozen=True):
 
 
 class ConvertJob(msgspec.Struct, frozen=True):
-    candidate: str
+    candidate: Candidate
     model: Path
     out_dir: Path
-    ceiling: Ceiling
-    arch: str
-    runtime_version: str
     layout: Layout
     batch: Batch
     feeds: Path | None
@@ -107,7 +106,7 @@ def prepare(
     if model.suffix == ".tflite":
         if shapes:
             raise InputError(f"{model.name}: --shape is for ONNX; a .tflite file has its shapes")
-        return Prepared(path=model, original=model, notes=())
+        return Prepared(model, model_sha256, model, model_sha256, notes=())
     tools = versions(("onnx", "onnxruntime", "onnxscript", "onnxslim", "torch"))
     asked = (shapes, batch)
     folder = workspace.entry("prepared", model_sha256, asked, tools, code(preparation), GENERATION)
@@ -120,36 +119,39 @@ def prepare(
     original = exported if exported.is_file() else model
     if told.inputs_fixed:  # callers no longer feed them; prepare_model() compared the two
         original = folder / "model.onnx"
-    return Prepared(path=folder / "model.onnx", original=original, notes=told.notes)
+    prepared = folder / "model.onnx"
+    return Prepared(
+        path=prepared,
+        sha256=sha256_file(prepared),
+        original=original,
+        original_sha256=model_sha256 if original == model else sha256_file(original),
+        notes=told.notes,
+    )
 
 
 def convert(
     workspace: Workspace,
     prepared: Prepared,
-    candidate: str,
+    candidate: Candidate,
     *,
-    ceiling: Ceiling,
-    arch: str,
-    runtime_version: str,
     layout: Layout,
     batch: Batch = "fixed",
     feeds: Path | None,
 ) -> Artifact:
     """One candidate's file; raises ConvertError. Finished ones come from the cache."""
-    converter = converters.get(candidate)
-    spec = converter.SPEC
+    spec, runtime = candidate.spec, candidate.runtime
     tools = versions(spec.toolchain)
     feeds = feeds if spec.needs_samples or spec.takes_samples else None
-    given = (runtime_version, layout, batch, feeds.name if feeds else "")
     folder = workspace.entry(
-        "artifacts", sha256_file(prepared.path), candidate, ceiling, arch, given, tools,
-        code(converter), GENERATION,
+        "artifacts", prepared.sha256, spec.name, candidate.ceiling, candidate.arch,
+        (runtime.version, layout, batch, feeds.name if feeds else ""), tools,
+        code(converters.get(spec.name)), GENERATION,
     )  # fmt: skip
     if not folder.is_dir():
         with whole_dir(folder) as d:
             job = ConvertJob(
-                candidate=candidate, model=prepared.path, out_dir=d, ceiling=ceiling, arch=arch,
-                runtime_version=runtime_version, layout=layout, batch=batch, feeds=feeds,
+                candidate=candidate, model=prepared.path, out_dir=d, layout=layout, batch=batch,
+                feeds=feeds,
             )  # fmt: skip
             _run_child(workspace, "convert", job)
     artifact = from_json((folder / "artifact.json").read_bytes(), Artifact)
@@ -182,14 +184,14 @@ def _prepare(job: PrepareJob) -> None:
 
 def _convert(job: ConvertJob) -> None:
     start = time.perf_counter()
-    converter = converters.get(job.candidate)
+    converter = converters.get(job.candidate.name)
     done = converter.convert(
         Job(
             model=job.model,
             out_dir=job.out_dir,
-            ceiling=job.ceiling,
-            arch=job.arch,
-            runtime_version=job.runtime_version,
+            ceiling=job.candidate.ceiling,
+            arch=job.candidate.arch,
+            runtime_version=job.candidate.runtime.version,
             layout=job.layout,
             batch=job.batch,
             samples=sample_store.read(job.feeds) if job.feeds else (),
@@ -199,10 +201,10 @@ def _convert(job: ConvertJob) -> None:
     inputs, outputs = done.inputs or inputs, done.outputs or outputs
     if job.batch == "dynamic":
         if done.fixed is None:
-            raise ConvertError(f"{job.candidate} writes no file with a dynamic batch")
+            raise ConvertError(f"{job.candidate.name} writes no file with a dynamic batch")
         inputs, outputs = _batched(inputs), _batched(outputs)
     artifact = Artifact(
-        candidate=job.candidate,
+        candidate=job.candidate.name,
         path=Path(done.path.name),
         fixed=Path(done.fixed.name) if done.fixed else None,
         sha256=sha256_file(done.path),

@@ -11,14 +11,15 @@ samples are needed.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
+from edge_core.errors import GateFailed
 from edge_core.profile import Profile
 from edge_sdk.build import policy
-from edge_sdk.build.stages import GateResult, Judged, Measurement, Outcome, Quantity, Verdict
+from edge_sdk.build.stages import GateResult, Judged, Measurement, Outcome, Plan, Quantity, Verdict
 
 Objective = Literal["latency", "bytes", "memory", "accuracy"]
 Gates = Mapping[str, tuple[GateResult, ...]]  # by candidate
@@ -105,6 +106,27 @@ def judge(
         judged=tuple(judged),
         relaxation="" if winner else find_relaxation(judged),
     )
+
+
+def explain(verdict: Verdict, plan: Plan) -> Verdict:
+    """The verdict; without any candidate no budget stands in the way, but what the plan says."""
+    if verdict.judged:
+        return verdict
+    reason = plan.decisions[0].reason
+    return msgspec.structs.replace(verdict, relaxation=f"no candidate: {reason}")
+
+
+def check(verdicts: Iterable[Verdict], *, strict: bool = False) -> None:
+    """Raise GateFailed if nothing fits a profile (or, if ``strict``, only doubtfully)."""
+    verdicts = tuple(verdicts)
+    for verdict in verdicts:
+        if not verdict.winner:
+            raise GateFailed(f"{verdict.profile}: nothing fits", hint=verdict.relaxation)
+    for verdict in verdicts:
+        if strict and verdict.outcome != "pass":
+            winner = next(j for j in verdict.judged if j.candidate == verdict.winner)
+            why = "; ".join(f"{g.gate}: {g.why}" for g in winner.gates if g.outcome != "pass")
+            raise GateFailed(f"{verdict.profile}: {verdict.winner} is inconclusive: {why}")
 
 
 def check_gate(name: str, limit: float, value: Quantity) -> GateResult:

@@ -26,7 +26,8 @@ from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.child import Child
 from edge_core.runtimes.xnnpack import Delegation
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import convert, io_layout, predict, runtime_env
+from edge_sdk.build import io_layout, predict, runtime_env
+from edge_sdk.build.convert import Prepared
 from edge_sdk.build.runtime_env import RuntimeEnv
 from edge_sdk.build.stages import Artifact, Measurement, Model, Quantity
 from edge_sdk.build.workspace import Workspace, code
@@ -83,12 +84,11 @@ def subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
     return Subject(a.path, a.sha256, a.options, env, model.inputs, a.inputs, a.outputs, a.fixed)
 
 
-def original(path: Path, model: Model) -> Subject:
+def original(prepared: Prepared, model: Model) -> Subject:
     """The original file on the host's own runtime: what candidates are compared with."""
-    runtime = "litert" if path.suffix == ".tflite" else "onnxruntime"
-    return Subject(
-        path, convert.digest(path), {}, runtime_env.installed(runtime), model.inputs, model.inputs
-    )
+    path = prepared.original
+    env = runtime_env.installed("litert" if path.suffix == ".tflite" else "onnxruntime")
+    return Subject(path, prepared.original_sha256, {}, env, model.inputs, model.inputs)
 
 
 def answers(workspace: Workspace, s: Subject, feeds: Path, host: Profile) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from converters import registry as converters
 from edge_core.files import storage_error, write_whole
 from edge_core.package import format as package
 from edge_core.package import golden
@@ -20,11 +19,11 @@ from edge_core.package.manifest import Gate, Manifest, RuntimeNeed, Selector
 from edge_core.profile import Profile
 from edge_core.runtimes import sample_store
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import card, golden_vectors, io_layout, judge, measure, planner, report, sbom
-from edge_sdk.build.request import BuildRequest, Materials
-from edge_sdk.build.runtime_env import RuntimeEnv
+from edge_sdk.build import card, golden_vectors, io_layout, judge, report, sbom
+from edge_sdk.build.materials import Materials
+from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
-from edge_sdk.build.trials import ProfileTrials
+from edge_sdk.build.trials import CandidateTrial, ProfileTrials
 from edge_sdk.build.workspace import Workspace
 
 GOLDEN = 3  # samples replayed on the device before a package is used
@@ -62,7 +61,7 @@ def package_for(
     materials: Materials,
     profile: Profile,
     plan: Plan,
-    trial: ProfileTrials,
+    trials: ProfileTrials,
     verdict: Verdict,
     workspace: Workspace,
     seconds: Mapping[str, float],
@@ -72,15 +71,13 @@ def package_for(
     name = request.name or request.model.stem
     version = request.version or materials.model.sha256[:12]
     stem = f"{name}-{version}-{profile.name}"
-    artifacts = {n: a for n, a in trial.artifacts.items() if isinstance(a, Artifact)}
     ref = None
-    if verdict.winner:
-        artifact = artifacts[verdict.winner]
-        env = trial.envs[planner.planned(verdict.winner, profile).name]
-        assert isinstance(env, RuntimeEnv)  # a candidate that could not run never wins
-        manifest = _manifest(request, materials, profile, env, artifact, verdict, name, version)
-        replayed = _golden(materials, artifact, env, workspace)
-        files = _files(request, materials, manifest, artifact, replayed)
+    if winner := next((t for t in trials if t.candidate.name == verdict.winner), None):
+        # A candidate that could not be converted or run never wins.
+        assert winner.artifact
+        manifest = _manifest(request, materials, profile, winner, verdict, name, version)
+        replayed = _golden(materials, winner, workspace)
+        files = _files(request, materials, manifest, winner.artifact, replayed)
         ref = package.write(request.out / f"{stem}.edgepkg", manifest, files)
     spent = dict(seconds)
     spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
@@ -88,9 +85,9 @@ def package_for(
         model=materials.model,
         profile=profile,
         plan=plan,
-        measurements=trial.measurements,
+        measurements=tuple(t.measurement for t in trials),
         verdict=verdict,
-        artifacts=tuple(artifacts.values()),
+        artifacts=tuple(t.artifact for t in trials if t.artifact),
         notes=materials.prepared.notes,
         metric=materials.metric,
         evaluation=f"{materials.evaluation.source}, {len(materials.evaluation)} samples",
@@ -106,7 +103,7 @@ def package_for(
         profile=profile.name,
         verdict=verdict,
         plan=plan,
-        measurements=trial.measurements,
+        measurements=tuple(t.measurement for t in trials),
         package=ref.path if ref else None,
         digest=ref.digest if ref else "",
         bytes=ref.bytes if ref else 0,
@@ -120,26 +117,26 @@ def _manifest(
     request: BuildRequest,
     materials: Materials,
     profile: Profile,
-    env: RuntimeEnv,
-    artifact: Artifact,
+    winner: CandidateTrial,
     verdict: Verdict,
     name: str,
     version: str,
 ) -> Manifest:
-    spec = converters.get(artifact.candidate).SPEC
+    candidate, artifact, env = winner.candidate, winner.artifact, winner.env
+    assert artifact
+    assert env
     judged = next(j for j in verdict.judged if j.candidate == verdict.winner)
-    wanted = profile.runtime(env.name)
     return Manifest(
         name=name,
         version=version,
         model_sha256=materials.model.sha256,
         candidate=artifact.candidate,
-        precision=artifact.precision or spec.precision,
-        file=f"model{spec.suffix}",
+        precision=artifact.precision or candidate.spec.precision,
+        file=f"model{candidate.spec.suffix}",
         selector=Selector((profile.name,), profile.platform.arch, profile.platform.os),
         runtime=RuntimeNeed(
             name=env.name,
-            version=wanted.version if wanted else env.version,
+            version=candidate.runtime.version,
             measured_on=env.version,
             options=artifact.options,
         ),
@@ -165,22 +162,18 @@ def _stable(g: GateResult) -> Gate:
     return Gate(g.gate, g.limit, "see the report", None, g.value.unit)
 
 
-def _golden(
-    materials: Materials, artifact: Artifact, env: RuntimeEnv, workspace: Workspace
-) -> golden.Golden:
+def _golden(materials: Materials, winner: CandidateTrial, workspace: Workspace) -> golden.Golden:
     """Golden vectors of the first samples, from what the measuring children answered."""
-    original, own = (
-        measure.answers(workspace, subject, materials.feeds, materials.host)
-        for subject in (
-            measure.original(materials.prepared.original, materials.model),
-            measure.subject(artifact, env, materials.model),
-        )
-    )
+    artifact = winner.artifact
+    assert artifact
+    assert winner.outputs
     model, feeds = materials.model, materials.feeds
     given = io_layout.fitted(workspace, feeds, model.inputs, artifact.inputs)
     which = range(min(GOLDEN, len(materials.evaluation)))
-    inputs, want = golden_vectors.read(given, original, which, model.outputs, artifact.outputs)
-    answers = sample_store.read(own)
+    inputs, want = golden_vectors.read(
+        given, winner.original, which, model.outputs, artifact.outputs
+    )
+    answers = sample_store.read(winner.outputs)
     return golden_vectors.make(inputs, want, tuple(answers[i] for i in which), artifact.outputs)
 
 

@@ -17,7 +17,7 @@ from edge_core.errors import InputError
 from edge_core.profile import Profile, Runtime
 from edge_core.runtimes import onnxruntime
 from edge_sdk.build import policy
-from edge_sdk.build.stages import Decision, Model, Plan
+from edge_sdk.build.stages import Candidate, Decision, Model, Plan
 
 
 def plan(
@@ -34,26 +34,30 @@ def plan(
     experience refuses them (facts of the device still count). Raises InputError on unknown names.
     """
     specs = [c.SPEC for c in converters.by_name().values()]
-    _known([*only, *also], specs)
-    decisions = (
-        _decide(s, model, profile, samples, s.name in also)
-        for s in specs
-        if not only or s.name in only or s.name in also
-    )
-    usable = dict.fromkeys(r for s in specs if (r := runtime(s, profile)))
+    _check_names([*only, *also], specs)
+    verdicts = [
+        _decide(spec, model, profile, samples, spec.name in also)
+        for spec in specs
+        if not only or spec.name in only or spec.name in also
+    ]
+    verdicts.sort(key=lambda pair: (pair[0].verdict == "out", pair[0].candidate))
+    usable = dict.fromkeys(r for s in specs if (r := device_runtime(s, profile)))
     return Plan(
         model=model.path.name,
         profile=profile.name,
         runtime=", ".join(f"{r.name} {r.version}" for r in usable)
         or "none for this model's format",
-        decisions=tuple(sorted(decisions, key=lambda d: (d.verdict == "out", d.candidate))),
+        decisions=tuple(decision for decision, _ in verdicts),
+        chosen=tuple(c for d, c in verdicts if c is not None and d.verdict == "in"),
     )
 
 
-def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str, Any]:
-    """Everything a policy rule may look at, by name."""
-    found = runtime(spec, profile)
-    opset = ceiling(found).opset if found else 0
+def facts(
+    spec: Spec, candidate: Candidate | None, model: Model, profile: Profile, samples: bool
+) -> dict[str, Any]:
+    """Everything a policy rule may look at, by name; no ``candidate``: the device cannot run it."""
+    runtime = candidate.runtime if candidate else None
+    opset = candidate.ceiling.opset if candidate else 0
     return {
         **model.facets,
         "parameters": model.parameters,
@@ -62,10 +66,10 @@ def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str
         "isa": profile.cpu.isa,
         "format": model.format,
         "target": spec.target,
-        "runtime": found.name if found else " or ".join(spec.runtimes),
+        "runtime": runtime.name if runtime else " or ".join(spec.runtimes),
         "runtimes": ", ".join(f"{r.name} {r.version}" for r in profile.runtimes) or "none",
-        "has_runtime": found is not None,
-        "runtime_version": found.version if found else "",
+        "has_runtime": runtime is not None,
+        "runtime_version": runtime.version if runtime else "",
         "ceiling_opset": opset,
         "min_opset": spec.min_opset,
         "opset_fits": spec.min_opset <= opset or not opset,
@@ -78,16 +82,19 @@ def facts(spec: Spec, model: Model, profile: Profile, samples: bool) -> dict[str
     }
 
 
-def runtime(spec: Spec, profile: Profile) -> Runtime | None:
-    """The device's runtime for a candidate: the first of the candidate's that the device has."""
+def device_runtime(spec: Spec, profile: Profile) -> Runtime | None:
+    """The device's runtime for a converter's files: the first of its own that the device has."""
     return next(filter(None, map(profile.runtime, spec.runtimes)), None)
 
 
-def planned(candidate: str, profile: Profile) -> Runtime:
-    """The device's runtime for a candidate of its plan, which leaves those without one out."""
-    found = runtime(converters.get(candidate).SPEC, profile)
-    assert found is not None
-    return found
+def resolve(spec: Spec, profile: Profile) -> Candidate | None:
+    """The candidate on that device, or None where no runtime of the device opens its files."""
+    runtime = device_runtime(spec, profile)
+    if runtime is None:
+        return None
+    return Candidate(
+        spec=spec, runtime=runtime, ceiling=ceiling(runtime), arch=profile.platform.arch
+    )
 
 
 def ceiling(runtime: Runtime) -> Ceiling:
@@ -98,12 +105,15 @@ def ceiling(runtime: Runtime) -> Ceiling:
     return Ceiling(opset=top.opset, ir=top.ir)
 
 
-def _decide(spec: Spec, model: Model, profile: Profile, samples: bool, wanted: bool) -> Decision:
-    known = facts(spec, model, profile, samples)
+def _decide(
+    spec: Spec, model: Model, profile: Profile, samples: bool, asked_for: bool
+) -> tuple[Decision, Candidate | None]:
+    candidate = resolve(spec, profile)
+    known = facts(spec, candidate, model, profile, samples)
     rule = policy.shipped().decide(spec.name, known)
-    forced = wanted and rule.verdict == "out" and not rule.hard
+    forced = asked_for and rule.verdict == "out" and not rule.hard
     reason = rule.reason.format(**known)
-    return Decision(
+    decision = Decision(
         candidate=spec.name,
         title=spec.title,
         verdict="in" if forced else rule.verdict,
@@ -111,9 +121,10 @@ def _decide(spec: Spec, model: Model, profile: Profile, samples: bool, wanted: b
         rule=rule.id,
         evidence=rule.evidence,
     )
+    return decision, candidate
 
 
-def _known(names: Iterable[str], specs: Iterable[Spec]) -> None:
+def _check_names(names: Iterable[str], specs: Iterable[Spec]) -> None:
     known = [s.name for s in specs]
     for name in names:
         if name not in known:

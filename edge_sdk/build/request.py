@@ -1,4 +1,4 @@
-"""What a build is asked for, and what its profiles share."""
+"""What a build is asked for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from converters.spec import Batch, Layout
 from edge_core.errors import InputError
 from edge_core.package.preprocess import ImageRecipe
 from edge_core.profile import Profile
-from edge_sdk.build import judge, metrics, samples
-from edge_sdk.build.convert import Prepared
-from edge_sdk.build.samples import Samples
-from edge_sdk.build.stages import Model, Shapes
+from edge_sdk.build import judge, samples
+from edge_sdk.build.stages import Shapes
 
 StrPath = str | PathLike[str]
 
@@ -103,6 +101,8 @@ class BuildRequest(BuildOptions, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.profiles:
+            raise InputError("no profile given", hint="edge profiles list")
         names = Counter(profile.name for profile in self.profiles)
         if repeated := [name for name, count in names.items() if count > 1]:
             raise InputError(
@@ -130,17 +130,3 @@ def make_request(
         "cache": Path(options.cache) if options.cache else None,
     }
     return BuildRequest(**{**msgspec.structs.asdict(options), **resolved})
-
-
-class Materials(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the profiles of one build share."""
-
-    model: Model
-    prepared: Prepared
-    evaluation: Samples
-    feeds: Path
-    calibration: Path | None
-    metric: str
-    user_metric: metrics.UserMetric | None
-    host: Profile
-    rows: tuple[int, ...] = ()  # samples that a dynamic batch is tried on

@@ -12,7 +12,9 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from converters.spec import Ceiling, Spec
 from edge_core.errors import InputError
+from edge_core.profile import Runtime
 from edge_core.runtimes.xnnpack import Delegation
 from edge_core.tensors import TensorSpec
 
@@ -41,6 +43,20 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     facets: dict[str, float]  # what policy rules look at: shares of MACs and weights by kind
 
 
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to ship the model to one device, with all that it takes."""
+
+    spec: Spec  # of the converter
+    runtime: Runtime  # of the device: the first of the converter's that it has
+    ceiling: Ceiling  # of that runtime
+    arch: str  # of the device
+
+    @property
+    def name(self) -> str:
+        """As in plans, reports and on the command line."""
+        return self.spec.name
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate, in or out, and why."""
 
@@ -59,10 +75,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     profile: str
     runtime: str  # "onnxruntime 1.23.2"
     decisions: tuple[Decision, ...]
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        return tuple(d.candidate for d in self.decisions if d.verdict == "in")
+    chosen: tuple[Candidate, ...]  # of the decisions that say "in", in their order
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,61 +7,55 @@ Profiles that ask for the same file on the same runtime share its conversion and
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from converters import registry as converters
 from converters.spec import Ceiling
 from edge_core.errors import EdgeError, InputError, MeasureError, StorageError
 from edge_core.profile import Profile
 from edge_core.runtimes.xnnpack import Delegation
-from edge_sdk.build import batching, convert, io_layout, measure, metrics, planner, runtime_env
+from edge_sdk.build import batching, convert, io_layout, measure, metrics, runtime_env
+from edge_sdk.build.clock import Clock
+from edge_sdk.build.materials import Materials
 from edge_sdk.build.measure import Subject, Timing
-from edge_sdk.build.request import BuildRequest, Materials
+from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.runtime_env import RuntimeEnv
-from edge_sdk.build.stages import Artifact, Measurement, Plan, Quantity
+from edge_sdk.build.stages import Artifact, Candidate, Measurement, Plan, Quantity
 from edge_sdk.build.workspace import Workspace
 
 K = TypeVar("K")
 T = TypeVar("T")
-Envs = dict[str, RuntimeEnv | EdgeError]  # by runtime name
-Artifacts = dict[str, Artifact | EdgeError]  # by candidate
+Envs = dict[tuple[str, str], RuntimeEnv | EdgeError]  # by name and version of the runtime
+Conversion = tuple[str, Ceiling, str, str]  # what decides about a converted file; see _conversion
+Artifacts = dict[Conversion, Artifact | EdgeError]
 Key = str  # what a subject is; see _key
 FATAL = (StorageError,)  # these end a build; other errors end a candidate
 
 
-class Clock:
-    """Wall time by stage; nested stages count for the inner one only."""
+class CandidateTrial(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one candidate on one profile's runtime."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._inner = [0.0]
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to ``name``."""
-        start = time.perf_counter()
-        self._inner.append(0.0)
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner.pop()
-            self._inner[-1] += spent
+    candidate: Candidate
+    measurement: Measurement  # its ``error`` says why one of the others is missing
+    artifact: Artifact | None
+    env: RuntimeEnv | None
+    original: Path  # outputs of the original on every sample (see edge_core.runtimes.sample_store)
+    outputs: Path | None  # and those of the converted file
 
 
-class ProfileTrials(msgspec.Struct, frozen=True):
-    """What became of one profile's candidates."""
+ProfileTrials = tuple[CandidateTrial, ...]  # of one profile, in the plan's order
 
-    envs: Envs
-    artifacts: Artifacts
-    measurements: tuple[Measurement, ...]
+
+class _Attempt(msgspec.Struct, frozen=True):
+    """A candidate with its file and its runtime, or what went wrong."""
+
+    candidate: Candidate
+    artifact: Artifact | EdgeError
+    env: RuntimeEnv | EdgeError
 
 
 def run(
@@ -73,59 +67,61 @@ def run(
 ) -> dict[str, ProfileTrials]:
     """By profile. A candidate's error is its result; raises StorageError, and InputError for an
     original that does not run."""
+    candidates = [c for p in request.profiles for c in plans[p.name].chosen]
     with clock.stage("set up runtimes"):
-        envs = {p.name: _envs(p, plans[p.name], workspace) for p in request.profiles}
-    artifacts = _convert_all(request, materials, plans, workspace, clock)
-    measured = _measure_all(request, materials, artifacts, envs, workspace, clock)
-    return {
-        p.name: ProfileTrials(envs[p.name], artifacts[p.name], measured[p.name])
+        envs = _set_up(candidates, workspace)
+    with clock.stage("convert"):
+        artifacts = _convert_all(request, materials, candidates, workspace)
+    attempts = {
+        p.name: [
+            _Attempt(c, artifacts[_conversion(c)], envs[c.runtime.name, c.runtime.version])
+            for c in plans[p.name].chosen
+        ]
         for p in request.profiles
     }
+    with clock.stage("measure"):
+        results = _results(materials, [a for row in attempts.values() for a in row], workspace)
+    with clock.stage("judge"):
+        return {
+            p.name: tuple(
+                _trial(materials, p, a, attempts[p.name], results) for a in attempts[p.name]
+            )
+            for p in request.profiles
+        }
 
 
-def _envs(profile: Profile, chosen: Plan, workspace: Workspace) -> Envs:
-    """The runtimes that the profile's candidates need, by name."""
-    found: Envs = {}
-    for runtime in dict.fromkeys(planner.planned(c, profile) for c in chosen.chosen):
+def _set_up(candidates: Sequence[Candidate], workspace: Workspace) -> Envs:
+    """The runtimes that the candidates need."""
+    envs: Envs = {}
+    for name, version in dict.fromkeys((c.runtime.name, c.runtime.version) for c in candidates):
         try:
-            found[runtime.name] = runtime_env.provide(
-                runtime.name, runtime.version, workspace.cache, offline=workspace.offline
+            envs[name, version] = runtime_env.provide(
+                name, version, workspace.cache, offline=workspace.offline
             )
         except MeasureError as e:
-            found[runtime.name] = e
-    return found
+            envs[name, version] = e
+    return envs
+
+
+def _conversion(candidate: Candidate) -> Conversion:
+    """Equal for candidates of several profiles that are the same file."""
+    return candidate.name, candidate.ceiling, candidate.arch, candidate.runtime.version
 
 
 def _convert_all(
     request: BuildRequest,
     materials: Materials,
-    plans: Mapping[str, Plan],
+    candidates: Sequence[Candidate],
     workspace: Workspace,
-    clock: Clock,
-) -> dict[str, Artifacts]:
-    """By profile and candidate. Profiles that ask for the same file share its conversion."""
-    wanted: dict[tuple[str, str], tuple[str, Ceiling, str, str]] = {}
-    for p in request.profiles:
-        for candidate in plans[p.name].chosen:
-            runtime = planner.planned(candidate, p)
-            ceiling, arch = planner.ceiling(runtime), p.platform.arch
-            wanted[p.name, candidate] = candidate, ceiling, arch, runtime.version
-
-    def work(key: tuple[str, Ceiling, str, str]) -> Artifact:
-        candidate, ceiling, arch, version = key
+) -> Artifacts:
+    def convert_one(candidate: Candidate) -> Artifact:
         return convert.convert(
-            workspace, materials.prepared, candidate, ceiling=ceiling, arch=arch,
-            runtime_version=version, layout=request.layout, batch=request.batch,
+            workspace, materials.prepared, candidate, layout=request.layout, batch=request.batch,
             feeds=materials.calibration,
         )  # fmt: skip
 
-    with clock.stage("convert"):
-        jobs = {key: (lambda k=key: work(k)) for key in dict.fromkeys(wanted.values())}
-        done = _side_by_side(jobs, workspace, "convert", lambda key: key[0])
-    found: dict[str, Artifacts] = {p.name: {} for p in request.profiles}
-    for (profile, candidate), key in wanted.items():
-        found[profile][candidate] = done[key]
-    return found
+    jobs = {_conversion(c): (lambda c=c: convert_one(c)) for c in candidates}
+    return _side_by_side(jobs, workspace, "convert", lambda key: key[0])
 
 
 class _Results(msgspec.Struct, frozen=True):
@@ -137,40 +133,16 @@ class _Results(msgspec.Struct, frozen=True):
     delegations: dict[Key, Delegation | None]
 
 
-def _measure_all(
-    request: BuildRequest,
-    materials: Materials,
-    artifacts: Mapping[str, Artifacts],
-    envs: Mapping[str, Envs],
-    workspace: Workspace,
-    clock: Clock,
-) -> dict[str, tuple[Measurement, ...]]:
-    subjects: dict[Key, Subject] = {}
-    for profile in request.profiles:
-        for candidate, artifact in artifacts[profile.name].items():
-            env = envs[profile.name][planner.planned(candidate, profile).name]
-            if isinstance(artifact, Artifact) and isinstance(env, RuntimeEnv):
-                subjects[_key(artifact, env)] = measure.subject(artifact, env, materials.model)
-    with clock.stage("measure"):
-        results = _results(materials, subjects, workspace)
-    with clock.stage("judge"):
-        return {
-            p.name: tuple(
-                _measurement(materials, p, c, artifacts[p.name], envs[p.name], results)
-                for c in artifacts[p.name]
-            )
-            for p in request.profiles
-        }
-
-
 def _key(artifact: Artifact, env: RuntimeEnv) -> Key:
     return f"{artifact.candidate} {artifact.sha256} {artifact.options} {env.name} {env.version}"
 
 
-def _results(
-    materials: Materials, subjects: Mapping[Key, Subject], workspace: Workspace
-) -> _Results:
-    first = measure.original(materials.prepared.original, materials.model)
+def _results(materials: Materials, attempts: Sequence[_Attempt], workspace: Workspace) -> _Results:
+    subjects: dict[Key, Subject] = {}
+    for a in attempts:
+        if isinstance(a.artifact, Artifact) and isinstance(a.env, RuntimeEnv):
+            subjects[_key(a.artifact, a.env)] = measure.subject(a.artifact, a.env, materials.model)
+    first = measure.original(materials.prepared, materials.model)
     original = "original"
     jobs = {
         key: (lambda s=s: measure.answers(workspace, s, materials.feeds, materials.host))
@@ -216,41 +188,75 @@ def _unproven(
     return {key: result for key, result in proven.items() if isinstance(result, EdgeError)}
 
 
+def _trial(
+    materials: Materials,
+    profile: Profile,
+    attempt: _Attempt,
+    others: Sequence[_Attempt],
+    results: _Results,
+) -> CandidateTrial:
+    """One candidate for one profile; what went wrong on the way is its measurement's error."""
+    artifact, env = attempt.artifact, attempt.env
+    outputs: Path | EdgeError | None = None
+    if isinstance(artifact, Artifact) and isinstance(env, RuntimeEnv):
+        outputs = results.answers[_key(artifact, env)]
+    return CandidateTrial(
+        candidate=attempt.candidate,
+        measurement=_measurement(materials, profile, attempt, others, results),
+        artifact=artifact if isinstance(artifact, Artifact) else None,
+        env=env if isinstance(env, RuntimeEnv) else None,
+        original=results.original,
+        outputs=outputs if isinstance(outputs, Path) else None,
+    )
+
+
 def _measurement(
     materials: Materials,
     profile: Profile,
-    candidate: str,
-    artifacts: Artifacts,
-    envs: Envs,
+    attempt: _Attempt,
+    others: Sequence[_Attempt],
     results: _Results,
 ) -> Measurement:
-    """One candidate for one profile; what went wrong on the way is its error."""
-    artifact = artifacts[candidate]
+    artifact, env = attempt.artifact, attempt.env
     if isinstance(artifact, EdgeError):
-        return Measurement(candidate=candidate, error=_said(artifact))
-    env = envs[planner.planned(candidate, profile).name]
+        return _failed(attempt, artifact)
     if isinstance(env, EdgeError):
-        return Measurement(candidate=candidate, error=_said(env))
+        return _failed(attempt, env)
     key = _key(artifact, env)
     outputs, timing = results.answers[key], results.timings.get(key)
     if isinstance(outputs, EdgeError):
-        return Measurement(candidate=candidate, error=_said(outputs))
+        return _failed(attempt, outputs)
     if not isinstance(timing, Timing):
-        return Measurement(candidate=candidate, error=_said(timing) if timing else "not timed")
+        return _failed(attempt, timing or MeasureError("not timed"))
     try:
         accuracy = _accuracy(materials, artifact, results.original, outputs, env)
     except MeasureError as e:
-        return Measurement(candidate=candidate, error=_said(e))
-    spec = converters.get(candidate).SPEC
-    float32 = artifacts.get(f"{spec.target}-fp32") or artifacts.get(f"{spec.target}-given")
-    base = results.timings.get(_key(float32, env)) if isinstance(float32, Artifact) else None
+        return _failed(attempt, e)
     return measure.measurement(
-        artifact, spec, accuracy, timing, base if isinstance(base, Timing) else None,
-        env, materials.host, profile, results.delegations.get(key),
+        artifact, attempt.candidate.spec, accuracy, timing,
+        _reference_timing(attempt, others, env, results), env, materials.host, profile,
+        results.delegations.get(key),
     )  # fmt: skip
 
 
-def _said(e: EdgeError) -> str:
+def _failed(attempt: _Attempt, error: EdgeError) -> Measurement:
+    return Measurement(candidate=attempt.candidate.name, error=_text(error))
+
+
+def _reference_timing(
+    attempt: _Attempt, others: Sequence[_Attempt], env: RuntimeEnv, results: _Results
+) -> Timing | None:
+    """What the float form of the same target took, if it was timed."""
+    target = attempt.candidate.spec.target
+    for other in others:
+        spec, artifact = other.candidate.spec, other.artifact
+        if spec.is_reference and spec.target == target and isinstance(artifact, Artifact):
+            timing = results.timings.get(_key(artifact, env))
+            return timing if isinstance(timing, Timing) else None
+    return None
+
+
+def _text(e: EdgeError) -> str:
     return f"{e.what}; {e.hint}" if e.hint else e.what
 
 

@@ -9,7 +9,7 @@ import typer
 from edge_core import console
 from edge_core.console import Json
 from edge_sdk import api
-from edge_sdk.build import inspection, pipeline, planner
+from edge_sdk.build import inspection, judge, planner
 from edge_sdk.build.request import BuildOptions
 from edge_sdk.commands.build_options import expand_options
 from edge_sdk.commands.options import (
@@ -83,4 +83,4 @@ def build_packages(
         console.print_json(results)
     else:
         render_build(results)
-    pipeline.check(results, strict=strict)
+    judge.check((r.verdict for r in results), strict=strict)

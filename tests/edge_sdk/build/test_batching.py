@@ -30,7 +30,7 @@ from edge_core.package.run import run_package
 from edge_core.package.verify import verify_package
 from edge_core.runtimes import onnxruntime, sample_store
 from edge_core.runtimes.tflite import LITERT
-from edge_sdk.build import batching, measure, reader, runtime_env
+from edge_sdk.build import batching, convert, measure, reader, runtime_env
 from edge_sdk.build.samples import Samples
 from edge_sdk.build.workspace import Workspace
 from tests import graphs
@@ -365,7 +365,8 @@ def proven(tmp_path, path):
         tmp_path / "samples",
     )
     sample_store.write(samples, rows_of(s.model, 6))
-    original = measure.original(fixed, reader.read(fixed))
+    prepared = convert.Prepared(fixed, fixed.name, fixed, fixed.name, ())
+    original = measure.original(prepared, reader.read(fixed))
     answers = measure.answers(workspace, original, samples, host)
     batching.prove(workspace, s, samples, answers, s.outputs, tuple(range(6)), host)
 

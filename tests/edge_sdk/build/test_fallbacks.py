@@ -6,15 +6,18 @@ import pytest
 
 import device_profiles
 from converters import registry as converters
-from edge_core.errors import ConvertError
-from edge_sdk.build import fallbacks, judge
+from edge_sdk.build import fallbacks, judge, planner
 from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.stages import Decision, Measurement, Plan, Quantity
-from edge_sdk.build.trials import ProfileTrials
+from edge_sdk.build.trials import CandidateTrial
 
 MIXED, STATIC, PLAIN = (f"tflite-int8-static{form}" for form in ("-mixed", "", "-plain"))
 FP32, FP16, GIVEN = "tflite-fp32", "tflite-fp16", "tflite-given"
 DEVICE = device_profiles.load("raspberry-pi-4b", ("budgets.accuracy_drop_points=1",))
+
+
+def candidate(name):
+    return planner.resolve(converters.get(name).SPEC, DEVICE)
 
 
 def plan(*names, out=()):
@@ -22,7 +25,12 @@ def plan(*names, out=()):
     decisions = tuple(
         Decision(candidate=n, title=n, verdict=v, reason="as it is", rule="r") for n, v in verdicts
     )
-    return {DEVICE.name: Plan(model="m", profile=DEVICE.name, runtime="", decisions=decisions)}
+    chosen = tuple(candidate(n) for n in names)
+    return {
+        DEVICE.name: Plan(
+            model="m", profile=DEVICE.name, runtime="", decisions=decisions, chosen=chosen
+        )
+    }
 
 
 def request(**more):
@@ -42,14 +50,18 @@ def verdicts(*measurements):
 
 
 def names(plans):
-    return plans[DEVICE.name].chosen
+    return tuple(c.name for c in plans[DEVICE.name].chosen)
 
 
-def trial(*made, failed=()):
-    artifacts = dict.fromkeys((*made, *failed), ConvertError("no"))
-    return ProfileTrials(
-        envs={}, artifacts=artifacts, measurements=tuple(measured(n) for n in made)
-    )
+def trials(*made, failed=()):
+    return tuple(
+        CandidateTrial(
+            candidate=candidate(name),
+            measurement=measured(name, error="no" if name in failed else ""),
+            artifact=None, env=None, original=Path("answers"), outputs=None,
+        )
+        for name in (*made, *failed)
+    )  # fmt: skip
 
 
 def test_what_a_rescue_rescues_exists_and_is_no_rescue_itself():
@@ -118,20 +130,22 @@ def test_profiles_are_rescued_one_by_one():
     found = fallbacks.needed(
         plans, {p.name: judge.judge(p, both, metric="top1") for p in (DEVICE, other)}, request()
     )
-    assert {n: MIXED in p.chosen for n, p in found.items()} == {DEVICE.name: True, "x86-64": False}
+    assert {n: MIXED in {c.name for c in p.chosen} for n, p in found.items()} == {
+        DEVICE.name: True,
+        "x86-64": False,
+    }
 
 
 def test_the_second_trial_adds_only_what_is_new():
-    first, second = trial(FP32, STATIC), trial(FP32, STATIC, MIXED)
-    both = fallbacks.joined(first, second)
-    assert [m.candidate for m in both.measurements] == [FP32, STATIC, MIXED]
-    assert set(both.artifacts) == {FP32, STATIC, MIXED}
-    assert all(both.artifacts[n] is first.artifacts[n] for n in first.artifacts)
+    first, second = trials(FP32, STATIC), trials(FP32, STATIC, MIXED)
+    both = fallbacks.join(first, second)
+    assert [t.candidate.name for t in both] == [FP32, STATIC, MIXED]
+    assert all(mine is his for mine, his in zip(both, first, strict=False))
 
 
 def test_the_plan_tells_that_a_rescue_was_not_needed_and_nothing_else_changes():
     before = plan(FP32, STATIC, MIXED, out=(PLAIN,))
-    after = fallbacks.told(before, {DEVICE.name: trial(FP32, STATIC)})[DEVICE.name]
+    after = fallbacks.explain(before, {DEVICE.name: trials(FP32, STATIC)})[DEVICE.name]
     told = {d.candidate: d for d in after.decisions}
     assert told[MIXED].verdict == "out"
     assert told[MIXED].reason == f"not needed: {STATIC} or {PLAIN} did not fail an accuracy gate"
@@ -140,7 +154,7 @@ def test_the_plan_tells_that_a_rescue_was_not_needed_and_nothing_else_changes():
 
 
 def test_a_rescue_that_was_tried_stays_in_even_when_it_failed():
-    after = fallbacks.told(
-        plan(FP32, STATIC, MIXED), {DEVICE.name: trial(FP32, STATIC, failed=(MIXED,))}
+    after = fallbacks.explain(
+        plan(FP32, STATIC, MIXED), {DEVICE.name: trials(FP32, STATIC, failed=(MIXED,))}
     )
     assert MIXED in names(after)

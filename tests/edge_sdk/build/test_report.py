@@ -57,6 +57,7 @@ PLAN = Plan(
             evidence="EfficientNet-Lite0, blockwise INT4: top-1 agreement 0.61",
         ),
     ),
+    chosen=(),
 )
 
 
