@@ -1,7 +1,7 @@
 """The agent's settings: one TOML file -> one frozen Config. Defaults stand here and nowhere else.
 
-find(given) -> Path           --config, EDGE_AGENT_CONFIG, the system's file, the user's
-load(path) -> Config          unknown keys are refused with the nearest known one
+find_config(path) -> Path           --config, EDGE_AGENT_CONFIG, the system's file, the user's
+load_config(path) -> Config          unknown keys are refused with the nearest known one
 write_default(path, data_dir) the file that `edge-agent init` makes, every key explained
 """
 
@@ -122,30 +122,30 @@ class Config(_Part, frozen=True, kw_only=True):
         """The data directory."""
         return Path(self.data_dir)
 
-    def of(self, model: str) -> Serve:
+    def limits_of(self, model: str) -> Serve:
         """The limits of one model."""
         return self.models.get(model, self.serve)
 
 
-def find(given: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+def find_config(user_path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
     """The settings file that counts; raises InputError if there is none."""
-    named = given or (Path(environ[ENVIRONMENT]) if environ.get(ENVIRONMENT) else None)
-    if named:
-        if not named.is_file():
-            raise InputError(f"no settings at {named}", hint=f"edge-agent init --config {named}")
-        return named
-    for path in (SYSTEM, users_own()):
+    path = user_path or (Path(environ[ENVIRONMENT]) if environ.get(ENVIRONMENT) else None)
+    if path:
+        if not path.is_file():
+            raise InputError(f"no settings at {path}", hint=f"edge-agent init --config {path}")
+        return path
+    for path in (SYSTEM, user_config_path()):
         if path.is_file():
             return path
-    raise InputError(f"no settings at {SYSTEM} or {users_own()}", hint="edge-agent init")
+    raise InputError(f"no settings at {SYSTEM} or {user_config_path()}", hint="edge-agent init")
 
 
-def users_own() -> Path:
+def user_config_path() -> Path:
     """The settings file of a user who does not administer the machine."""
     return Path.home() / ".config" / "edge-agent" / "config.toml"
 
 
-def load(path: Path) -> Config:
+def load_config(path: Path) -> Config:
     """The settings in ``path``; raises InputError with the file, the key and what is allowed."""
     where = str(path)
     doc = toml_schema.read(path, MAX_BYTES)
@@ -180,11 +180,11 @@ def default_text(config: Config) -> str:
     lines = [
         "# Settings of edge-agent. A key that is left out has the value that is shown here.",
         "",
-        *_explained(config),
+        *_explain(config),
     ]
     for name, part in msgspec.structs.asdict(config).items():
         if isinstance(part, msgspec.Struct):
-            lines += [f"# {part.__doc__}", f"[{name}]", *_explained(part)]
+            lines += [f"# {part.__doc__}", f"[{name}]", *_explain(part)]
     lines += [
         "# Limits of one model: any key of [serve]; what is left out is as there.",
         "# [models.NAME]",
@@ -194,7 +194,7 @@ def default_text(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _explained(part: msgspec.Struct) -> Iterator[str]:
+def _explain(part: msgspec.Struct) -> Iterator[str]:
     kinds = {f.name: f.type for f in mi.type_info(type(part)).fields}  # type: ignore[attr-defined]
     for key, value in msgspec.structs.asdict(part).items():
         if isinstance(value, (msgspec.Struct, dict)):  # a table of its own

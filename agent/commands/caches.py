@@ -1,109 +1,59 @@
-"""What the commands about caches do, as functions: settings and names in, values out."""
+"""`edge-agent cache`: what remembered answers save, how to forget them, calibration."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-import msgspec
+import typer
 
-from agent.caches.calibrate_model import calibrate_model, read_clips
-from agent.caches.calibration import Calibration, write_calibration
 from agent.caches.rules import Rule
-from agent.config import Config
-from agent.packages.slots import Slots
-from agent.service import client, instance_lock
-from agent.serving.caching import calibration_file
-from agent.sqlite import sqlite_file
-from agent.sqlite.sqlite_file import Table
-from edge_core.errors import StorageError, Unavailable
-from edge_core.files import storage_error
-from edge_core.runtimes import registry as runtimes
-from edge_core.tensors import Feeds, dequantise
+from agent.commands.options import ConfigFile, ModelName, load_settings
+from agent.commands.render import render_caches, render_calibration
+from agent.service import cache_control
+from edge_core import console
+from edge_core.console import Json
+from edge_core.errors import GateFailed
+
+app = typer.Typer(help="Remembered answers: what they save, and how to forget them.")
 
 
-class CacheFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One cache's file."""
+@app.callback(invoke_without_command=True)
+def show_caches(context: typer.Context, path: ConfigFile = None, as_json: Json = False) -> None:
+    """Show what each cache holds, and its counters if the agent runs."""
+    if context.invoked_subcommand:
+        return
+    caches = cache_control.read_caches(load_settings(path))
+    console.print_json(caches) if as_json else render_caches(caches)
 
-    name: str  # "exact", or "near MODEL"
-    bytes: int
-    tables: tuple[Table, ...] = ()
-    counters: client.Document = {}  # of the running agent
+
+@app.command("clear")
+def clear_caches(path: ConfigFile = None, as_json: Json = False) -> None:
+    """Forget every remembered answer; the agent must not run."""
+    names = cache_control.clear_caches(load_settings(path))
+    if as_json:
+        console.print_json({"cleared": names})
+    else:
+        typer.echo(f"cleared: {', '.join(names) or 'nothing was there'}")
 
 
-def caches(settings: Config) -> tuple[CacheFile, ...]:
-    """The caches' files; with counters if an agent runs. Raises StorageError for a damaged one."""
-    here = instance_lock.find_instance(settings.root)
-    told = client.status(here)["caches"] if here and here.address else {}
-    return tuple(
-        CacheFile(
-            name=name,
-            bytes=sqlite_file.size(path),
-            tables=_tables(path),
-            counters=told.get(name, {}),
-        )
-        for name, path in files(settings).items()
+@app.command("calibrate")
+def calibrate_cache(
+    name: ModelName,
+    samples: Annotated[Path, typer.Argument(help="Folder of inputs; a sub-folder is one clip.")],
+    epsilon: Annotated[float, typer.Option(help="Largest share of wrong reuses.")],
+    confidence: Annotated[float, typer.Option(help="Of the proof.")] = 0.95,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Answers may differ by it; 0: the best class counts.")
+    ] = 0.0,
+    path: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Find how near is near enough for NAME. Exit code 2: no threshold is proven, it stays off."""
+    rule = Rule(kind="tolerance" if tolerance else "top1", tolerance=tolerance)
+    calibration = cache_control.calibrate_cache(
+        load_settings(path), name, samples, rule=rule, epsilon=epsilon, confidence=confidence
     )
-
-
-def clear(settings: Config) -> tuple[str, ...]:
-    """Delete every remembered answer; names of the caches. Calibrations stay.
-
-    Raises InputError while an agent runs: SQLite must not have a file open that is deleted.
-    """
-    with instance_lock.hold(settings.root):
-        found = files(settings)
-        for path in found.values():
-            try:
-                sqlite_file.erase(path)
-            except OSError as e:
-                raise storage_error(e, path) from e
-    return tuple(found)
-
-
-def calibrate(
-    settings: Config, name: str, samples: Path, *, rule: Rule, epsilon: float, confidence: float
-) -> Calibration:
-    """Find how near is near enough for a model, on the user's samples, and use it.
-
-    The file is written in any case: without a proof it keeps the cache off. Raises InputError.
-    """
-    slots = Slots(settings.root)
-    slot = slots.active(name).current
-    if slot is None:
-        raise Unavailable(f"'{name}' has no version that is current")
-    slots.check(name, slot.digest)
-    manifest = slots.manifest(name, slot.digest)
-    session = runtimes.get(manifest.runtime.name).open(
-        slots.folder(name, slot.digest) / manifest.file,
-        threads=slot.tuning.threads,
-        options=manifest.runtime.options,
-    )
-
-    def answer(feeds: Feeds) -> Feeds:
-        outputs = session.run(feeds)
-        return {s.name: dequantise(outputs[s.name], s) for s in manifest.outputs}
-
-    found = calibrate_model(
-        answer, read_clips(samples, manifest), model=slot.digest, inputs=manifest.inputs, rule=rule,
-        epsilon=epsilon, confidence=confidence,
-    )  # fmt: skip
-    write_calibration(calibration_file(settings.root, name), found)
-    here = instance_lock.find_instance(settings.root)
-    if here and here.address:
-        client.reload(here, name)
-    return found
-
-
-def files(settings: Config) -> dict[str, Path]:
-    """The caches' files that are there, by the names that Agent.status() uses."""
-    folder = settings.root / "caches"
-    exact = {"exact": folder / "results.db"}
-    near = {f"near {p.stem}": p for p in sorted((folder / "near").glob("*.db"))}
-    return {name: path for name, path in {**exact, **near}.items() if path.exists()}
-
-
-def _tables(path: Path) -> tuple[Table, ...]:
-    try:
-        return sqlite_file.inspect(path)
-    except Exception as e:  # sqlite-utils lets sqlite3's errors through
-        raise StorageError(f"cannot read {path}: {e}", hint="edge-agent cache clear") from e
+    console.print_json(calibration) if as_json else render_calibration(calibration)
+    if calibration.evidence is None:
+        raise typer.Exit(GateFailed.exit_code)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import typer
 
 from agent.caches.calibration import Calibration
-from agent.commands.actions import Model, Overview, Switched
-from agent.commands.caches import CacheFile
 from agent.packages.slots import Slot
+from agent.service.cache_control import CacheFile
 from agent.service.client import Document
+from agent.service.control import Model, Overview, Switch
 from agent.service.doctor import Check
 from edge_core import console
 from edge_core.package.bench import Timed
@@ -20,119 +20,128 @@ from edge_core.package.run import Answer
 STAGES = ("prepare", "wait", "infer", "finish", "total")
 
 
-def progress(text: str) -> None:
+def show_progress(text: str) -> None:
     """One line a step, on stderr."""
     typer.echo(text, err=True)
 
 
-def switched(done: Switched) -> None:
+def render_switch(switch: Switch) -> None:
     """What `edge-agent install` and `rollback` print."""
-    slot, verb = done.current, "was already" if done.already else "is"
+    slot, verb = switch.current, "was already" if switch.already else "is"
     typer.echo(f"{slot.name} {slot.version} {verb} current: {slot.digest}")
-    typer.echo(f"  {_tuned(slot)}")
-    if done.previous:
-        typer.echo(f"  previous: {done.previous.version}, {done.previous.digest}")
-    typer.echo(f"  {done.note}")
+    typer.echo(f"  {_describe_tuning(slot)}")
+    if switch.previous:
+        typer.echo(f"  previous: {switch.previous.version}, {switch.previous.digest}")
+    typer.echo(f"  {switch.note}")
 
 
-def models(found: Sequence[Model]) -> None:
+def render_models(models: Sequence[Model]) -> None:
     """What `edge-agent models` prints."""
-    t = console.new_table(
+    table = console.new_table(
         "model", "version", "candidate", "runs with", "installed", "previous", "why"
     )
-    for m in found:
-        slot, before = m.current, m.previous
-        t.add_row(
-            m.name,
+    for model in models:
+        slot, previous = model.current, model.previous
+        table.add_row(
+            model.name,
             slot.version if slot else "",
             slot.candidate if slot else "",
-            _tuned(slot) if slot else "",
-            _when(slot.installed_at) if slot else "",
-            before.version if before else "",
-            m.why,
+            _describe_tuning(slot) if slot else "",
+            _format_time(slot.installed_at) if slot else "",
+            previous.version if previous else "",
+            model.why,
         )
-    console.stdout().print(t)
+    console.stdout().print(table)
 
 
-def overview(found: Overview) -> None:
+def render_overview(overview: Overview) -> None:
     """What `edge-agent status` prints."""
-    if found.agent is None:
+    if overview.agent is None:
         typer.echo("no agent runs here; installed:")
-        models(found.models)
+        render_models(overview.models)
         return
-    where = found.agent.address or "no HTTP"
-    typer.echo(f"process {found.agent.pid} since {_when(found.agent.since)}, {where}")
-    if found.status is None:
-        models(found.models)
+    where = overview.agent.address or "no HTTP"
+    typer.echo(f"process {overview.agent.pid} since {_format_time(overview.agent.since)}, {where}")
+    if overview.status is None:
+        render_models(overview.models)
         return
-    _status(found.status)
+    _render_status(overview.status)
 
 
-def _status(status: Document) -> None:
+def _render_status(status: Document) -> None:
     word = "ready" if status["ready"] else "not ready"
     errors = ", ".join(f"{n} {name}" for name, n in status["errors"].items()) or "no errors"
     typer.echo(f"{word}, up {status['uptime_s']:.0f} s, {status['swaps']} swaps, {errors}")
     if status["health"]:
         typer.echo(status["health"])
-    stages = [f"{s} p50" for s in STAGES] + ["total p99"]
-    t = console.new_table("model", "version", "state", "answers", *stages, "why", right=stages)
-    for m in status["models"]:
-        ms = [m["stages"].get(s, {}).get("p50_ms") for s in STAGES]
-        ms.append(m["stages"].get("total", {}).get("p99_ms"))
-        count = m["stages"].get("total", {}).get("n", 0)
-        cells = ("" if x is None else f"{x:.3f}" for x in ms)
-        t.add_row(m["name"], m["version"], m["state"], str(count), *cells, m["why"])
-    console.stdout().print(t)
+    stages = [f"{stage} p50" for stage in STAGES] + ["total p99"]
+    table = console.new_table("model", "version", "state", "answers", *stages, "why", right=stages)
+    for model in status["models"]:
+        times = [model["stages"].get(stage, {}).get("p50_ms") for stage in STAGES]
+        times.append(model["stages"].get("total", {}).get("p99_ms"))
+        cells = ("" if ms is None else f"{ms:.3f}" for ms in times)
+        answers = str(model["counts"]["success"])
+        table.add_row(
+            model["name"], model["version"], model["state"], answers, *cells, model["why"]
+        )
+    console.stdout().print(table)
 
 
-def caches(found: Sequence[CacheFile]) -> None:
+def render_caches(caches: Sequence[CacheFile]) -> None:
     """What `edge-agent cache` prints."""
-    t = console.new_table("cache", "MB", "holds", "since it was made", right=("MB",))
-    for c in found:
-        holds = ", ".join(f"{x.rows} {x.name}" for x in c.tables)
-        counted = ", ".join(f"{k} {v}" for k, v in c.counters.items())
-        t.add_row(c.name, f"{c.bytes / 1e6:.2f}", holds, counted)
-    console.stdout().print(t)
+    table = console.new_table("cache", "MB", "holds", "since it was made", right=("MB",))
+    for cache in caches:
+        holds = ", ".join(f"{part.rows} {part.name}" for part in cache.tables)
+        counters = ", ".join(f"{name} {value}" for name, value in cache.counters.items())
+        table.add_row(cache.name, f"{cache.bytes / 1e6:.2f}", holds, counters)
+    console.stdout().print(table)
 
 
-def calibrated(found: Calibration) -> None:
+def render_calibration(calibration: Calibration) -> None:
     """What `edge-agent cache calibrate` prints."""
-    typer.echo(f"{found.samples} samples in {found.groups} independent groups")
-    if found.evidence is None:
-        typer.echo(f"off: {found.why}")
+    typer.echo(f"{calibration.samples} samples in {calibration.groups} independent groups")
+    if calibration.evidence is None:
+        typer.echo(f"off: {calibration.why}")
         return
-    seen = found.evidence
+    evidence = calibration.evidence
     typer.echo(
-        f"threshold {found.threshold:g}: {seen.hits} reuses, {seen.wrong} wrong; below "
-        f"{seen.upper:.2%} at {found.confidence:.0%} confidence (asked for {found.epsilon:.2%})"
+        f"threshold {calibration.threshold:g}: {evidence.hits} reuses, {evidence.wrong} wrong; "
+        f"below {evidence.upper:.2%} at {calibration.confidence:.0%} confidence "
+        f"(asked for {calibration.epsilon:.2%})"
     )
 
 
-def answer(found: Answer) -> None:
+def render_answer(answer: Answer) -> None:
     """What `edge-agent infer` prints of class scores."""
-    for scored in found.top:
+    for scored in answer.top:
         typer.echo(f"{scored.score:10.4f}  {scored.label}")
 
 
-def timed(rows: Sequence[Timed]) -> None:
+def render_timings(timings: Sequence[Timed]) -> None:
     """What `edge-agent bench` prints."""
     right = ("threads", "p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB")
-    t = console.new_table(*right, right=right)
-    for r in rows:
-        ms = (f"{x:.3f}" for x in (r.p50_ms, r.p90_ms, r.p99_ms))
-        t.add_row(str(r.threads), *ms, str(r.runs), f"{r.load_ms:.1f}", f"{r.peak_mb:.1f}")
-    console.stdout().print(t)
+    table = console.new_table(*right, right=right)
+    for timing in timings:
+        percentiles = (timing.p50_ms, timing.p90_ms, timing.p99_ms)
+        table.add_row(
+            str(timing.threads),
+            *(f"{ms:.3f}" for ms in percentiles),
+            str(timing.runs),
+            f"{timing.load_ms:.1f}",
+            f"{timing.peak_mb:.1f}",
+        )
+    console.stdout().print(table)
 
 
-def checks(found: Sequence[Check]) -> None:
+def render_checks(checks: Sequence[Check]) -> None:
     """What `edge-agent doctor` prints."""
-    t = console.new_table("", "what", "", "hint")
-    for c in found:
-        t.add_row(c.state, c.what, c.detail, c.hint)
-    console.stdout().print(t)
+    table = console.new_table("", "what", "", "hint")
+    for check in checks:
+        table.add_row(check.state, check.what, check.detail, check.hint)
+    console.stdout().print(table)
 
 
-def _tuned(slot: Slot) -> str:
+def _describe_tuning(slot: Slot) -> str:
     tuning = slot.tuning
     ms = tuning.p50_ms.get(str(tuning.threads))
     speed = f", {ms:.2f} ms" if ms is not None else ""
@@ -140,5 +149,5 @@ def _tuned(slot: Slot) -> str:
     return f"{tuning.runtime}, {tuning.threads} thread(s){speed}{batches}"
 
 
-def _when(at: float) -> str:
+def _format_time(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

@@ -156,7 +156,7 @@ def _measured(
             child, manifest, model, vectors, work,
             tuning.Limits(
                 threads=tuning.allowed_threads(limits.cpu_share),
-                max_batch_size=config.of(manifest.name).max_batch_size,
+                max_batch_size=config.limits_of(manifest.name).max_batch_size,
                 tune_s=limits.tune_s,
                 timeout_s=limits.self_test_s,
             ),

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("NOTIFY_SOCKET", None)  # not for the children
     try:
         path, as_json = _asked(sys.argv[1:] if arguments is None else arguments)
-        settings = config.load(config.find(path))
+        settings = config.load_config(config.find_config(path))
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLines() if as_json else logging.Formatter(FORMAT))
         logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])

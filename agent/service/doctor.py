@@ -1,6 +1,6 @@
-"""Is this device fit to serve, and what is to be done if not? Looks at everything, changes nothing.
+"""Is this device fit to serve, and what can be done if not? Reads everything, changes nothing.
 
-check(path) -> tuple[Check, ...]     never raises for what it finds
+check_device(path) -> tuple[Check, ...]     never raises for what it finds
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Literal
 import msgspec
 
 from agent import config
-from agent.commands import caches as cache_commands
 from agent.config import Config
 from agent.packages.slots import Slot, Slots
 from agent.service import client, instance_lock
+from agent.serving.caching import cache_files
 from edge_core.errors import EdgeError, MissingExtra
 from edge_core.machine import linux
 from edge_core.runtimes import registry as runtimes
@@ -44,18 +44,18 @@ class Check(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-def check(path: Path | None = None) -> tuple[Check, ...]:
+def check_device(path: Path | None = None) -> tuple[Check, ...]:
     """Every check, in order; ``path`` is the settings file that was asked for."""
-    found = [_python(), *_runtimes(), _images(), _memory(Path("/")), _unit()]
+    checks = [_python(), *_runtimes(), _images(), _memory(Path("/")), _unit()]
     try:
-        where = config.find(path)
-        settings = config.load(where)
+        where = config.find_config(path)
+        settings = config.load_config(where)
     except EdgeError as e:
-        return (*found, Check("settings", "fail", e.what, e.hint))
-    found += [Check("settings", "ok", str(where)), *_data_dir(settings.root)]
+        return (*checks, Check("settings", "fail", e.what, e.hint))
+    checks += [Check("settings", "ok", str(where)), *_data_dir(settings.root)]
     if settings.root.is_dir():
-        found += [*_models(settings), *_caches(settings), _agent(settings)]
-    return tuple(found)
+        checks += [*_models(settings), *_caches(settings), _agent(settings)]
+    return tuple(checks)
 
 
 def _python() -> Check:
@@ -91,19 +91,19 @@ def _memory(root: Path) -> Check:
 
 
 def _unit() -> Check:
-    asked = "--property=LoadState,UnitFileState,ActiveState,WatchdogUSec"
+    properties = "--property=LoadState,UnitFileState,ActiveState,WatchdogUSec"
     try:
-        done = subprocess.run(
-            ["systemctl", "show", UNIT, asked],
+        shown = subprocess.run(
+            ["systemctl", "show", UNIT, properties],
             capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return Check("service", "warn", "systemd does not run here: nobody restarts the agent")
-    return unit_state(dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line))
+    return check_unit(dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line))
 
 
-def unit_state(facts: dict[str, str]) -> Check:
-    """What ``systemctl show`` says of the unit, judged."""
+def check_unit(facts: dict[str, str]) -> Check:
+    """Judge what ``systemctl show`` says about the unit."""
     if facts.get("LoadState") != "loaded":
         return Check(
             "service", "warn", f"no unit {UNIT}", "install it with agent/system/install.sh"
@@ -132,7 +132,7 @@ def _data_dir(root: Path) -> Iterator[Check]:
     free = shutil.disk_usage(root).free // 10**6
     hint = "" if free >= LOW_DISK_MB else "remove something, or lower cache.max_mb"
     yield Check("data", "ok" if free >= LOW_DISK_MB else "warn", f"{root}, {free} MB free", hint)
-    exposed = [p for p in (root, *root.rglob("*")) if _others_may(p)]
+    exposed = [path for path in (root, *root.rglob("*")) if _is_open_to_others(path)]
     if exposed:
         detail = f"others may use {exposed[0]}" + (
             f" and {len(exposed) - 1} more" * bool(exposed[1:])
@@ -140,7 +140,7 @@ def _data_dir(root: Path) -> Iterator[Check]:
         yield Check("privacy", "fail", detail, f"chmod -R go= {root}")
 
 
-def _others_may(path: Path) -> bool:
+def _is_open_to_others(path: Path) -> bool:
     facts = path.lstat()
     return not stat.S_ISLNK(facts.st_mode) and bool(facts.st_mode & 0o077)
 
@@ -153,15 +153,15 @@ def _models(settings: Config) -> Iterator[Check]:
             for slot in filter(None, (active.current, active.previous)):
                 newest = max(newest, slot.installed_at)
                 slots.check(name, slot.digest, everything=True)
-            yield _served(name, active.current, active.disabled, slots)
+            yield _model(name, active.current, active.disabled, slots)
         except EdgeError as e:
             yield Check(f"model {name}", "fail", e.what, e.hint or "install the package again")
     if not slots.names():
         yield Check("models", "warn", "none is installed", "edge-agent install PACKAGE")
-    yield clock(time.time(), newest)
+    yield check_clock(time.time(), newest)
 
 
-def _served(name: str, slot: Slot | None, disabled: str, slots: Slots) -> Check:
+def _model(name: str, slot: Slot | None, disabled: str, slots: Slots) -> Check:
     """Can the model run here?"""
     if slot is None or disabled:
         why = disabled or "nothing is installed"
@@ -171,17 +171,17 @@ def _served(name: str, slot: Slot | None, disabled: str, slots: Slots) -> Check:
     return Check(f"model {name}", "ok", f"{slot.version} on {need.name} {here}, files intact")
 
 
-def clock(now: float, newest: float) -> Check:
+def check_clock(now: float, newest: float) -> Check:
     """Is ``now`` possible, if a package was installed at ``newest``? Seconds since 1970."""
-    told = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
+    shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
     if now < newest:
         then = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(newest))
-        return Check("clock", "warn", f"{told}, yet a package is from {then}", "set the clock")
-    return Check("clock", "ok", told)
+        return Check("clock", "warn", f"{shown}, yet a package is from {then}", "set the clock")
+    return Check("clock", "ok", shown)
 
 
 def _caches(settings: Config) -> Iterator[Check]:
-    for name, path in cache_commands.files(settings).items():
+    for name, path in cache_files(settings.root).items():
         size = f"{path.stat().st_size / 1e6:.1f} MB"
         try:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as db:
@@ -191,7 +191,7 @@ def _caches(settings: Config) -> Iterator[Check]:
             verdict = str(e)
         if verdict == "ok":
             yield Check(f"cache {name}", "ok", size)
-        else:  # the agent begins it anew by itself
+        else:  # the agent recreates it by itself
             yield Check(f"cache {name}", "warn", f"{verdict}", "edge-agent cache clear")
 
 

@@ -29,6 +29,14 @@ def calibration_file(root: Path, name: str) -> Path:
     return root / "caches" / "near" / f"{name}.json"
 
 
+def cache_files(root: Path) -> dict[str, Path]:
+    """The caches' files that exist, by the names that Caches.status() uses."""
+    folder = root / "caches"
+    exact = {"exact": folder / "results.db"}
+    near = {f"near {path.stem}": path for path in sorted((folder / "near").glob("*.db"))}
+    return {name: path for name, path in {**exact, **near}.items() if path.exists()}
+
+
 class Caches:
     """Exact answers of all models in one file; near duplicates in one a model."""
 
@@ -125,7 +133,7 @@ class Caches:
 
     def _read_calibration(self, name: str, digest: str) -> Calibration | None:
         path = calibration_file(self._config.root, name)
-        if not (self._config.of(name).cache and path.exists()):
+        if not (self._config.limits_of(name).cache and path.exists()):
             return None
         try:
             calibrated = read_calibration(path)

@@ -181,7 +181,7 @@ class ModelTable:
             slot=slot,
             manifest=self._slots.manifest(slot.name, slot.digest),
             folder=self._slots.folder(slot.name, slot.digest),
-            limits=self._config.of(slot.name),
+            limits=self._config.limits_of(slot.name),
             cpu_share=self._config.install.cpu_share,
         )
         return Serving(

@@ -30,7 +30,7 @@ def write(folder: Path, text: str) -> Path:
 def test_the_written_file_loads_to_the_defaults(tmp_path: Path):
     path, data = tmp_path / "etc" / "config.toml", tmp_path / "data"
     config.write_default(path, data)
-    assert config.load(path) == Config(data_dir=str(data))
+    assert config.load_config(path) == Config(data_dir=str(data))
 
 
 def test_the_data_directory_is_its_owners_alone(tmp_path: Path):
@@ -86,14 +86,14 @@ def test_a_model_inherits_what_it_does_not_say_from_serve(tmp_path: Path):
         tmp_path,
         "[serve]\nqueue = 7\ncache = true\n[models.a]\nqueue = 3\n[models.b]\nthreads = 2\n",
     )
-    found = config.load(path)
-    assert found.of("a") == Serve(queue=3, cache=True)
-    assert found.of("b") == Serve(queue=7, cache=True, threads=2)
-    assert found.of("elsewhere") == found.serve == Serve(queue=7, cache=True)
+    found = config.load_config(path)
+    assert found.limits_of("a") == Serve(queue=3, cache=True)
+    assert found.limits_of("b") == Serve(queue=7, cache=True, threads=2)
+    assert found.limits_of("elsewhere") == found.serve == Serve(queue=7, cache=True)
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path):
-    assert config.load(write(tmp_path, "")) == Config()
+    assert config.load_config(write(tmp_path, "")) == Config()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path):
 )
 def test_a_mistake_is_named_with_what_is_allowed(tmp_path: Path, text: str, words: list[str]):
     with pytest.raises(InputError) as e:
-        config.load(write(tmp_path, text))
+        config.load_config(write(tmp_path, text))
     for word in ("agent.toml", *words):
         assert word in str(e.value), str(e.value)
 
@@ -134,7 +134,7 @@ def test_any_toml_gives_settings_or_an_input_error(tmp_path_factory, doc):
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text(tomli_w.dumps(doc), encoding="utf-8")
     with contextlib.suppress(InputError):
-        assert isinstance(config.load(path), Config)
+        assert isinstance(config.load_config(path), Config)
 
 
 # --- finding ------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def test_the_given_file_goes_before_the_environments(tmp_path: Path):
     for path in (given_, named):
         path.write_text("")
     environ = {config.ENVIRONMENT: str(named)}
-    assert config.find(given_, environ) == given_
-    assert config.find(None, environ) == named
+    assert config.find_config(given_, environ) == given_
+    assert config.find_config(None, environ) == named
 
 
 def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path):
@@ -155,15 +155,15 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path):
         with pytest.raises(
             InputError, match=r"no settings at .*\n  hint: edge-agent init --config"
         ):
-            config.find(*arguments)
+            config.find_config(*arguments)
 
 
 def test_then_come_the_systems_and_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert not config.SYSTEM.exists(), "this machine has an agent of its own"
     with pytest.raises(InputError, match=r"no settings at /etc/.*\n  hint: edge-agent init"):
-        config.find(None, {})
+        config.find_config(None, {})
     users = tmp_path / ".config" / "edge-agent" / "config.toml"
     users.parent.mkdir(parents=True)
     users.write_text("")
-    assert config.find(None, {}) == users
+    assert config.find_config(None, {}) == users

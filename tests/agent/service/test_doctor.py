@@ -25,7 +25,7 @@ def config(tmp_path: Path, config: Config) -> Config:
 
 
 def found(config: Config) -> dict[str, doctor.Check]:
-    checks = doctor.check(settings(config))
+    checks = doctor.check_device(settings(config))
     assert all(c.hint for c in checks if c.state == "fail")
     return {c.what: c for c in checks}
 
@@ -44,12 +44,12 @@ def test_a_sound_device_has_no_failure(installed: Config):
 
 
 def test_settings_that_are_missing_or_wrong_fail(tmp_path: Path):
-    (last,) = [c for c in doctor.check(tmp_path / "none.toml") if c.state == "fail"]
+    (last,) = [c for c in doctor.check_device(tmp_path / "none.toml") if c.state == "fail"]
     assert (last.what, last.hint) == (
         "settings", f"edge-agent init --config {tmp_path / 'none.toml'}"
     )  # fmt: skip
     (tmp_path / "bad.toml").write_text("[http]\nprot = 1\n")
-    (last,) = [c for c in doctor.check(tmp_path / "bad.toml") if c.state == "fail"]
+    (last,) = [c for c in doctor.check_device(tmp_path / "bad.toml") if c.state == "fail"]
     assert "did you mean 'port'?" in last.hint
 
 
@@ -131,8 +131,8 @@ def until_state(config: Config, state: str) -> None:
 
 
 def test_a_clock_before_the_last_installation_is_wrong():
-    assert doctor.clock(2_000_000_000.0, 1_900_000_000.0).state == "ok"
-    check = doctor.clock(0.0, 1_900_000_000.0)
+    assert doctor.check_clock(2_000_000_000.0, 1_900_000_000.0).state == "ok"
+    check = doctor.check_clock(0.0, 1_900_000_000.0)
     assert (check.state, check.hint) == ("warn", "set the clock")
     assert check.detail == "1970-01-01 00:00 UTC, yet a package is from 2030-03-17 17:46 UTC"
 
@@ -149,6 +149,6 @@ def test_a_clock_before_the_last_installation_is_wrong():
 )
 def test_the_unit_is_judged_by_what_systemd_says(facts: dict[str, str], state: str, words: str):
     usual = {"LoadState": "loaded", "UnitFileState": "enabled", "WatchdogUSec": "30s"}
-    check = doctor.unit_state({**usual, **facts})
+    check = doctor.check_unit({**usual, **facts})
     assert check.state == state
     assert words in f"{check.detail} {check.hint}"

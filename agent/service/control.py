@@ -1,7 +1,7 @@
-"""What the commands do, as functions: settings and names in, values out.
+"""What commands do with this device's agent, as functions: settings and names in, values out.
 
 A command that changes what is served tells the running agent and waits until it serves it. The
-agent would see it by itself within a second; asking gives the reason if it cannot.
+agent would notice by itself within a second; asking gives the reason if it cannot.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from edge_core.package import run
 Progress = Callable[[str], None]
 
 
-class Begun(msgspec.Struct, frozen=True):
+class Locations(msgspec.Struct, frozen=True):
     """Where the settings and the data are."""
 
     config: str
     data_dir: str
 
 
-class Switched(msgspec.Struct, frozen=True, kw_only=True):
-    """What is current now, and what the running agent makes of it."""
+class Switch(msgspec.Struct, frozen=True, kw_only=True):
+    """What is current now, and what the running agent says to it."""
 
     current: Slot
     previous: Slot | None
@@ -61,51 +61,51 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[Model, ...]
 
 
-def begin(path: Path | None, data_dir: Path | None) -> Begun:
+def init_settings(path: Path | None, data_dir: Path | None) -> Locations:
     """Write settings with every default, and make the data directory; raises InputError."""
     root = os.geteuid() == 0
     named = os.environ.get(config.ENVIRONMENT)
-    path = path or Path(named or (config.SYSTEM if root else config.users_own()))
+    path = path or Path(named or (config.SYSTEM if root else config.user_config_path()))
     home = Path(Config().data_dir) if root else Path.home() / ".local" / "share" / "edge-agent"
     data = (data_dir or home).absolute()
     config.write_default(path, data)
-    return Begun(str(path), str(data))
+    return Locations(str(path), str(data))
 
 
-def install(settings: Config, path: Path, *, force: bool, progress: Progress) -> Switched:
+def install_package(settings: Config, path: Path, *, force: bool, progress: Progress) -> Switch:
     """Install a package and see it served; raises what installing raises, and Unavailable."""
-    done = installing.install(settings, path, force=force, progress=progress)
-    served, note = _take_up(settings, done.slot)
-    return Switched(
-        current=done.slot,
-        previous=done.previous,
-        already=done.already,
-        self_test=done.golden.text if done.golden else "",
-        seconds=done.seconds,
+    installed = installing.install(settings, path, force=force, progress=progress)
+    served, note = _wait_served(settings, installed.slot)
+    return Switch(
+        current=installed.slot,
+        previous=installed.previous,
+        already=installed.already,
+        self_test=installed.golden.text if installed.golden else "",
+        seconds=installed.seconds,
         served=served,
         note=note,
     )
 
 
-def rollback(settings: Config, name: str, *, refuse: bool) -> Switched:
+def roll_back(settings: Config, name: str, *, refuse: bool) -> Switch:
     """Go back to the previous package and see it served; raises InputError, Unavailable."""
     active = Slots(settings.root).rollback(name, refuse=refuse)
     assert active.current is not None
-    served, note = _take_up(settings, active.current)
-    return Switched(current=active.current, previous=active.previous, served=served, note=note)
+    served, note = _wait_served(settings, active.current)
+    return Switch(current=active.current, previous=active.previous, served=served, note=note)
 
 
-def models(settings: Config) -> tuple[Model, ...]:
+def read_models(settings: Config) -> tuple[Model, ...]:
     """What is installed, whether an agent runs or not."""
     slots = Slots(settings.root)
-    return tuple(_model(slots, name) for name in slots.names())
+    return tuple(_read_model(slots, name) for name in slots.names())
 
 
-def overview(settings: Config) -> Overview:
-    """The running agent's word, and what is installed; raises Unavailable if it hangs."""
+def read_overview(settings: Config) -> Overview:
+    """The running agent's status, and what is installed; raises Unavailable if it hangs."""
     here = instance_lock.find_instance(settings.root)
-    told = client.status(here) if here and here.address else None
-    return Overview(agent=here, status=told, models=models(settings))
+    status = client.status(here) if here and here.address else None
+    return Overview(agent=here, status=status, models=read_models(settings))
 
 
 def infer(path: Path | None, target: str, source: Path, *, top: int) -> run.Answer:
@@ -118,7 +118,7 @@ def infer(path: Path | None, target: str, source: Path, *, top: int) -> run.Answ
     if os.sep in target or package.suffix == ".edgepkg":
         return run.run_package(package, source, top=top)
     try:
-        settings = config.load(config.find(path))
+        settings = config.load_config(config.find_config(path))
         active = Slots(settings.root).active(target)
     except EdgeError:
         if package.exists():
@@ -139,24 +139,24 @@ def _infer_installed(
         return client.infer(here, manifest, source, top=top)
     slots.check(target, slot.digest)
     model = slots.folder(target, slot.digest) / manifest.file
-    threads = settings.of(target).threads or slot.tuning.threads
+    threads = settings.limits_of(target).threads or slot.tuning.threads
     return run.infer(model, manifest, source, top=top, threads=threads)
 
 
-def _take_up(settings: Config, slot: Slot) -> tuple[str, str]:
-    """The digest that the running agent serves now, and a word on it."""
+def _wait_served(settings: Config, slot: Slot) -> tuple[str, str]:
+    """The digest that the running agent serves now, and a note for people."""
     here = instance_lock.find_instance(settings.root)
     if here is None:
         return "", "no agent runs here"
     if not here.address:
-        return "", "the running agent takes it up within a second"
+        return "", "the running agent will serve it within a second"
     served = str(client.reload(here, slot.name)["digest"])
     if served != slot.digest:
         raise Unavailable(f"the agent (process {here.pid}) still serves {served}")
     return served, f"the agent (process {here.pid}) serves it"
 
 
-def _model(slots: Slots, name: str) -> Model:
+def _read_model(slots: Slots, name: str) -> Model:
     try:
         active: Active = slots.active(name)
     except EdgeError as e:
