@@ -1,4 +1,4 @@
-"""Device profiles: one TOML file a device, ours and yours through the same door.
+"""Device profiles: one TOML file per device; shipped and custom ones are read by the same code.
 
 names()                                       -> ("android-arm64", "iphone-12", ...)
 load("raspberry-pi-4b")                       -> Profile
@@ -33,7 +33,7 @@ def load(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Profile
     """The profile of that name, or in that file, with ``overrides`` ("cpu.cores=2") applied.
 
     Text that ends in .toml or contains a slash is a file. A value is written as in TOML; quotes
-    around a string may be left out; ``none`` takes an optional value away.
+    around a string may be left out; ``none`` removes an optional value.
     """
     doc, where = files.resolve(name)
     for text in overrides:
@@ -42,7 +42,7 @@ def load(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Profile
 
 
 def dump(profile: Profile) -> str:
-    """The profile as TOML with everything it inherits; defaults are left out."""
+    """The profile as TOML, inherited values included; defaults are left out."""
     return tomli_w.dumps({"schema": SCHEMA, **_plain(profile)})
 
 

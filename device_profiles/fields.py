@@ -15,7 +15,7 @@ from edge_core.runtimes import registry as runtimes
 
 
 def check(doc: Mapping[str, Any], where: str) -> None:
-    """Raise InputError for the first field of a partial profile that is unknown or unfit."""
+    """Raise InputError for the first field of a partial profile that is unknown or invalid."""
     newer = doc.get("schema", SCHEMA)
     if isinstance(newer, int) and newer > SCHEMA:
         raise InputError(
@@ -26,7 +26,7 @@ def check(doc: Mapping[str, Any], where: str) -> None:
 
 
 def override(doc: dict[str, Any], text: str) -> None:
-    """Apply "budgets.latency_p99_ms=20" to ``doc``; an item of a list goes by its name.
+    """Apply "budgets.latency_p99_ms=20" to ``doc``; list items are addressed by name.
 
     Its source becomes the override.
     """

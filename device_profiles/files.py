@@ -69,7 +69,7 @@ def _resolve(path: Path, seen: tuple[Path, ...]) -> Doc:
     chain = (*seen, path.resolve())
     if parent.resolve() in chain or len(chain) >= MAX_DEPTH:
         names = " -> ".join(file.name for file in (*chain, parent))
-        why = "a circle" if parent.resolve() in chain else f"more than {MAX_DEPTH} files"
+        why = "a cycle" if parent.resolve() in chain else f"more than {MAX_DEPTH} files"
         raise InputError(f"{where}: extends: {why}: {names}")
     return merge(_resolve(parent, chain), doc)
 

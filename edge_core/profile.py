@@ -1,7 +1,7 @@
-"""What a device is and what may be spent on it. Data only; files are read by device_profiles.
+"""A device profile: what a device is, and its budgets. Data only; device_profiles reads files.
 
-Values are facts of the device (``platform`` ... ``thermal``) or limits that its owner sets
-(``budgets``). A budget that is absent is not a gate. Units are part of every name.
+Values are facts about the device (``platform`` ... ``thermal``) or limits that its owner sets
+(``budgets``). Only a budget that is set becomes a gate. Units are part of every name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Platform(_Part, frozen=True, kw_only=True):
-    """The operating system that the package will meet."""
+    """The operating system that the package runs on."""
 
-    arch: Annotated[Arch, Meta(description="machine as 'uname -m' says it")]
+    arch: Annotated[Arch, Meta(description="machine, as printed by 'uname -m'")]
     os: Os
     os_version: str = ""
     glibc: Annotated[str, Meta(description="'2.36'; empty where there is no glibc")] = ""
@@ -54,23 +54,29 @@ class Cpu(_Part, frozen=True, kw_only=True):
 
 
 class Memory(_Part, frozen=True, kw_only=True):
+    """Main memory, in 10^6 bytes."""
+
     total_mb: Positive
     available_mb: Annotated[float, Meta(gt=0, description="left for the model's process")]
 
 
 class Storage(_Part, frozen=True, kw_only=True):
+    """Where packages are kept, in 10^6 bytes."""
+
     available_mb: Annotated[float, Meta(gt=0, description="left for packages")]
     kind: str = ""  # "microSD", "eMMC", "NVMe"
 
 
 class Accelerator(_Part, frozen=True, kw_only=True):
+    """A processor beside the CPU that a runtime can use."""
+
     name: str
     kind: Literal["gpu", "npu", "dla", "dsp"]
     capability: str = ""  # "sm_87", "Neural Engine, 16 cores"
 
 
 class Runtime(_Part, frozen=True, kw_only=True):
-    """One runtime in the exact version that the device gets."""
+    """One runtime, in exactly the version that the device gets."""
 
     name: Annotated[
         str,
@@ -87,6 +93,8 @@ class Runtime(_Part, frozen=True, kw_only=True):
 
 
 class PowerMode(_Part, frozen=True, kw_only=True):
+    """A setting of the board that limits its power."""
+
     name: str
     watts: Annotated[float, Meta(gt=0, description="board power at full load in this mode")]
     idle_watts: Positive | None = None
@@ -94,11 +102,13 @@ class PowerMode(_Part, frozen=True, kw_only=True):
 
 
 class Thermal(_Part, frozen=True, kw_only=True):
+    """Temperatures at which the device changes its speed."""
+
     throttle_c: Annotated[float, Meta(gt=0, description="clock is lowered from here on")]
 
 
 class Budgets(_Part, frozen=True, kw_only=True):
-    """Limits of one inference and of the package; each one given becomes a gate."""
+    """Limits for one inference and for the package; each one that is set becomes a gate."""
 
     latency_p50_ms: Positive | None = None
     latency_p90_ms: Positive | None = None

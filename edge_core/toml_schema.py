@@ -35,7 +35,7 @@ else:  # the agent's oldest Python
 NONE = "none"  # removes an optional value; TOML has no null
 BIGGEST = 2**53  # numbers beyond it are not exact as floats
 Doc = dict[str, Any]
-Table = type[msgspec.Struct]
+StructType = type[msgspec.Struct]
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
@@ -49,7 +49,7 @@ def read(path: Path, limit: int) -> Doc:
         raise InputError(f"{path} is not readable TOML: {e}") from e
 
 
-def check(doc: Mapping[str, Any], struct: Table, where: str) -> None:
+def check(doc: Mapping[str, Any], struct: StructType, where: str) -> None:
     """Raise InputError for the first field of a partial table that is unknown or invalid."""
     _check(doc, struct, where, "")
 
@@ -59,10 +59,10 @@ def build(doc: Mapping[str, Any], struct: type[StructT], where: str) -> StructT:
     try:
         return msgspec.convert(_without_none(doc, struct), struct)
     except msgspec.ValidationError as e:
-        raise _value_error(e, where, "", struct) from e
+        raise _make_value_error(e, where, "", struct) from e
 
 
-def place(doc: Doc, struct: Table, path: tuple[str, ...], text: str, where: str) -> None:
+def place(doc: Doc, struct: StructType, path: tuple[str, ...], text: str, where: str) -> None:
     """Parse ``text`` and set the value at ``path``, a chain of keys; list items go by their names.
 
     ``where`` names the source of the text in messages. Raises InputError for an unknown key or
@@ -78,12 +78,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'? " if close else f"known: {', '.join(known)}; "
 
 
-def _check(doc: Mapping[str, Any], table: Table, where: str, at: str) -> None:
-    hints = _hints(table)
+def _check(doc: Mapping[str, Any], table: StructType, where: str, at: str) -> None:
+    hints = _get_hints(table)
     for key, value in doc.items():
         if key not in hints:
-            raise _unknown_field_error(key, hints, where, at)
-        inner, named = _table(hints[key]), _table_of_dict(hints[key])
+            raise _make_unknown_field_error(key, hints, where, at)
+        inner, named = _get_struct(hints[key]), _get_value_struct(hints[key])
         if value == NONE and _is_optional(hints[key]):
             continue
         if inner and isinstance(value, dict):
@@ -105,7 +105,7 @@ def _check_value(value: Any, hint: Any, where: str, at: str) -> None:
     try:
         msgspec.convert(value, hint)
     except msgspec.ValidationError as e:
-        raise _value_error(e, where, at, hint) from e
+        raise _make_value_error(e, where, at, hint) from e
 
 
 def _check_numbers(value: Any, where: str, at: str) -> None:
@@ -119,12 +119,14 @@ def _check_numbers(value: Any, where: str, at: str) -> None:
         raise InputError(f"{where}: {at}: expected a number below 2^53")
 
 
-def _place(doc: Doc, table: Table, path: tuple[str, ...], text: str, where: str, at: str) -> None:
+def _place(
+    doc: Doc, table: StructType, path: tuple[str, ...], text: str, where: str, at: str
+) -> None:
     key, *rest = path
-    hints = _hints(table)
+    hints = _get_hints(table)
     if key not in hints:
-        raise _unknown_field_error(key, hints, where, at)
-    inner, item = _table(hints[key]), _table_of_list(hints[key])
+        raise _make_unknown_field_error(key, hints, where, at)
+    inner, item = _get_struct(hints[key]), _get_item_struct(hints[key])
     if not rest:
         doc[key] = _parse(text, hints[key], where, f"{at}{key}")
     elif inner:
@@ -136,7 +138,7 @@ def _place(doc: Doc, table: Table, path: tuple[str, ...], text: str, where: str,
             entry["name"]: entry for entry in reversed(doc[key]) if "name" in entry
         }  # the first one wins
         if rest[0] not in named:
-            raise _unknown_field_error(rest[0], named, where, f"{at}{key}.")
+            raise _make_unknown_field_error(rest[0], named, where, f"{at}{key}.")
         _place(named[rest[0]], item, tuple(rest[1:]), text, where, f"{at}{key}.{rest[0]}.")
     elif get_origin(hints[key]) is dict:
         doc[key] = {**doc.get(key, {}), ".".join(rest): text}
@@ -156,7 +158,7 @@ def _parse(text: str, hint: Any, where: str, at: str) -> Any:
     wants_text = isinstance(_strip_metadata(mi.type_info(hint)), (mi.StrType, mi.LiteralType))
     if wants_text and not isinstance(value, str):
         value = text  # platform.glibc=2.36 looks like a number
-    inner = _table(hint)
+    inner = _get_struct(hint)
     if inner and isinstance(value, dict):
         _check(value, inner, where, f"{at}.")
     else:
@@ -164,10 +166,10 @@ def _parse(text: str, hint: Any, where: str, at: str) -> Any:
     return value
 
 
-def _without_none(doc: Mapping[str, Any], table: Table) -> Doc:
-    hints, out = _hints(table), {}
+def _without_none(doc: Mapping[str, Any], table: StructType) -> Doc:
+    hints, out = _get_hints(table), {}
     for key, value in doc.items():
-        inner = _table(hints[key])
+        inner = _get_struct(hints[key])
         if value == NONE and _is_optional(hints[key]):
             continue
         out[key] = _without_none(value, inner) if inner else value
@@ -175,7 +177,7 @@ def _without_none(doc: Mapping[str, Any], table: Table) -> Doc:
 
 
 @cache
-def _hints(table: Table) -> dict[str, Any]:
+def _get_hints(table: StructType) -> dict[str, Any]:
     return get_type_hints(table, include_extras=True)
 
 
@@ -188,7 +190,7 @@ def _is_optional(hint: Any) -> bool:
     return type(None) in get_args(_strip_annotated(hint))
 
 
-def _table(hint: Any) -> Table | None:
+def _get_struct(hint: Any) -> StructType | None:
     """The struct that a field holds, if it holds one."""
     options = get_args(_strip_annotated(hint)) if _is_optional(hint) else (_strip_annotated(hint),)
     return next(
@@ -201,23 +203,23 @@ def _table(hint: Any) -> Table | None:
     )
 
 
-def _table_of_list(hint: Any) -> Table | None:
+def _get_item_struct(hint: Any) -> StructType | None:
     """The struct that a list field holds, if it holds a list of them."""
-    return _table(get_args(hint)[0]) if get_origin(hint) is tuple else None
+    return _get_struct(get_args(hint)[0]) if get_origin(hint) is tuple else None
 
 
-def _table_of_dict(hint: Any) -> Table | None:
+def _get_value_struct(hint: Any) -> StructType | None:
     """The struct that a field holds by name, if it holds a table of them."""
     plain = _strip_annotated(hint)
-    return _table(get_args(plain)[1]) if get_origin(plain) is dict else None
+    return _get_struct(get_args(plain)[1]) if get_origin(plain) is dict else None
 
 
-def _unknown_field_error(key: str, known: Iterable[str], where: str, at: str) -> InputError:
+def _make_unknown_field_error(key: str, known: Iterable[str], where: str, at: str) -> InputError:
     hint = nearest(key, known).rstrip("; ")
     return InputError(f"{where}: no field '{at}{key}'", hint=hint)
 
 
-def _value_error(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> InputError:
+def _make_value_error(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> InputError:
     """msgspec's "Expected `int`, got `str` - at `$.cores`", in our words."""
     what, _, path = str(e).partition(" - at `$")
     inside = path.rstrip("`")
@@ -225,11 +227,13 @@ def _value_error(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> 
     missing = re.search(r"missing required field `(\w+)`", what)
     extra = re.search(r"contains unknown field `(.*)`", what)
     if missing:
-        return InputError(f"{where}: the field '{_prefix(field)}{missing[1]}' is missing")
+        return InputError(f"{where}: the field '{_add_dot(field)}{missing[1]}' is missing")
     if extra:
-        item = _table_of_list(hint)
-        return _unknown_field_error(extra[1], _hints(item) if item else (), where, _prefix(field))
-    allowed = _choices(mi.type_info(hint), inside)
+        item = _get_item_struct(hint)
+        return _make_unknown_field_error(
+            extra[1], _get_hints(item) if item else (), where, _add_dot(field)
+        )
+    allowed = _list_choices(mi.type_info(hint), inside)
     for theirs, ours in (("`", ""), ("object", "table"), ("array", "list")):
         what = what.replace(theirs, ours)
     return InputError(
@@ -238,11 +242,11 @@ def _value_error(e: msgspec.ValidationError, where: str, at: str, hint: Any) -> 
     )
 
 
-def _prefix(field: str) -> str:
+def _add_dot(field: str) -> str:
     return f"{field}." if field else ""
 
 
-def _choices(kind: mi.Type, path: str) -> tuple[str, ...]:
+def _list_choices(kind: mi.Type, path: str) -> tuple[str, ...]:
     """The words that a field takes, if it takes only some: along ``[...].name`` of an error."""
     steps = re.findall(r"\[[^]]*\]|\w+", path)
     kind = _strip_metadata(kind)

@@ -77,7 +77,7 @@ class Worker:
 
     def run(self, feeds: str, out: str, rows: int = 1) -> Reply:
         """Write the outputs for every sample as the folder ``out``."""
-        source, session = sample_store.read(Path(feeds)), self._opened_session()
+        source, session = sample_store.read(Path(feeds)), self._require_session()
         batches = (_take_batch(source, i, rows) for i in range(-(-len(source) // rows)))
         results = [session.run(batch) for batch in batches]
         sample_store.write(Path(out), results)
@@ -87,7 +87,7 @@ class Worker:
         self, feeds: str, runs: int, rows: Sequence[int] = (1,), limit_s: float = math.inf
     ) -> Reply:
         """Time inferences one by one, up to ``runs`` and, round by round, ``limit_s`` seconds."""
-        session, source = self._opened_session(), sample_store.read(Path(feeds))
+        session, source = self._require_session(), sample_store.read(Path(feeds))
         times_ms: list[float] = []
         end = time.perf_counter() + limit_s
         for i in range(runs):
@@ -118,18 +118,18 @@ class Worker:
         reply: Reply = msgspec.to_builtins(measure(Path(path), threads))
         return reply
 
-    def _opened_session(self) -> Session:
+    def _require_session(self) -> Session:
         if self._session is None:
             raise MeasureError("no model is open")
         return self._session
 
 
-def _take_batch(source: Sequence[Feeds], i: int, rows: int) -> Feeds:
+def _take_batch(source: Sequence[Feeds], index: int, rows: int) -> Feeds:
     """The ``i``-th group of ``rows`` samples, concatenated along the first dimension.
 
     Past the last sample it starts again with the first one.
     """
-    samples = [source[(i * rows + k) % len(source)] for k in range(rows)]
+    samples = [source[(index * rows + k) % len(source)] for k in range(rows)]
     if rows == 1:
         return samples[0]
     return {name: np.concatenate([feeds[name] for feeds in samples]) for name in samples[0]}

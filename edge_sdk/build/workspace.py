@@ -88,7 +88,7 @@ class Workspace:
     @contextmanager
     def measuring_child(self, site: Path | None) -> Iterator[Child]:
         """A worker process (edge_core.runtimes.worker) that stop() ends too."""
-        with Child(site=site) as child, self._tracked(child.kill):
+        with Child(site=site) as child, self._track(child.kill):
             yield child
 
     @contextmanager
@@ -103,7 +103,7 @@ class Workspace:
                 stderr=stderr,
                 environment={"OPENBLAS_NUM_THREADS": "1"},  # sums in one order: the same bytes
             ) as child,
-            self._tracked(child.kill),
+            self._track(child.kill),
         ):
             try:
                 yield child
@@ -116,7 +116,7 @@ class Workspace:
                 ) from e
 
     @contextmanager
-    def _tracked(self, end: Callable[[], None]) -> Iterator[None]:
+    def _track(self, end: Callable[[], None]) -> Iterator[None]:
         with self._lock:
             if self._stopped:
                 end()

@@ -28,10 +28,10 @@ title = "The gate"
 """
 
 
-def dotted_names(doc, prefix=""):
+def list_fields(doc, prefix=""):
     for key, value in doc.items():
         if isinstance(value, dict):
-            yield from dotted_names(value, f"{prefix}{key}.")
+            yield from list_fields(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
 
@@ -73,11 +73,11 @@ def test_every_value_that_a_file_sets_has_a_source_in_the_same_file(name):
     sources = doc.pop("sources")
     for key in ("name", "title", "extends"):
         doc.pop(key, None)
-    for field in dotted_names(doc):
+    for field in list_fields(doc):
         parents = {field[: dot.start()] for dot in re.finditer(r"\.|$", field)}
         assert parents & set(sources), f"{field} has no source"
     for key in sources:
-        assert any(leaf == key or leaf.startswith(f"{key}.") for leaf in dotted_names(doc)), (
+        assert any(leaf == key or leaf.startswith(f"{key}.") for leaf in list_fields(doc)), (
             f"stale: {key}"
         )
 
@@ -219,10 +219,10 @@ def test_none_takes_an_inherited_limit_away(tmp_path):
 def test_an_error_names_the_file_the_field_and_what_is_allowed(text, words, tmp_path):
     base = "" if text.startswith(("extends", "name", "title")) else 'extends = "raspberry-pi-4b"\n'
     path = write_profile(tmp_path, f"{base}{text}", "bad.toml")
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError) as error:
         device_profiles.load(path)
     for word in ("bad.toml", *words):
-        assert word in str(e.value), str(e.value)
+        assert word in str(error.value), str(error.value)
 
 
 def test_an_incomplete_profile_names_what_is_missing(tmp_path):
@@ -250,13 +250,13 @@ def test_an_unknown_name_lists_the_nearest():
         device_profiles.load("toaster")
 
 
-def test_circles_and_long_chains_are_refused(tmp_path):
+def test_cycles_and_long_chains_are_refused(tmp_path):
     first = write_profile(tmp_path, 'extends = "b.toml"\n', "a.toml")
     write_profile(tmp_path, 'extends = "./a.toml"\n', "b.toml")
-    with pytest.raises(InputError, match=r"a circle: a\.toml -> b\.toml -> a\.toml"):
+    with pytest.raises(InputError, match=r"a cycle: a\.toml -> b\.toml -> a\.toml"):
         device_profiles.load(first)
     extends_itself = write_profile(tmp_path, 'extends = "self.toml"\n', "self.toml")
-    with pytest.raises(InputError, match="a circle"):
+    with pytest.raises(InputError, match="a cycle"):
         device_profiles.load(extends_itself)
     for i in range(files.MAX_DEPTH + 1):
         write_profile(tmp_path, f'extends = "{i + 1}.toml"\n', f"{i}.toml")
@@ -324,10 +324,10 @@ def test_the_last_override_wins_and_is_the_values_source():
     ],
 )
 def test_a_wrong_override_is_named_with_the_nearest_key(text, words):
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError) as error:
         device_profiles.load("raspberry-pi-4b", (text,))
     for word in ("override", *words):
-        assert word in str(e.value), str(e.value)
+        assert word in str(error.value), str(error.value)
 
 
 @given(

@@ -15,9 +15,9 @@ def test_a_module_that_is_there_is_returned():
 
 
 def test_a_missing_package_is_named_with_its_extra():
-    with pytest.raises(MissingExtra, match=r"'no_such_package' is not installed") as e:
+    with pytest.raises(MissingExtra, match=r"'no_such_package' is not installed") as error:
         need("no_such_package", "tflite")
-    assert e.value.hint == "pip install 'edge-deploy[tflite]'"
+    assert error.value.hint == "pip install 'edge-deploy[tflite]'"
 
 
 def test_a_package_that_lacks_another_one_names_both(tmp_path, monkeypatch):

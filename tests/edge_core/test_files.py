@@ -29,7 +29,7 @@ def test_a_file_appears_whole_with_its_mode(tmp_path):
     files.write_whole(path, b"new", mode=0o600)
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.bin"]
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):
@@ -38,7 +38,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     with pytest.raises(Interrupted):
         write_half(path)
     assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_an_interrupted_folder_leaves_nothing(tmp_path):
@@ -52,15 +52,15 @@ def test_the_first_writer_of_a_folder_wins(tmp_path):
         with files.whole_dir(tmp_path / "f") as folder:
             (folder / "a").write_bytes(content)
     assert (tmp_path / "f" / "a").read_bytes() == b"first"
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing(small_disk):
     path = small_disk / "a.bin"
-    with pytest.raises(StorageError, match=r"cannot write .*a\.bin: no space left") as e:
+    with pytest.raises(StorageError, match=r"cannot write .*a\.bin: no space left") as error:
         files.write_whole(path, bytes(8 * 2**20))
-    assert "free some space" in e.value.hint
-    assert e.value.retry
+    assert "free some space" in error.value.hint
+    assert error.value.retry
     assert not list(small_disk.iterdir())
 
 

@@ -86,9 +86,9 @@ def test_integers_that_fit_are_taken_as_steps(dtype):
     ],
 )
 def test_what_does_not_fit_an_integer_input_is_refused(array, message):
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError) as error:
         check_feeds({"x": array}, (INT8,), "x.npy")
-    assert e.value.what == message
+    assert error.value.what == message
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,10 @@ def test_what_does_not_fit_an_integer_input_is_refused(array, message):
 )
 def test_an_image_with_its_channels_at_the_other_end_is_told_so(fed, takes, layout):
     spec = TensorSpec("x", "float32", takes)
-    with pytest.raises(InputError, match="; the model takes") as e:
+    with pytest.raises(InputError, match="; the model takes") as error:
         check_feeds({"x": np.zeros(fed, np.float32)}, (spec,), "x.npy")
-    assert e.value.hint.startswith(f"the model takes images as {layout}:") == bool(layout)
-    assert bool(e.value.hint) == bool(layout)
+    assert error.value.hint.startswith(f"the model takes images as {layout}:") == bool(layout)
+    assert bool(error.value.hint) == bool(layout)
 
 
 @given(reals=npst.arrays(np.float32, 4, elements=st.floats(-1e6, 1e6, width=32)))

@@ -53,9 +53,9 @@ def test_a_checked_table_becomes_the_struct():
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_allowed(doc, message):
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError) as error:
         toml_schema.check(doc, Machine, "a.toml")
-    assert str(e.value) == message
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
