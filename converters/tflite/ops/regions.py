@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from converters.tflite.ops.broadcast import emit_broadcast
 from converters.tflite.ops.movement import slice_tensor
 from converters.tflite.ops.products import emit_fully_connected
 from converters.tflite.ops.sampling import (
+    Tap,
     linear_taps,
     place_pixels,
     read_taps,
@@ -21,6 +23,7 @@ from converters.tflite.ops.sampling import (
     zero_outside,
 )
 from converters.tflite.values import PlacedValue, channels_last
+from edge_core.tensors import Array
 
 
 def lower_roi_align(node: Node) -> None:
@@ -28,68 +31,77 @@ def lower_roi_align(node: Node) -> None:
     image, rois, calc = node.value(0), node.value(1), Math(node)
     ratio = int(node.attr("sampling_ratio", 0))
     mode = node.attr("mode", "avg")
-    count = rois.shape[0]
     if ratio <= 0:
         raise node.refusal(
             "sampling_ratio 0 makes the number of samples depend on the regions",
             "export it with sampling_ratio 2",
         )
     old = node.scope.opsets.get("", 16) < 16
-    half = (
-        node.attr("coordinate_transformation_mode", "output_half_pixel" if old else "half_pixel")
-        == "half_pixel"
-    )
-    sizes = image.shape[2:]
+    default = "output_half_pixel" if old else "half_pixel"
+    half = node.attr("coordinate_transformation_mode", default) == "half_pixel"
+    count, sizes = rois.shape[0], image.shape[2:]
     out = (int(node.attr("output_height", 1)), int(node.attr("output_width", 1)))
     box = calc("MUL", node.place(rois), float(node.attr("spatial_scale", 1.0)))
     box = calc("SUB", box, 0.5) if half else box
-    axes = []
-    for i, (size, bins) in enumerate(zip(sizes, out, strict=True)):
-        start, end = (slice_tensor(node, box, [0, column], [count, 1]) for column in (1 - i, 3 - i))
-        length = calc("SUB", end, start)
-        length = length if half else calc("MAXIMUM", length, 1.0)
-        steps = (np.arange(bins * ratio) + 0.5) / (ratio * bins)  # of the length
-        places = emit_broadcast(
-            node, "ADD", [emit_broadcast(node, "MUL", [length, node.const(steps[None])]), start]
-        )
-        inside = calc(
-            "LOGICAL_AND",
-            calc("GREATER_EQUAL", places, -1.0, dtype=np.bool_),
-            calc("LESS_EQUAL", places, float(size), dtype=np.bool_),
-        )
-        counts = cast(node, inside, np.float32)
-        places = calc("MINIMUM", calc("MAXIMUM", places, 0.0), size - 1.0)
-        wide = (count, -1, 1) if i == 0 else (count, 1, -1)
-        shape = tuple(bins * ratio if extent < 0 else extent for extent in wide)
-        axes.append([
-            (node.reshape(at, shape), node.reshape(calc("MUL", weight, counts), shape))
-            for at, weight in linear_taps(node, places) if weight is not None
-        ])  # fmt: skip
-    base = calc("MUL", cast(node, node.place_input(2), np.int32), math.prod(sizes))
-    base = emit_broadcast(
-        node,
-        "ADD",
-        [
-            node.reshape(base, (count, 1, 1)),
-            node.const(np.zeros((1, out[0] * ratio, out[1] * ratio)), np.int32),
-        ],
-    )
+    axes = [_roi_taps(node, box, i, (sizes[i], out[i], ratio), half) for i in (0, 1)]
+    start = calc("MUL", cast(node, node.place_input(2), np.int32), math.prod(sizes))
+    start = node.reshape(start, (count, 1, 1))
+    grid = node.const(np.zeros((1, out[0] * ratio, out[1] * ratio)), np.int32)
+    base = emit_broadcast(node, "ADD", [start, grid])
     table = place_pixels(node, 0)
     if mode == "avg":
-        result = sum_taps(node, table, base, sizes, axes)
+        samples = sum_taps(node, table, base, sizes, axes)
     else:
         parts = [read_taps(node, table, base, sizes, taps) for taps in itertools.product(*axes)]
-        result = parts[0]
+        samples = parts[0]
         for part in parts[1:]:
-            result = emit_broadcast(node, "MAXIMUM", [result, part])
-    channels, code = image.shape[1], "MEAN" if mode == "avg" else "REDUCE_MAX"
+            samples = emit_broadcast(node, "MAXIMUM", [samples, part])
+    code = "MEAN" if mode == "avg" else "REDUCE_MAX"
+    node.set_output(_pool_bins(node, samples, code, out, ratio), channels_last(4))
+
+
+def _roi_taps(
+    node: Node, box: Tensor, axis: int, size: tuple[int, int, int], half: bool
+) -> list[Tap]:
+    """The taps of all samples along the height (axis 0) or the width (1).
+
+    ``box`` is [regions, 4] with x1, y1, x2, y2 in pixels; ``size`` the pixels of the image, the
+    bins, and the samples per bin. The taps are [regions, samples, 1] or [regions, 1, samples].
+    """
+    calc, count, (pixels, bins, ratio) = Math(node), box.shape[0], size
+    start, end = (
+        slice_tensor(node, box, [0, column], [count, 1]) for column in (1 - axis, 3 - axis)
+    )
+    length = calc("SUB", end, start)
+    length = length if half else calc("MAXIMUM", length, 1.0)
+    steps = (np.arange(bins * ratio) + 0.5) / (ratio * bins)  # of the length
+    places = emit_broadcast(node, "MUL", [length, node.const(steps[None])])
+    places = emit_broadcast(node, "ADD", [places, start])
+    inside = calc(
+        "LOGICAL_AND",
+        calc("GREATER_EQUAL", places, -1.0, dtype=np.bool_),
+        calc("LESS_EQUAL", places, float(pixels), dtype=np.bool_),
+    )
+    counts = cast(node, inside, np.float32)
+    places = calc("MINIMUM", calc("MAXIMUM", places, 0.0), pixels - 1.0)
+    shape = (count, bins * ratio, 1) if axis == 0 else (count, 1, bins * ratio)
+    return [
+        (node.reshape(at, shape), node.reshape(calc("MUL", weight, counts), shape))
+        for at, weight in linear_taps(node, places)
+        if weight is not None
+    ]
+
+
+def _pool_bins(node: Node, samples: Tensor, code: str, out: tuple[int, int], ratio: int) -> Tensor:
+    """[regions, samples, samples, channels] reduced to [regions, *out, channels], axis by axis."""
+    count, channels = samples.shape[0], samples.shape[-1]
     for rows, rest in (
         (count * out[0], out[1] * ratio * channels),
         (count * math.prod(out), channels),
     ):
-        result = node.reshape(result, (rows, ratio, rest))
-        result = node.emit(code, [result, node.ints([1])], (rows, rest), keep_dims=False)
-    node.set_output(node.reshape(result, (count, *out, channels)), channels_last(4))
+        samples = node.reshape(samples, (rows, ratio, rest))
+        samples = node.emit(code, [samples, node.ints([1])], (rows, rest), keep_dims=False)
+    return node.reshape(samples, (count, *out, channels))
 
 
 def lower_deform_conv(node: Node) -> None:
@@ -98,57 +110,46 @@ def lower_deform_conv(node: Node) -> None:
     if len(image.shape) != 4:
         raise node.refusal(f"it is lowered for images, not for {len(image.shape) - 2} axes")
     groups, parts = int(node.attr("group", 1)), int(node.attr("offset_group", 1))
-    strides, dilations = node.attr("strides") or [1, 1], node.attr("dilations") or [1, 1]
-    pads = node.attr("pads") or [0] * 4
-    out = node.shape[2:]
-    kernel = weight_value.shape[2:]
-    last = channels_last(4)
+    kernel, last = weight_value.shape[2:], channels_last(4)
     (batch, channels), taps, sizes = image.shape[:2], math.prod(kernel), image.shape[2:]
     offset = node.place_input(2, last)
     mask = node.place_input(4, last) if node.has_input(4) else None
-    # Where each tap of the kernel lies without an offset: [1, height, width, taps], per axis.
-    cells = np.indices((*out, *kernel)).reshape(4, 1, *out, taps)
-    fixed = [
-        cells[axis] * strides[axis] + cells[2 + axis] * dilations[axis] - pads[axis]
-        for axis in (0, 1)
-    ]
-    area, table, each = math.prod(sizes), place_pixels(node, 0), channels // parts
-    base = np.broadcast_to((np.arange(batch) * area)[:, None, None, None], (batch, *out, taps))
-    shape, samples = (batch, *out, taps), []
+    fixed = _kernel_places(node, kernel)
+    table, each = place_pixels(node, 0), channels // parts
+    shape, samples = (batch, *node.shape[2:], taps), []
+    start = np.arange(batch) * math.prod(sizes)
+    base = np.broadcast_to(start[:, None, None, None], shape)
     for group in range(parts):
         axes = []
         for i, size in enumerate(sizes):
             at = node.ints((group * taps + k) * 2 + i for k in range(taps))
-            places = emit_broadcast(
-                node,
-                "ADD",
-                [node.emit("GATHER", [offset, at], shape, axis=3), node.const(fixed[i])],
-            )
+            moved = node.emit("GATHER", [offset, at], shape, axis=3)
+            places = emit_broadcast(node, "ADD", [moved, node.const(fixed[i])])
             axes.append(zero_outside(node, linear_taps(node, places), size))
         own = slice_tensor(node, table, [0, group * each], [table.shape[0], each])
-        result = node.reshape(
-            sum_taps(node, own, node.const(base, np.int32), sizes, axes), (math.prod(shape), each)
-        )
+        read = sum_taps(node, own, node.const(base, np.int32), sizes, axes)
+        read = node.reshape(read, (math.prod(shape), each))
         if mask is not None:
             part = slice_tensor(node, mask, [0, 0, 0, group * taps], shape)
-            result = emit_broadcast(
-                node, "MUL", [result, node.reshape(part, (math.prod(shape), 1))]
-            )
-        samples.append(result)
-    result = (
-        samples[0]
-        if parts == 1
-        else node.emit("CONCATENATION", samples, (samples[0].shape[0], channels), axis=1)
-    )
-    node.set_output(
-        _contract(
-            node,
-            node.reshape(result, (batch * math.prod(out), taps, channels)),
-            weight_value,
-            groups,
-        ),
-        last,
-    )
+            part = node.reshape(part, (math.prod(shape), 1))
+            read = emit_broadcast(node, "MUL", [read, part])
+        samples.append(read)
+    result = samples[0]
+    if parts > 1:
+        result = node.emit("CONCATENATION", samples, (math.prod(shape), channels), axis=1)
+    result = node.reshape(result, (math.prod(shape[:-1]), taps, channels))
+    node.set_output(_contract(node, result, weight_value, groups), last)
+
+
+def _kernel_places(node: Node, kernel: Sequence[int]) -> list[Array]:
+    """Where each tap of the kernel lies without an offset: [1, height, width, taps], per axis."""
+    strides, dilations = node.attr("strides") or [1, 1], node.attr("dilations") or [1, 1]
+    pads, out = node.attr("pads") or [0] * 4, node.shape[2:]
+    cells = np.indices((*out, *kernel)).reshape(4, 1, *out, math.prod(kernel))
+    return [
+        cells[axis] * strides[axis] + cells[2 + axis] * dilations[axis] - pads[axis]
+        for axis in (0, 1)
+    ]
 
 
 def _contract(node: Node, tensor: Tensor, weight_value: PlacedValue, groups: int) -> Tensor:
