@@ -68,7 +68,7 @@ class StoreCounters(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int  # in use inside the file
 
 
-def _schema(db: sqlite3.Connection) -> None:
+def _create_schema(db: sqlite3.Connection) -> None:
     db.execute(
         "CREATE TABLE entries ("
         " id INTEGER PRIMARY KEY,"  # order of last use
@@ -111,7 +111,13 @@ class Store:
         self._recent_bytes, self._recent_bound = 0, min(RECENT, max_bytes // 16)
         self._asked: set[bytes] = set()
         self.database = Database(
-            path, (_schema,), max_bytes=max_bytes, evict=self._evict, noted=self._note
+            path,
+            (_create_schema,),
+            max_bytes=max_bytes,
+            damage="recreate",
+            sync="NORMAL",
+            evict=self._evict,
+            on_commit=self._save_counters,
         )
         self.database.start()
 
@@ -186,7 +192,9 @@ class Store:
     def lost(self) -> int:
         """Grows by one for each entry that is gone, and by much when all are."""
         db = self.database
-        return db.evicted + self._count["flushed"] + self._count["damaged"] + (db.renewed << 32)
+        return (
+            db.evicted + self._count["flushed"] + self._count["damaged"] + (db.replacements << 32)
+        )
 
     def counters(self) -> StoreCounters:
         """Totals over all runs, and the present size (counts rows: not for every request)."""
@@ -194,7 +202,9 @@ class Store:
         with self._lock:
             count = {**self._count, **self._totals()}
         return StoreCounters(
-            **count, entries=rows[0][0] if rows else 0, bytes=self.database.used if rows else 0
+            **count,
+            entries=rows[0][0] if rows else 0,
+            bytes=self.database.used_bytes if rows else 0,
         )
 
     def health(self) -> str:
@@ -242,7 +252,7 @@ class Store:
             self._unsound += 1
             if self._unsound == _TOO_MANY:
                 self._unsound = 0
-                self.database.distrust(f"{_TOO_MANY} entries do not match their checksums")
+                self.database.report_damage(f"{_TOO_MANY} entries do not match their checksums")
 
     def _remember(self, key: bytes, row: _Row) -> None:
         """Keep a row in memory if its key was asked for lately."""
@@ -278,7 +288,7 @@ class Store:
         few = min(max((high - low) // 50, 1), 32)  # entries may be large
         return db.execute(_EVICT, (few,)).rowcount
 
-    def _note(self, db: sqlite3.Connection, fill: float) -> None:
+    def _save_counters(self, db: sqlite3.Connection, fill: float) -> None:
         self._middle = sum(_ends(db)) // 2 if fill > _FILLING else 0
         if not self._loaded:
             self._load(db)

@@ -14,6 +14,7 @@ from agent.packages.slots import Slots
 from agent.service import client, instance_lock
 from agent.serving.caching import cache_files, calibration_file
 from agent.sqlite import sqlite_file
+from agent.sqlite.damage import delete_file
 from agent.sqlite.sqlite_file import Table
 from edge_core.errors import StorageError, Unavailable
 from edge_core.files import storage_error
@@ -37,7 +38,7 @@ def read_caches(settings: Config) -> tuple[CacheFile, ...]:
     return tuple(
         CacheFile(
             name=name,
-            bytes=sqlite_file.size(path),
+            bytes=sqlite_file.file_bytes(path),
             tables=_inspect(path),
             counters=counters.get(name, {}),
         )
@@ -54,7 +55,7 @@ def clear_caches(settings: Config) -> tuple[str, ...]:
         files = cache_files(settings.root)
         for path in files.values():
             try:
-                sqlite_file.erase(path)
+                delete_file(path)
             except OSError as e:
                 raise storage_error(e, path) from e
     return tuple(files)
@@ -98,6 +99,6 @@ def calibrate_cache(
 
 def _inspect(path: Path) -> tuple[Table, ...]:
     try:
-        return sqlite_file.inspect(path)
+        return sqlite_file.read_tables(path)
     except Exception as e:  # sqlite-utils lets sqlite3's errors through
         raise StorageError(f"cannot read {path}: {e}", hint="edge-agent cache clear") from e

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import sqlite3
 
 Row = tuple[Any, ...]
-IDLE = 16  # connections kept open
+MAX_IDLE = 16  # connections kept open
+CLOSE_S = 5.0  # longest wait for queries that run
 
 
-class Readers:
+class ReadConnections:
     """Runs queries side by side. A query takes no lock: list.pop() and append() are atomic."""
 
     def __init__(self, path: Path) -> None:
@@ -34,29 +35,29 @@ class Readers:
         try:
             cursor = self._idle.pop()
         except IndexError:
-            new = self._open()
-            if new is None:
+            opened = self._open()
+            if opened is None:
                 return []
-            cursor = new
+            cursor = opened
         try:
             rows = cursor.execute(sql, args).fetchall()
         except BaseException:
-            self._shut(cursor)
+            self._close_cursor(cursor)
             raise
-        if len(self._idle) < IDLE:
+        if len(self._idle) < MAX_IDLE:
             self._idle.append(cursor)
             if self._closed:
-                self._shut_idle()
+                self._close_idle()
         else:
-            self._shut(cursor)
+            self._close_cursor(cursor)
         return rows
 
     def close(self) -> None:
         """Close all, after those in use: SQLite must not have a file open that is deleted."""
         self._closed = True
-        self._shut_idle()
+        self._close_idle()
         with self._changed:
-            self._changed.wait_for(lambda: not self._count, timeout=5)
+            self._changed.wait_for(lambda: not self._count, timeout=CLOSE_S)
 
     def _open(self) -> sqlite3.Cursor | None:
         with self._changed:
@@ -66,22 +67,22 @@ class Readers:
         try:
             return open_for_reading(self._path).cursor()
         except BaseException:
-            self._less()
+            self._count_closed()
             raise
 
-    def _shut_idle(self) -> None:
+    def _close_idle(self) -> None:
         while self._idle:
             try:
                 cursor = self._idle.pop()
             except IndexError:  # another thread was faster
                 return
-            self._shut(cursor)
+            self._close_cursor(cursor)
 
-    def _shut(self, cursor: sqlite3.Cursor) -> None:
+    def _close_cursor(self, cursor: sqlite3.Cursor) -> None:
         cursor.connection.close()
-        self._less()
+        self._count_closed()
 
-    def _less(self) -> None:
+    def _count_closed(self) -> None:
         with self._changed:
             self._count -= 1
             self._changed.notify_all()

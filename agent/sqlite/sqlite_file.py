@@ -1,13 +1,18 @@
-"""A cache's SQLite file: opened, brought to the newest schema, checked, judged, shown.
+"""One SQLite file: opened, brought to the newest schema, checked, measured, shown.
 
 Schema steps are plain functions on a plain sqlite3 connection, each recorded in the transaction
 that runs it. A new file needs only CREATE statements, so a running agent does without sqlite-utils
 (25 MB of memory). A step that has to rebuild a table wraps its connection in sqlite_utils.Database
-for that one time, and inspect() uses it for people and tools.
+for that one time, and read_tables() uses it for people and tools.
 
-WAL and NORMAL: after a crash of the process nothing that was committed is lost; after a power cut
-the last moments may be missing, the file is whole. Damage inside a stored value is not seen by
-SQLite: whoever stores values adds a checksum of its own.
+The log is written ahead (WAL). After a crash of the process nothing that was committed is lost;
+after a power cut the file is whole, and
+
+    NORMAL   the last moments may be missing
+    FULL     nothing that was committed is missing: each commit waits for the disk
+
+Damage inside a stored value is not seen by SQLite: whoever stores values adds a checksum of its
+own.
 """
 
 from __future__ import annotations
@@ -16,9 +21,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+from agent.sqlite.damage import damage_error
+from edge_core.files import fsync_dir
 
 if TYPE_CHECKING:
     # The standard library's sqlite3 is imported inside the functions that use it: the modules that
@@ -26,18 +34,13 @@ if TYPE_CHECKING:
     import sqlite3
 
 Migration = Callable[["sqlite3.Connection"], None]
+SyncLevel = Literal["NORMAL", "FULL"]
 
 PAGE = 4096  # bytes
 
-# What a disk does, in SQLite's words (sqlite3 in Python 3.10 gives no error codes).
-_DISK = (
-    "database or disk is full", "attempt to write a readonly", "unable to open", "disk i/o error",
-    "is locked", "access permission denied", "interrupted",
-)  # fmt: skip
-
 
 class Table(msgspec.Struct, frozen=True):
-    """One table of a cache file, for people."""
+    """One table of a database file, for people."""
 
     name: str
     columns: tuple[str, ...]
@@ -66,56 +69,28 @@ def atomic(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def damaged(e: Exception) -> bool:
-    """Is the file at fault, and not the disk or a bug of ours?
-
-    The statements are constant, so even "no such column" tells of a damaged schema.
-    """
-    import sqlite3
-
-    if isinstance(e, sqlite3.OperationalError):
-        return not any(words in str(e).lower() for words in _DISK)
-    bugs = (sqlite3.ProgrammingError, sqlite3.NotSupportedError)
-    return isinstance(e, sqlite3.DatabaseError | UnicodeError) and not isinstance(e, bugs)
-
-
-def damage(why: str) -> Exception:
-    """An error that says that the file is at fault."""
-    import sqlite3
-
-    return sqlite3.DatabaseError(why)
-
-
-def told(e: Exception) -> str:
-    """What an error says, as one short printable line: it may quote a damaged file."""
-    said = str(e) or type(e).__name__  # Python 3.10 says nothing where it cannot decode
-    return "".join(c if c.isprintable() else "?" for c in said)[:200]
-
-
-def open_for_writing(path: Path, migrations: tuple[Migration, ...]) -> sqlite3.Connection:
+def open_for_writing(
+    path: Path, migrations: tuple[Migration, ...], sync: SyncLevel
+) -> sqlite3.Connection:
     """The one writing connection to a file of the newest schema; sqlite3.Error or OSError."""
     import sqlite3
 
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # SQLite would make it readable for all; -wal and -shm take over the mode of the file.
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchmod(fd, 0o600)
-    finally:
-        os.close(fd)
+    _create_private(path)
     db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect in a new file only
         db.execute("PRAGMA journal_mode=WAL").fetchone()
-        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute(f"PRAGMA synchronous={sync}")
         db.execute("PRAGMA wal_autocheckpoint=0").fetchone()  # the writer does it
         db.execute("PRAGMA cache_size=-1000")  # KiB
         db.execute("PRAGMA cell_size_check=1")  # sees more kinds of damage
         _migrate(db, migrations)
-    except BaseException as e:
+        if sync == "FULL":
+            fsync_dir(path.parent)  # the names of a new file and its log
+    except BaseException as error:
         db.close()
-        if "readonly" in str(e):  # the disk is not: the file was opened for writing above
-            raise sqlite3.DatabaseError("its header says that it is read-only") from e
+        if "readonly" in str(error):  # the disk is not: the file was opened for writing above
+            raise damage_error("its header says that it is read-only") from error
         raise
     return db
 
@@ -145,56 +120,61 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return db
 
 
-def check(db: sqlite3.Connection) -> None:
+def check_structure(db: sqlite3.Connection) -> None:
     """Read the whole file; raises sqlite3.DatabaseError if its structure is broken."""
-    import sqlite3
-
-    found = db.execute("PRAGMA quick_check(1)").fetchone()
-    if found != ("ok",):
-        raise sqlite3.DatabaseError(str(found[0] if found else "quick_check says nothing"))
+    verdict = db.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != ("ok",):
+        raise damage_error(str(verdict[0] if verdict else "quick_check says nothing"))
 
 
-def erase(path: Path) -> None:
-    """Delete the file and what SQLite keeps beside it; raises OSError."""
-    for end in ("", "-wal", "-shm", "-journal"):
-        Path(f"{path}{end}").unlink(missing_ok=True)
-
-
-def size(path: Path, end: str = "") -> int:
+def file_bytes(path: Path, suffix: str = "") -> int:
     """Bytes of the file, of its log ("-wal") or index ("-shm"); 0 if there is none."""
     try:
-        return Path(f"{path}{end}").stat().st_size
+        return Path(f"{path}{suffix}").stat().st_size
     except OSError:
         return 0
 
 
-def pragma(db: sqlite3.Connection, name: str) -> int:
+def read_pragma(db: sqlite3.Connection, name: str) -> int:
     """The value of a numeric PRAGMA."""
     (value,) = db.execute(f"PRAGMA {name}").fetchone()
     return int(value)
 
 
-def inspect(path: Path) -> tuple[Table, ...]:
-    """The tables of a cache file; for commands, not for the running agent (loads sqlite-utils)."""
+def read_tables(path: Path) -> tuple[Table, ...]:
+    """The tables of a file; for commands, not for the running agent (loads sqlite-utils)."""
     import sqlite3
 
     import sqlite_utils
 
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     try:
-        tables = sqlite_utils.Database(db).tables
-        return tuple(Table(t.name, tuple(t.columns_dict), t.count, t.schema) for t in tables)
+        return tuple(
+            Table(table.name, tuple(table.columns_dict), table.count, table.schema)
+            for table in sqlite_utils.Database(db).tables
+        )
     finally:
         db.close()
 
 
-def _migrate(db: sqlite3.Connection, migrations: tuple[Migration, ...]) -> None:
-    import sqlite3
+def _create_private(path: Path) -> None:
+    """Make sure that the file is there and for its owner only.
 
-    have = pragma(db, "user_version")
-    if not 0 <= have <= len(migrations):
-        raise sqlite3.DatabaseError(f"schema {have} is unknown to this version")
-    for number, step in enumerate(migrations[have:], have + 1):
+    SQLite would make it readable for all; -wal and -shm take over the mode of the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
+
+
+def _migrate(db: sqlite3.Connection, migrations: tuple[Migration, ...]) -> None:
+    version = read_pragma(db, "user_version")
+    if not 0 <= version <= len(migrations):
+        raise damage_error(f"schema {version} is unknown to this version")
+    for number, migration in enumerate(migrations[version:], version + 1):
         with atomic(db):
-            step(db)
+            migration(db)
             db.execute(f"PRAGMA user_version={number}")

@@ -17,7 +17,7 @@ import pytest
 from agent.caches.embeddings import EmbeddingCache
 from agent.caches.results import ResultCache
 from agent.caches.store import Store
-from agent.sqlite.database import LEAST, Database
+from agent.sqlite.database import MIN_BYTES, Database
 from edge_core.tensors import Feeds
 
 MODEL = "sha256:" + "a" * 64
@@ -29,7 +29,7 @@ OPENED: list[Store | Database] = []
 
 
 def opened(folder: Path) -> ResultCache:
-    cache = ResultCache(folder / "results.db", max_bytes=2 * LEAST, ttl_s=3600)
+    cache = ResultCache(folder / "results.db", max_bytes=2 * MIN_BYTES, ttl_s=3600)
     OPENED.append(cache.store)
     return cache
 
@@ -146,7 +146,9 @@ def database(folder: Path) -> Database:
     db = Database(
         folder / "t.db",
         (lambda db: db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)"),),
-        max_bytes=LEAST,
+        max_bytes=MIN_BYTES,
+        damage="recreate",
+        sync="NORMAL",
         evict=lambda db: db.execute("DELETE FROM t WHERE id % 2").rowcount,
         retry_s=0.02,
     )
@@ -279,7 +281,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("damage", "seed"), DAMAGES, ids=lambda x: getattr(x, "__name__", str(x)))
-def test_a_damaged_file_gives_no_wrong_answer_and_is_used_or_begun_anew(
+def test_a_damaged_file_gives_no_wrong_answer_and_is_used_or_recreated(
     damage, seed, filled, tmp_path
 ):
     shutil.copy(filled, tmp_path)
@@ -321,7 +323,7 @@ def test_a_file_that_is_no_database_is_replaced_and_reported(filled, tmp_path):
     shutil.copy(filled, tmp_path)
     another_format(tmp_path / "results.db", random.Random())
     cache = opened(tmp_path)
-    assert "begun anew" in cache.store.health()
+    assert "recreated" in cache.store.health()
     assert right(cache) == 0
     works(cache)
     cache.store.close()
@@ -375,7 +377,7 @@ def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
         cache.store.close()
 
 
-def test_a_file_whose_entries_are_mostly_wrong_is_begun_anew(filled, tmp_path):
+def test_a_file_whose_entries_are_mostly_wrong_is_recreated(filled, tmp_path):
     shutil.copy(filled, tmp_path)
     plain = sqlite3.connect(tmp_path / "results.db")
     with plain:
@@ -406,18 +408,18 @@ def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
     plain.close()
     assert right(cache) == 0
     until(cache.store.health)
-    assert "begun anew" in cache.store.health()
+    assert "recreated" in cache.store.health()
     works(cache)
     cache.store.close()
 
 
-def test_embeddings_of_a_file_begun_anew_under_way_are_found(tmp_path):
+def test_embeddings_of_a_file_recreated_under_way_are_found(tmp_path):
     path = tmp_path / "e.db"
-    cache = EmbeddingCache(path, max_bytes=LEAST, ttl_s=3600)
+    cache = EmbeddingCache(path, max_bytes=MIN_BYTES, ttl_s=3600)
     for n in range(50):
         cache.put(MODEL, f"text {n}", np.full(4, n + 1, np.float32))
     cache.store.close()
-    cache = EmbeddingCache(path, max_bytes=LEAST, ttl_s=3600)
+    cache = EmbeddingCache(path, max_bytes=MIN_BYTES, ttl_s=3600)
     assert len(cache.nearest(MODEL, np.ones(4, np.float32), k=50)) == 50
     with path.open("r+b") as f:
         f.write(b"damaged " * 4096)
@@ -438,16 +440,16 @@ def write_more(cache: EmbeddingCache) -> None:
 
 
 def test_embeddings_survive_a_damaged_file_too(tmp_path):
-    cache = EmbeddingCache(tmp_path / "e.db", max_bytes=LEAST, ttl_s=3600)
+    cache = EmbeddingCache(tmp_path / "e.db", max_bytes=MIN_BYTES, ttl_s=3600)
     cache.put(MODEL, "a text", np.ones(4, np.float32))
     cache.store.close()
     (tmp_path / "e.db").write_bytes(b"damaged" * 1000)
-    again = EmbeddingCache(tmp_path / "e.db", max_bytes=LEAST, ttl_s=3600)
+    again = EmbeddingCache(tmp_path / "e.db", max_bytes=MIN_BYTES, ttl_s=3600)
     assert again.get(MODEL, "a text") is None
     assert again.nearest(MODEL, np.ones(4, np.float32)) == ()
     again.put(MODEL, "a text", np.ones(4, np.float32))
     assert [m.text for m in again.nearest(MODEL, np.ones(4, np.float32))] == ["a text"]
-    assert "begun anew" in again.store.health()
+    assert "recreated" in again.store.health()
     again.store.close()
 
 

@@ -22,7 +22,7 @@ from agent.caches.descriptors import Descriptor
 from agent.caches.near import NearCache
 from agent.caches.rules import Rule
 from agent.caches.text_guard import text_signature
-from agent.sqlite.database import LEAST
+from agent.sqlite.database import MIN_BYTES
 from edge_core.runtimes import onnxruntime
 from edge_core.runtimes.onnxruntime import OrtSession
 from edge_core.tensors import Array, Feeds, TensorSpec
@@ -50,7 +50,7 @@ def said(text: str) -> Feeds:
 
 
 def opened(path: Path, made: Calibration = TEXTS, **more) -> NearCache:
-    more = {"max_bytes": LEAST, "ttl_s": HOUR, "audit_share": 0.0, **more}
+    more = {"max_bytes": MIN_BYTES, "ttl_s": HOUR, "audit_share": 0.0, **more}
     return NearCache(path / "near" / "model.db", made, **more)
 
 
@@ -140,7 +140,7 @@ def test_the_entry_that_was_used_longest_ago_goes_when_it_is_full(tmp_path):
 
 
 def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
-    cache = opened(tmp_path, max_bytes=LEAST)
+    cache = opened(tmp_path, max_bytes=MIN_BYTES)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(1500, 64)).astype(np.float32)
     for i, v in enumerate(vectors):
@@ -149,7 +149,7 @@ def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
             cache.store.flush()
     assert cache.store.flush()
     files = list((tmp_path / "near").iterdir())
-    assert sum(f.stat().st_size for f in files) <= LEAST
+    assert sum(f.stat().st_size for f in files) <= MIN_BYTES
     found = [cache.lookup_embedding(MODEL, v) for v in vectors]
     assert all(f is None or f.outputs["y"][0] == i for i, f in enumerate(found))
     kept = sum(f is not None for f in found)
@@ -313,7 +313,7 @@ def test_a_full_disk_costs_answers_and_no_request(small_disk):
     cache.close()
 
 
-def test_a_damaged_file_is_begun_anew(tmp_path):
+def test_a_damaged_file_is_recreated(tmp_path):
     cache = opened(tmp_path)
     cache.add_embedding(MODEL, off(0), said("zero"))
     cache.close()

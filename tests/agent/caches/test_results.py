@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from agent.caches.results import ResultCache, input_key, pack, unpack
-from agent.sqlite.database import LEAST
+from agent.sqlite.database import MIN_BYTES
 from edge_core.tensors import DTYPES, Array, Feeds
 from tests.cases import ROOT
 
@@ -33,7 +33,7 @@ class Clock:
         return self.now
 
 
-def opened(path: Path, *, max_bytes: int = LEAST, ttl_s: float = HOUR, **more) -> ResultCache:
+def opened(path: Path, *, max_bytes: int = MIN_BYTES, ttl_s: float = HOUR, **more) -> ResultCache:
     return ResultCache(path / "results.db", max_bytes=max_bytes, ttl_s=ttl_s, **more)
 
 
@@ -229,10 +229,10 @@ def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
             n += 1
         cache.store.flush()
         largest = max(largest, sum(p.stat().st_size for p in tmp_path.iterdir()))
-    assert LEAST / 4 < largest <= LEAST
+    assert MIN_BYTES / 4 < largest <= MIN_BYTES
     told = cache.store.counters()
     assert told.entries == n - told.evicted
-    assert told.bytes <= LEAST
+    assert told.bytes <= MIN_BYTES
     assert told.dropped == 0
     held = [cache.get(MODEL, cache.key(MODEL, question(i))) for i in range(n)]
     assert held[0] is None

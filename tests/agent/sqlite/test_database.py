@@ -14,7 +14,8 @@ import pytest
 import sqlite_utils
 
 from agent.sqlite import sqlite_file
-from agent.sqlite.database import LEAST, QUEUE_ROWS, Database
+from agent.sqlite.database import MIN_BYTES, Database
+from agent.sqlite.write_queue import QUEUE_ROWS
 from edge_core.errors import InputError
 from tests.cases import ROOT
 
@@ -30,9 +31,12 @@ def evict(db: sqlite3.Connection) -> int:
 
 
 def opened(
-    path: Path, *steps: sqlite_file.Migration, max_bytes: int = LEAST, **more: float
+    path: Path, *steps: sqlite_file.Migration, max_bytes: int = MIN_BYTES, **more: float
 ) -> Database:
-    db = Database(path, steps or (table,), max_bytes=max_bytes, evict=evict, **more)
+    db = Database(
+        path, steps or (table,), max_bytes=max_bytes, damage="recreate", sync="NORMAL",
+        evict=evict, **more,
+    )  # fmt: skip
     db.start()
     return db
 
@@ -77,7 +81,7 @@ def test_closing_commits_what_waits_and_removes_the_log(tmp_path):
     assert db.rows("SELECT v FROM t") == []
 
 
-@pytest.mark.parametrize("size", [100, 4000, LEAST // 40 - 100])
+@pytest.mark.parametrize("size", [100, 4000, MIN_BYTES // 40 - 100])
 def test_file_log_and_index_never_exceed_the_bound(size, tmp_path):
     db = opened(tmp_path / "a.db")
     seen: list[int] = []
@@ -95,22 +99,22 @@ def test_file_log_and_index_never_exceed_the_bound(size, tmp_path):
     stop.set()
     watcher.join()
     assert db.flush()
-    assert LEAST / 4 < max(seen) <= LEAST
+    assert MIN_BYTES / 4 < max(seen) <= MIN_BYTES
     assert db.evicted > 0
     assert db.health() == ""
     db.close()
 
 
 def test_a_lowered_bound_shrinks_the_file_and_keeps_the_newest_rows(tmp_path):
-    db = opened(tmp_path / "a.db", max_bytes=4 * LEAST)
+    db = opened(tmp_path / "a.db", max_bytes=4 * MIN_BYTES)
     for _ in range(1500):
         db.write(INSERT, (os.urandom(4000),), size=10)
         if db.dropped:
             db.flush()
     db.close()
-    assert (tmp_path / "a.db").stat().st_size > LEAST
+    assert (tmp_path / "a.db").stat().st_size > MIN_BYTES
     smaller = opened(tmp_path / "a.db")
-    until(lambda: smaller.disk_bytes() <= LEAST)
+    until(lambda: smaller.disk_bytes() <= MIN_BYTES)
     ((count, low, high),) = smaller.rows("SELECT count(*), min(id), max(id) FROM t")
     assert 100 < count == high - low + 1
     assert smaller.write(INSERT, (b"still works",))
@@ -120,7 +124,7 @@ def test_a_lowered_bound_shrinks_the_file_and_keeps_the_newest_rows(tmp_path):
 
 def test_a_row_that_is_too_large_is_dropped_and_counted(tmp_path):
     db = opened(tmp_path / "a.db")
-    assert not db.write(INSERT, (bytes(LEAST),), size=LEAST)
+    assert not db.write(INSERT, (bytes(MIN_BYTES),), size=MIN_BYTES)
     assert db.dropped == 1
     db.close()
 
@@ -223,7 +227,7 @@ def test_a_step_that_fails_half_way_changes_nothing_and_is_tried_again(tmp_path)
     db.close()
 
 
-def test_the_file_of_a_newer_version_is_begun_anew(tmp_path):
+def test_the_file_of_a_newer_version_is_recreated(tmp_path):
     newer = opened(tmp_path / "a.db", table, second_step)
     newer.write("INSERT INTO t (value) VALUES (?)", (b"new",))
     newer.close()
@@ -257,7 +261,7 @@ def test_a_cache_is_shown_as_its_tables(tmp_path):
     db = opened(tmp_path / "a.db")
     db.write(INSERT, (b"one",))
     db.flush()
-    (shown,) = sqlite_file.inspect(tmp_path / "a.db")
+    (shown,) = sqlite_file.read_tables(tmp_path / "a.db")
     db.close()
     assert (shown.name, shown.columns, shown.rows) == ("t", ("id", "v"), 1)
     assert shown.schema.startswith("CREATE TABLE t")
@@ -265,7 +269,7 @@ def test_a_cache_is_shown_as_its_tables(tmp_path):
 
 def test_a_bound_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(InputError, match="at least"):
-        opened(tmp_path / "a.db", max_bytes=LEAST - 1)
+        opened(tmp_path / "a.db", max_bytes=MIN_BYTES - 1)
 
 
 def test_importing_caches_and_databases_loads_no_sqlite():
