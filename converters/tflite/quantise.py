@@ -22,7 +22,7 @@ import numpy as np
 
 from converters.foreign_errors import translate_foreign_errors
 from converters.tflite import flatbuffer, integer_ops, lookup, lstm, ranges
-from converters.tflite.bias_correction import Refiner
+from converters.tflite.bias_correction import BiasCorrector
 from converters.tflite.result import Result, write_smaller
 from converters.tflite.scales import FORMS, compute_eight_bit_ranges, compute_four_bit_ranges
 from edge_core.errors import ConvertError
@@ -110,7 +110,7 @@ class FloatModel:
         lookup.use_lookups(model)
         make_names_unique(model)
         self.model, self.name, self.samples = model, name, samples
-        self._refiner = Refiner(model, samples)
+        self._corrector = BiasCorrector(model, samples)
 
     @cached_property
     def _extremes(self) -> dict[str, tuple[float, float]]:
@@ -136,7 +136,7 @@ class FloatModel:
         _type_unread(quantised)
         if recipe.scheme == "dynamic":
             lstm.quantise_lstms(quantised)
-        return quantised, self._refiner.refine(quantised)
+        return quantised, self._corrector.correct(quantised)
 
     def layers(self, recipe: QuantRecipe) -> list[flatbuffer.Op]:
         """The ops with weights that the recipe quantises, in order."""

@@ -10,12 +10,12 @@ from ai_edge_quantizer.utils import qsv_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converters.gptq import round_by_moments
 from converters.onnx.preparation import prepare_model
 from converters.tflite import (
     bias_correction,
     flatbuffer,
     fp16,
-    gptq,
     integer_ops,
     lookup,
     mixed_precision,
@@ -403,7 +403,7 @@ def test_rounding_by_moments_loses_no_more_on_the_rows_it_saw_than_the_nearest(w
     weights = rng.normal(size=(4, width))
     rows = rng.normal(size=(400, width)) @ rng.normal(size=(width, width)) / width + 0.3
     scale = np.full(weights.shape, 0.4)
-    found = gptq.round_by_moments(weights, scale, rows.T @ rows, -8, 7)
+    found = round_by_moments(weights, scale, rows.T @ rows, 7)
     nearest = np.clip(np.round(weights / scale), -8, 7)
 
     def lost(integers):
@@ -418,7 +418,7 @@ def test_rounding_by_moments_loses_no_more_on_the_rows_it_saw_than_the_nearest(w
 def test_inputs_without_anything_in_common_are_rounded_to_the_nearest():
     weights = np.random.default_rng(1).normal(size=(5, 20))
     scale = np.full(weights.shape, 0.1)
-    found = gptq.round_by_moments(weights, scale, np.eye(20), -127, 127)
+    found = round_by_moments(weights, scale, np.eye(20), 127)
     assert np.array_equal(found, np.round(weights / scale))
 
 
