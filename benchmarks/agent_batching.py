@@ -23,10 +23,10 @@ from agent import Agent
 from agent.config import Config, Serve
 from agent.packages.slots import Batching, Slots
 from benchmarks import agent_daemon, agent_packages, load
+from benchmarks.agent_packages import read_golden
 from benchmarks.load import Load
 from edge_core import console
 from edge_core.package import format as package
-from edge_core.package import golden
 from edge_core.tensors import Feeds
 
 CLIENTS = (1, 8, 32)
@@ -56,7 +56,7 @@ def measure_clients(path: Path, folder: Path, rounds: int, seconds: float) -> Fo
     """Both settings, in turn, each installed once."""
     opened = package.open(path)
     name = opened.manifest.name
-    feeds = golden.from_bytes(opened.read("golden.npz")).inputs[0]
+    feeds = read_golden(opened).inputs[0]
     loads: dict[Key, list[Load]] = {}
     with contextlib.ExitStack() as stack:
         configs = {
@@ -88,7 +88,7 @@ def _here(agent: Agent, name: str, feeds: Feeds, clients: int, seconds: float) -
 def _over_http(
     config: Config, name: str, opened: package.Package, feeds: Feeds, clients: int, seconds: float
 ) -> Load:
-    outputs = [spec.name for spec in opened.manifest.outputs]
+    outputs = [spec.name for spec in opened.manifest.variants[0].outputs]
     body, headers = agent_daemon.infer_body(feeds, outputs)
     url = f"http://127.0.0.1:{config.http.port}/v2/models/{name}/infer"
     request = load.post(url, body, headers)

@@ -32,9 +32,9 @@ from agent.config import Config, Http
 from agent.packages.install import install
 from agent.service import client, instance_lock
 from benchmarks import agent_packages
+from benchmarks.agent_packages import read_golden
 from edge_core import console
 from edge_core.package import format as package
-from edge_core.package import golden
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_MB, SERVING_MB, READY_S = 60.0, 120.0, 2.0
@@ -94,11 +94,12 @@ def _ask(config: Config, ask: Path, began: float) -> float:
     here = instance_lock.find_instance(config.root)
     assert here
     manifest = package.open(ask).manifest
+    model = manifest.model(manifest.variants[0])
     source = config.root.parent / "input.npz"
-    client.infer(here, manifest, source)
+    client.infer(here, model, source)
     first = time.perf_counter() - began
     for _ in range(20):
-        client.infer(here, manifest, source)
+        client.infer(here, model, source)
     return first
 
 
@@ -114,7 +115,7 @@ def serve_once(ask: Path | None, starts: int) -> tuple[Start, ...]:
         config.root.mkdir(mode=0o700)
         if ask:
             install(config, ask)
-            vectors = golden.from_bytes(package.open(ask).read("golden.npz"))
+            vectors = read_golden(package.open(ask))
             np.savez(folder / "input.npz", **vectors.inputs[0])
         return tuple(start(config, ask) for _ in range(starts))
 

@@ -117,17 +117,17 @@ def check(slots: Slots, expected: dict[str, str]) -> str:
     assert active.current, "nothing is served"
     assert active.current.digest in expected, f"{active.current.version} is served"
     for slot in filter(None, (active.current, active.previous)):
-        slots.check("dense", slot.digest, everything=True)
+        slots.check(slot, everything=True)
     answers(slots, active.current)
     return expected[active.current.digest]
 
 
 def answers(slots: Slots, slot: Slot) -> None:
     """Load the served file and replay its golden vectors."""
-    folder = slots.folder("dense", slot.digest)
-    manifest = slots.manifest("dense", slot.digest)
-    adapter = runtimes.get(manifest.runtime.name)
-    session = adapter.open(folder / manifest.file, threads=1, options=manifest.runtime.options)
+    folder = slots.folder(slot)
+    model = slots.model(slot)
+    adapter = runtimes.get(model.runtime.name)
+    session = adapter.open(folder / model.entry, threads=1, options=model.runtime.options)
     vectors = golden.from_bytes((folder / "golden.npz").read_bytes())
     result = golden.check(vectors, session.run)
     assert result.ok, result.text
@@ -136,9 +136,7 @@ def answers(slots: Slots, slot: Slot) -> None:
 def tidy(slots: Slots) -> None:
     """AssertionError if anything is there that nothing names."""
     active = slots.active("dense")
-    named = {
-        slot.digest.removeprefix("sha256:") for slot in (active.current, active.previous) if slot
-    }
+    named = {slots.folder(slot).name for slot in (active.current, active.previous) if slot}
     home = slots.root / "models" / "dense"
     for folder, expected in (
         (home.parent, {".installing", ".lock", "dense"}),
@@ -173,7 +171,8 @@ def do(what: str, root: Path, new: Path, old: Path) -> None:
             slots.rollback("dense", refuse=False)
         else:
             with slots.installing():
-                slots.unpack(package.open(new))
+                opened = package.open(new)
+                slots.unpack(opened, opened.model.variants[0])
             slots.sweep()
 
 

@@ -28,10 +28,10 @@ from rich.table import Table
 from agent import Agent
 from agent.config import Serve
 from benchmarks import agent_daemon, agent_packages, serve_peers
+from benchmarks.agent_packages import read_golden
 from edge_core import console
 from edge_core.package import format as package
-from edge_core.package import golden
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.runtimes import registry as runtimes
 from edge_core.tensors import Feeds
 
@@ -49,14 +49,15 @@ class Model(msgspec.Struct, frozen=True):
 
     package: Path
     file: Path
-    manifest: Manifest
+    manifest: PackagedModel
     feeds: Feeds
 
 
 def model(path: Path, folder: Path) -> Model:
     opened = package.open(path)
-    feeds = golden.from_bytes(opened.read("golden.npz")).inputs[0]
-    return Model(path, opened.extract(folder), opened.manifest, feeds)
+    feeds = read_golden(opened).inputs[0]
+    (variant,) = opened.manifest.variants
+    return Model(path, opened.extract(variant, folder), opened.manifest.model(variant), feeds)
 
 
 def raw(model: Model) -> Call:

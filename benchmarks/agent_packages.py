@@ -22,7 +22,7 @@ import numpy as np
 from edge_core.files import sha256_file, write_whole
 from edge_core.package import format as package
 from edge_core.package import golden
-from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.manifest import MANIFEST, Manifest, RuntimeNeed, Selector, Variant
 from edge_core.package.preprocess import BUILT_IN, ImageRecipe
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Feeds
@@ -104,26 +104,36 @@ def write(
     session = adapter.open(model, threads=1, options={})
     answers = [session.run(feeds) for feeds in samples]
     ours = adapter.version()
-    manifest = Manifest(
-        name=name, version=version, model_sha256=sha256_file(model), candidate="onnx-fp32",
-        precision="fp32", file="model.onnx", selector=Selector((PROFILE,), "x86_64", "linux"),
+    variant = Variant(
+        name=PROFILE, selector=Selector(arch="x86_64", os="linux"), profiles=(PROFILE,),
+        candidate="onnx-fp32", precision="fp32", entry="model.onnx",
+        files=("golden.npz", "model.onnx", "recipe.json"),
         runtime=RuntimeNeed("onnxruntime", ours, ours), inputs=session.inputs,
         outputs=session.outputs, preprocess=recipe,
     )  # fmt: skip
+    manifest = Manifest(
+        name=name, version=version, model_sha256=sha256_file(model), variants=(variant,)
+    )
     files: dict[str, Path | bytes] = {
-        "model.onnx": model,
-        "golden.npz": golden.make(samples, answers, answers).to_bytes(),
-        "recipe.json": b"{}",
+        variant.title("model.onnx"): model,
+        variant.title("golden.npz"): golden.make(samples, answers, answers).to_bytes(),
+        variant.title("recipe.json"): b"{}",
         "model-card.md": f"# {name} {version}\n".encode(),
         "sbom.cdx.json": b"{}",
     }
     return package.write(out, manifest, files)
 
 
+def read_golden(opened: package.Package) -> golden.Golden:
+    """The golden vectors of a package with one variant."""
+    (variant,) = opened.manifest.variants
+    return golden.from_bytes(opened.read(variant.title(variant.golden)))
+
+
 def again(path: Path, out: Path, version: str) -> package.PackageRef:
     """The same package with another version, and so another digest."""
     opened = package.open(path)
-    files = {title: opened.read(title) for title in opened.titles if title != package.MANIFEST}
+    files = {title: opened.read(title) for title in opened.titles if title != MANIFEST}
     return package.write(out, msgspec.structs.replace(opened.manifest, version=version), files)
 
 

@@ -39,10 +39,11 @@ class Sequential:
 
     def __init__(self, path: Path, folder: Path) -> None:
         opened = package.open(path)
-        self._manifest = opened.manifest
+        (variant,) = opened.manifest.variants
+        self._manifest = opened.manifest.model(variant)
         need = self._manifest.runtime
         self._session = runtimes.get(need.name).open(
-            opened.extract(folder), threads=1, options=need.options
+            opened.extract(variant, folder), threads=1, options=need.options
         )
 
     def __call__(self, photo: bytes) -> tuple[Scored, ...]:

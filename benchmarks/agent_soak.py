@@ -29,9 +29,9 @@ import numpy as np
 from agent.config import Config, Serve
 from agent.packages.slots import Slots
 from benchmarks import agent_daemon, agent_packages
+from benchmarks.agent_packages import read_golden
 from edge_core import console
 from edge_core.package import format as package
-from edge_core.package import golden
 from edge_core.tensors import Feeds
 from examples.data import PHOTOS
 
@@ -124,7 +124,7 @@ def bodies(packages: dict[str, Path]) -> dict[str, list[Body]]:
     """What is asked, by kind."""
     rng = np.random.default_rng(0)
     photos = [np.array([path.read_bytes()], object) for path in sorted(PHOTOS.glob("*.jpg"))]
-    crops = list(golden.from_bytes(package.open(packages["lite0"]).read("golden.npz")).inputs)
+    crops = list(read_golden(package.open(packages["lite0"])).inputs)
     digits = [rng.normal(size=(1, 1, 28, 28)).astype(np.float32) for _ in range(DIGITS)]
     return {
         "lite0, tensor": [_body("lite0", crop) for crop in crops],

@@ -137,7 +137,7 @@ def pair(folder: Path, packages: Sequence[Path], *, cache: bool = False, port: i
     rng = np.random.default_rng(0)
     pool = tuple({INPUT: rng.normal(size=(1, 4)).astype(np.float32)} for _ in range(POOL))
     versions = tuple(
-        Version(slot, answers(slots.folder(NAME, slot.digest) / "model.onnx", pool))
+        Version(slot, answers(slots.folder(slot) / "model.onnx", pool))
         for slot in (active.previous, active.current)
     )
     return Pair(config, (versions[0], versions[1]), pool)

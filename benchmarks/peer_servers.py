@@ -26,9 +26,9 @@ import numpy as np
 
 from agent.config import Serve
 from benchmarks import agent_daemon, load, peer_env
+from benchmarks.agent_packages import read_golden
 from edge_core.package import format as package
-from edge_core.package import golden
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Array, Feeds
 from edge_sdk.build.workspace import default_cache
@@ -50,7 +50,7 @@ class Job(msgspec.Struct, frozen=True):
 
     package: Path
     model: Path  # the file inside
-    manifest: Manifest
+    manifest: PackagedModel
     feeds: Feeds
     want: Array  # what the model makes of it
 
@@ -85,10 +85,11 @@ class Server(msgspec.Struct, frozen=True):
 def job(path: Path, folder: Path) -> Job:
     """The package's model file and its first golden input."""
     opened = package.open(path)
-    model = opened.extract(folder / "model")
-    feeds = golden.from_bytes(opened.read("golden.npz")).inputs[0]
+    (variant,) = opened.manifest.variants
+    model = opened.extract(variant, folder / "model")
+    feeds = read_golden(opened).inputs[0]
     want = adapter.open(model, threads=THREADS, options={}).run(feeds)
-    return Job(path, model, opened.manifest, feeds, next(iter(want.values())))
+    return Job(path, model, opened.manifest.model(variant), feeds, next(iter(want.values())))
 
 
 def agent(job: Job) -> Server:

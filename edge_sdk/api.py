@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import device_profiles
+from edge_core.facts import DeviceFacts
+from edge_core.machine import detect
 from edge_core.package.run import Answer, run_package
 from edge_core.package.verify import Verified, verify_package
 from edge_core.profile import Profile
+from edge_core.runtimes import registry
 from edge_sdk.build import inspection, pipeline, planner
 from edge_sdk.build.inspection import Inspection
 from edge_sdk.build.packaging import Built
@@ -66,11 +69,18 @@ def build(
     return pipeline.build(request, workspace)
 
 
-def verify(package: StrPath) -> Verified:
-    """Check every digest and replay the golden vectors; raises GateFailed if they differ."""
-    return verify_package(Path(package))
+def verify(package: StrPath, *, variant: str = "") -> Verified:
+    """Check every digest and replay the golden vectors; raises GateFailed if they differ.
+
+    ``variant`` names the one to replay; without it, it is the first that matches this machine.
+    """
+    return verify_package(Path(package), _facts(), variant=variant)
 
 
-def run(package: StrPath, source: StrPath, *, top: int = 5) -> Answer:
-    """Run a package on one image, .npz or .npy."""
-    return run_package(Path(package), Path(source), top=top)
+def run(package: StrPath, source: StrPath, *, variant: str = "", top: int = 5) -> Answer:
+    """Run a package on one image, .npz or .npy; ``variant`` as in verify()."""
+    return run_package(Path(package), Path(source), _facts(), variant=variant, top=top)
+
+
+def _facts() -> DeviceFacts:
+    return detect.detect_facts(registry.installed_runtimes())

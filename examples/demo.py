@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 from edge_core import console
-from edge_core.package.verify import verify_package
-from edge_sdk import BuildOptions, build, run
+from edge_sdk import BuildOptions, build, run, verify
 from edge_sdk.commands.progress import show_progress
 from edge_sdk.commands.render import render_answer, render_build, render_verification
 from examples import data, models
@@ -68,7 +67,7 @@ def main(out: Path) -> int:
     if gateway.package is None:
         say.print("nothing fits the x86 gateway")
         return 2
-    render_verification(verify_package(gateway.package))
+    render_verification(verify(gateway.package))
     say.print(f"\n{PHOTO.name} on {gateway.package.name}, offline:")
     render_answer(run(gateway.package, PHOTO))
     packages: dict[str, tuple[Path, ...]] = {}

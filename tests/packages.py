@@ -12,11 +12,19 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from edge_core.package import golden
-from edge_core.package.manifest import Gate, Manifest, RuntimeNeed, Selector
+from edge_core.package.manifest import Gate, Manifest, RuntimeNeed, Selector, Variant
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Feeds
 
 Files = dict[str, Path | bytes]
+NAME = "raspberry-pi-4b"  # the only variant
+FILES = ("golden.npz", "model.onnx", "recipe.json")
+
+
+def with_variant(manifest: Manifest, **changes: object) -> Manifest:
+    """The manifest with other fields in its first variant."""
+    first = msgspec.structs.replace(manifest.variants[0], **changes)
+    return msgspec.structs.replace(manifest, variants=(first, *manifest.variants[1:]))
 
 
 def model(path: Path) -> Path:
@@ -49,26 +57,32 @@ def contents(folder: Path) -> tuple[Manifest, Files]:
     inputs = tuple({"x": rng.normal(size=(1, 4)).astype(np.float32)} for _ in range(3))
     vectors = golden.make(inputs, outputs(original, inputs), outputs(quantised, inputs))
     session = adapter.open(quantised, threads=1, options={})
+    variant = Variant(
+        name=NAME,
+        selector=Selector(arch="aarch64", os="linux"),
+        profiles=(NAME,),
+        candidate="onnx-int8-dynamic",
+        precision="int8",
+        files=FILES,
+        entry="model.onnx",
+        runtime=RuntimeNeed("onnxruntime", "1.23.2", "1.23.2"),
+        inputs=session.inputs,
+        outputs=session.outputs,
+        gates=(Gate("package_mb", 1.0, "pass", 0.001, "MB"),),
+        toolchain={"onnx": "1.23.2", "onnxruntime": "1.31.1"},
+    )
     manifest = Manifest(
         name="dense",
         version="1.0.0",
         model_sha256=hashlib.sha256(original.read_bytes()).hexdigest(),
-        candidate="onnx-int8-dynamic",
-        precision="int8",
-        file="model.onnx",
-        selector=Selector(("raspberry-pi-4b",), "aarch64", "linux"),
-        runtime=RuntimeNeed("onnxruntime", "1.23.2", "1.23.2"),
-        inputs=session.inputs,
-        outputs=session.outputs,
         labels=("left", "ahead", "right"),
-        gates=(Gate("package_mb", 1.0, "pass", 0.001, "MB"),),
-        toolchain={"onnx": "1.23.2", "onnxruntime": "1.31.1"},
+        variants=(variant,),
     )
-    recipe = msgspec.json.encode({"candidate": manifest.candidate})
+    recipe = msgspec.json.encode({"candidate": variant.candidate})
     return manifest, {
-        "model.onnx": quantised,
-        "golden.npz": vectors.to_bytes(),
+        f"{NAME}/model.onnx": quantised,
+        f"{NAME}/golden.npz": vectors.to_bytes(),
+        f"{NAME}/recipe.json": recipe,
         "model-card.md": b"# dense 1.0.0\n",
-        "recipe.json": recipe,
         "sbom.cdx.json": b'{"bomFormat":"CycloneDX","specVersion":"1.6","version":1}',
     }

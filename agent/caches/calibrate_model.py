@@ -15,7 +15,7 @@ from agent.caches.results import input_key
 from agent.caches.rules import Rule
 from agent.caches.threshold_search import CalibrationSample, calibrate_threshold
 from edge_core.errors import InputError
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.package.run import read_input
 from edge_core.tensors import Feeds, TensorSpec
 
@@ -75,7 +75,7 @@ def calibrate_model(
     )  # fmt: skip
 
 
-def read_clips(folder: Path, manifest: Manifest) -> Iterator[tuple[Feeds, Hashable]]:
+def read_clips(folder: Path, manifest: PackagedModel) -> Iterator[tuple[Feeds, Hashable]]:
     """The samples of a folder in the order of their names; each sub-folder is one group.
 
     Files are images, .npz or .npy. Raises InputError for anything else.

@@ -31,7 +31,7 @@ def check_device(path: ConfigFile = None, as_json: Json = False) -> None:
 @app.command("verify")
 def verify(package: PackageFile, as_json: Json = False) -> None:
     """Check PACKAGE's digests and replay its golden vectors here."""
-    verified = verify_package(package)
+    verified = verify_package(package, detect.detect_facts(runtimes.installed_runtimes()))
     if as_json:
         console.print_json(verified)
     else:
@@ -48,7 +48,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time PACKAGE on this device with its own golden inputs."""
-    timings = bench_package(package, threads=tuple(threads), runs=runs)
+    facts = detect.detect_facts(runtimes.installed_runtimes())
+    timings = bench_package(package, facts, threads=tuple(threads), runs=runs)
     console.print_json(timings) if as_json else render_timings(timings)
 
 

@@ -30,7 +30,7 @@ from edge_core.errors import (
     Unavailable,
     UnknownModel,
 )
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class App:
             return document(200, {"name": name, "ready": True})
         return document(200, describe.model_metadata(manifest))
 
-    def _find(self, name: str, version: str) -> Manifest:
+    def _find(self, name: str, version: str) -> PackagedModel:
         manifest = self._agent.manifest(name)
         if version and version != manifest.version:
             raise UnknownModel(
@@ -208,7 +208,7 @@ class App:
             raise
 
     async def _read_request(
-        self, manifest: Manifest, headers: Headers, body: Body
+        self, manifest: PackagedModel, headers: Headers, body: Body
     ) -> tuple[oip.OipRequest, bool]:
         """The request, and whether its arrays are so large that submitting them takes long."""
         for name, value in headers:

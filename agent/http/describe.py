@@ -12,7 +12,7 @@ from agent.http import validate
 from agent.serving.status import ModelStatus
 from agent.serving.timing import Stage
 from edge_core import __version__
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.tensors import TensorSpec
 
 NAME = "edge-agent"
@@ -32,9 +32,9 @@ def server_metadata() -> dict[str, Any]:
     return {"name": NAME, "version": __version__, "extensions": EXTENSIONS}
 
 
-def model_metadata(manifest: Manifest) -> dict[str, Any]:
+def model_metadata(manifest: PackagedModel) -> dict[str, Any]:
     """$metadata_model_response."""
-    form = PurePath(manifest.file).suffix.removeprefix(".")
+    form = PurePath(manifest.entry).suffix.removeprefix(".")
     return {
         "name": manifest.name,
         "versions": [manifest.version],

@@ -24,7 +24,7 @@ from agent.http import classification, validate, wire
 from agent.serving.backend import EncodedImage, Inputs
 from agent.serving.requests import Answer
 from edge_core.errors import InputError, Unavailable
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.package.run import MAX_TOP
 from edge_core.tensors import Array, Feeds
 
@@ -136,7 +136,7 @@ def json_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     return int(lengths[0])
 
 
-def parse(body: memoryview, length: int | None, manifest: Manifest) -> OipRequest:
+def parse(body: memoryview, length: int | None, manifest: PackagedModel) -> OipRequest:
     """The request in ``body``; raises InputError, which names the field."""
     text = body if length is None else body[:length]
     if length is not None and length > len(body):
@@ -208,7 +208,7 @@ def encode(answer: Answer, request: OipRequest) -> tuple[Headers, list[Part]]:
     return headers, [head, *(part for part in tail if len(part))]
 
 
-def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: Manifest) -> Feeds:
+def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: PackagedModel) -> Feeds:
     arrays: Feeds = {}
     start = 0
     for described in inputs:
@@ -234,7 +234,7 @@ def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: Manifest) ->
     return arrays
 
 
-def _inputs(arrays: Feeds, manifest: Manifest) -> Inputs:
+def _inputs(arrays: Feeds, manifest: PackagedModel) -> Inputs:
     """The arrays as the agent takes them: a picture, or feeds with strings as str."""
     kinds = {spec.name: spec.dtype for spec in manifest.inputs}
     feeds: Feeds = {}
@@ -258,7 +258,7 @@ def _decode_texts(array: Array, name: str) -> Array:
     return texts.reshape(array.shape)
 
 
-def _requested_outputs(document: _Body, manifest: Manifest) -> tuple[RequestedOutput, ...]:
+def _requested_outputs(document: _Body, manifest: PackagedModel) -> tuple[RequestedOutput, ...]:
     specs = {spec.name: spec for spec in manifest.outputs}
     default = document.parameters.binary_data_output
     if not document.outputs:
@@ -279,7 +279,7 @@ def _requested_outputs(document: _Body, manifest: Manifest) -> tuple[RequestedOu
     return tuple(requested.values())
 
 
-def _top(top: int, manifest: Manifest) -> int:
+def _top(top: int, manifest: PackagedModel) -> int:
     if top and not manifest.class_scores:
         raise InputError(f"'top' is {top}; {manifest.name} gives no class scores")
     if top and any(spec.name == TOP for spec in manifest.outputs):

@@ -8,7 +8,7 @@ import numpy as np
 
 from agent.http import wire
 from edge_core.errors import InputError
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.tensors import TensorSpec
 
 
@@ -18,7 +18,7 @@ def client_datatype(spec: TensorSpec) -> str:
 
 
 def check_input(
-    name: str, kind: str, shape: tuple[int, ...], *, is_binary: bool, manifest: Manifest
+    name: str, kind: str, shape: tuple[int, ...], *, is_binary: bool, manifest: PackagedModel
 ) -> None:
     """Raise InputError unless the model has such an input of that datatype and shape."""
     spec = next((spec for spec in manifest.inputs if spec.name == name), None)
@@ -46,7 +46,7 @@ def check_input(
 
 
 def _check_picture(
-    spec: TensorSpec, shape: tuple[int, ...], is_binary: bool, manifest: Manifest
+    spec: TensorSpec, shape: tuple[int, ...], is_binary: bool, manifest: PackagedModel
 ) -> None:
     if manifest.preprocess is None or len(manifest.inputs) != 1:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Installing a package: verify -> fits? -> unpack -> self-test -> tune -> switch -> sweep.
+"""Installing a package: verify -> select -> unpack -> self-test -> tune -> switch -> sweep.
 
     install(config, path) -> Installed
 
@@ -24,12 +24,14 @@ from agent.config import Config
 from agent.packages import tuning
 from agent.packages.slots import Active, Slot, Slots
 from edge_core.errors import EdgeError, InputError, StorageError
+from edge_core.facts import DeviceFacts
 from edge_core.files import storage_error
 from edge_core.machine import detect
 from edge_core.package import format as package
 from edge_core.package import golden
 from edge_core.package.format import Package
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import Manifest, Variant
+from edge_core.package.selector import find_mismatch, select_variant
 from edge_core.package.verify import replay
 from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.child import Child
@@ -49,10 +51,16 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def install(
-    config: Config, path: Path, *, force: bool = False, progress: Progress = lambda _: None
+    config: Config,
+    path: Path,
+    *,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+    facts: DeviceFacts | None = None,
 ) -> Installed:
     """Serve the package at ``path``, a .edgepkg file or an OCI layout; ``force``: also if refused.
 
+    The variant is the first that matches ``facts``, by default those of this machine.
     Raises PackageError for a damaged package, InputError for one that is not for this device or
     was rolled back, MissingExtra without its runtime, GateFailed when its answers here are not
     those of the build, MeasureError when the runtime refuses or crashes, StorageError. Then what
@@ -65,20 +73,22 @@ def install(
     manifest = opened.manifest
     title = f"{manifest.name} {manifest.version}"
     progress(f"verified {title}, {opened.digest}")
-    # 2. It is for this device, and what runs it is here.
-    runtime = _runtime(manifest)
+    # 2. A variant is for this device, and what runs it is here.
+    variant = _select(manifest, facts or detect.detect_facts(runtimes.installed_runtimes()))
+    runtime = f"{variant.runtime.name} {runtimes.get(variant.runtime.name).version()}"
+    progress(f"selected variant {variant.name}")
     try:
         with slots.installing() as work:
             active = slots.active(manifest.name) if manifest.name in slots.names() else Active()
             _check_refused(opened, active, force)
-            _check_space(slots, opened)
+            _check_space(slots, opened, variant)
             # 3. Into a folder that nothing changes any more; made anew if it is damaged.
-            model = slots.unpack(opened) / manifest.file
-            progress(f"unpacked in {model.parent}")
+            folder = slots.unpack(opened, variant)
+            progress(f"unpacked in {folder}")
             # 4. and 5. Self-test and tuning, unless this very runtime has been through them.
-            result, slot = None, None if force else _known(active, opened.digest, runtime)
+            result, slot = None, None if force else _known(active, opened.digest, variant, runtime)
             if slot is None:
-                result, slot = _measured(config, opened, model, work, progress)
+                result, slot = _measured(config, opened, variant, folder, work, progress)
             # 6. One rename.
             already = slot is active.current
             if not already:
@@ -98,16 +108,21 @@ def install(
     )
 
 
-def _runtime(manifest: Manifest) -> str:
-    """The runtime and its version here; raises InputError, MissingExtra if it cannot run this."""
-    wanted, here = manifest.selector, detect.here()
-    if (wanted.arch, wanted.os) != (here.arch, here.os):
-        raise InputError(
-            f"{manifest.name} {manifest.version} is built for {wanted.arch} {wanted.os}; "
-            f"this machine is {here.arch} {here.os}",
-            hint="build it for the profile of a device like this one",
-        )
-    return f"{manifest.runtime.name} {runtimes.get(manifest.runtime.name).version()}"
+def _select(manifest: Manifest, facts: DeviceFacts) -> Variant:
+    """The variant for this device; raises InputError, MissingExtra if only its runtime is absent.
+
+    One whose runtime could be installed is worth more than the news that nothing matches.
+    """
+    try:
+        return select_variant(manifest, facts)
+    except InputError:
+        for variant in manifest.variants:
+            name = variant.runtime.name
+            with_runtime = {**facts.runtimes, name: variant.runtime.version}
+            had = msgspec.structs.replace(facts, runtimes=with_runtime)
+            if name not in facts.runtimes and not find_mismatch(variant, had):
+                runtimes.get(name).version()
+        raise
 
 
 def _check_refused(opened: Package, active: Active, force: bool) -> None:
@@ -119,11 +134,11 @@ def _check_refused(opened: Package, active: Active, force: bool) -> None:
         )
 
 
-def _check_space(slots: Slots, opened: Package) -> None:
+def _check_space(slots: Slots, opened: Package, variant: Variant) -> None:
     """Refuse before anything is written. The disk may still fill up: then a write says so."""
-    sizes = {title: layer.size for title, layer in opened.layers.items()}
-    present = slots.folder(opened.manifest.name, opened.digest).exists()
-    need = 2 * sizes["golden.npz"] + (0 if present else sum(sizes.values())) + MARGIN
+    sizes = {path: layer.size for path, layer in opened.files(variant).items()}
+    unpacked = 0 if slots.has(opened, variant) else sum(sizes.values())
+    need = 2 * sizes[variant.golden] + unpacked + MARGIN
     try:
         free = shutil.disk_usage(slots.root).free
     except OSError as e:
@@ -135,28 +150,35 @@ def _check_space(slots: Slots, opened: Package) -> None:
         )
 
 
-def _known(active: Active, digest: str, runtime: str) -> Slot | None:
-    """The slot of this package, if it was tested with the runtime that is here now."""
+def _known(active: Active, digest: str, variant: Variant, runtime: str) -> Slot | None:
+    """The slot of this variant, if it was tested with the runtime that is here now."""
     for slot in (active.current, active.previous):
-        if slot and slot.digest == digest and slot.tuning.runtime == runtime:
+        tested = slot and (slot.digest, slot.variant, slot.tuning.runtime)
+        if tested == (digest, variant.name, runtime):
             return slot
     return None
 
 
 def _measured(
-    config: Config, opened: Package, model: Path, work: Path, progress: Progress
+    config: Config,
+    opened: Package,
+    variant: Variant,
+    folder: Path,  # with the variant's files
+    work: Path,
+    progress: Progress,
 ) -> tuple[golden.GoldenResult, Slot]:
-    manifest, limits = opened.manifest, config.install
-    vectors = golden.from_bytes(opened.read("golden.npz"))
+    model, limits = opened.manifest.model(variant), config.install
+    entry = folder / model.entry
+    vectors = golden.from_bytes(opened.read(variant.title(variant.golden)))
     with Child() as child:
         child.ask("background")
-        version, result = replay(child, manifest, model, vectors, work, limits.self_test_s)
-        progress(f"self-test on {manifest.runtime.name} {version}: {result.text}")
+        version, result = replay(child, model, entry, vectors, work, limits.self_test_s)
+        progress(f"self-test on {model.runtime.name} {version}: {result.text}")
         tuned = tuning.tune(
-            child, manifest, model, vectors, work,
+            child, model, entry, vectors, work,
             tuning.Limits(
                 threads=tuning.allowed_threads(limits.cpu_share),
-                max_batch_size=config.limits_of(manifest.name).max_batch_size,
+                max_batch_size=config.limits_of(model.name).max_batch_size,
                 tune_s=limits.tune_s,
                 timeout_s=limits.self_test_s,
             ),
@@ -168,9 +190,10 @@ def _measured(
     )
     slot = Slot(
         digest=opened.digest,
-        name=manifest.name,
-        version=manifest.version,
-        candidate=manifest.candidate,
+        name=model.name,
+        version=model.version,
+        variant=model.variant,
+        candidate=model.candidate,
         installed_at=time.time(),
         tuning=tuned,
     )

@@ -1,13 +1,13 @@
 """Installed packages on disk, and which of them is served. No network, no runtime.
 
-    models/NAME/slots/<64 hex digits>/   one package, immutable; the name is its digest
+    models/NAME/slots/<64 hex digits>.VARIANT/   one variant of one package, immutable
     models/NAME/active.json              Active: current, previous, refused; replaced by one rename
     models/.work.*                       an installation's scratch folder
 
 A slot appears whole or not at all and disappears by a rename before its files go, so a folder
-with a digest for a name is complete. Nothing but Active says what is served: what it does not name
-is rubbish, and sweep() removes it. Readers need no lock. Two flocks order the writers:
-`.installing` is held for a whole installation, `.lock` for one change of one Active.
+named by a package's digest and a variant is complete. Nothing but Active says what is served: what
+it does not name is rubbish, and sweep() removes it. Readers need no lock. Two flocks order the
+writers: `.installing` is held for a whole installation, `.lock` for one change of one Active.
 
 Against bit rot: the package's OCI manifest lies in the slot, and check() holds the files against
 its digests. The agent calls it before every load: the runtime reads those bytes anyway, and
@@ -32,8 +32,8 @@ from edge_core.errors import InputError, PackageError, StorageError, UnknownMode
 from edge_core.files import fsync_dir, remove_tree, storage_error, whole_dir, write_whole
 from edge_core.package import manifest as manifest_file
 from edge_core.package import oci
-from edge_core.package.format import MANIFEST, Package
-from edge_core.package.manifest import Manifest
+from edge_core.package.format import Package, unpacked_files
+from edge_core.package.manifest import MANIFEST, Manifest, PackagedModel, Variant
 from edge_core.package.oci import Blob, Descriptor, Digest
 
 FORMAT = 1
@@ -73,9 +73,15 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     digest: Digest
     name: str
     version: str
+    variant: str  # of the package, the one that this machine matched
     candidate: str
     installed_at: float  # seconds since 1970
     tuning: Tuning
+
+    @property
+    def model_id(self) -> str:
+        """What answers: two variants of one package may compute different outputs."""
+        return f"{self.digest}.{self.variant}"
 
 
 class Active(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,30 +136,34 @@ class Slots:
                 f"{path} is not readable: {e}", hint="remove it and install the package again"
             ) from e
 
-    def folder(self, name: str, digest: str) -> Path:
-        """Where a package lies, installed or not."""
-        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-            raise InputError(f"'{digest}' is no digest of a package")
-        return self._slots(name) / digest.removeprefix("sha256:")
+    def folder(self, slot: Slot) -> Path:
+        """Where the files of ``slot`` lie, installed or not."""
+        return self._folder(slot.name, slot.digest, slot.variant)
 
-    def manifest(self, name: str, digest: str) -> Manifest:
-        """The manifest of an installed package; raises PackageError."""
-        path = self.folder(name, digest) / MANIFEST
-        return Manifest.from_bytes(_read(path, manifest_file.MAX_BYTES))
+    def model(self, slot: Slot) -> PackagedModel:
+        """What the manifest of ``slot`` says about its variant; raises PackageError."""
+        manifest, variant = self._manifest(slot)
+        return manifest.model(variant)
 
-    def check(self, name: str, digest: str, *, everything: bool = False) -> None:
-        """Hold what is loaded, or every file, against its digest; raises PackageError."""
-        folder = self.folder(name, digest)
+    def check(self, slot: Slot, *, everything: bool = False) -> None:
+        """Check what is loaded, or every file, against its digest; raises PackageError."""
+        folder = self.folder(slot)
         # 1. The OCI manifest has the digest that the slot is named by; parsed only then.
         raw = _read(folder / IMAGE, oci.MAX_MANIFEST)
-        if oci.digest_of(raw) != digest:
+        if oci.digest_of(raw) != slot.digest:
             raise PackageError(f"{folder / IMAGE} is damaged", hint=_AGAIN)
         layers = {x.annotations[oci.TITLE]: x for x in oci.parse(raw, folder).layers}
         # 2. The manifest; parsed only then.
         _verify(folder / MANIFEST, layers[MANIFEST])
-        # 3. The model file, or everything.
-        for title in layers if everything else (self.manifest(name, digest).file,):
-            _verify(folder / title, layers[title])
+        _, variant = self._manifest(slot)
+        # 3. The model's files, or everything.
+        files = unpacked_files(layers, variant)
+        for path in files if everything else variant.model_files:
+            _verify(folder / path, files[path])
+
+    def has(self, package: Package, variant: Variant) -> bool:
+        """Is there a folder for this variant, whole or damaged?"""
+        return self._folder(package.manifest.name, package.digest, variant.name).exists()
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Changes whenever any model was switched: (name, inode, mtime in ns) of each."""
@@ -197,26 +207,23 @@ class Slots:
             new = msgspec.structs.replace(old, disabled=why, refused=_refused(old))
             return self._write(name, new)
 
-    def unpack(self, package: Package) -> Path:
-        """The package as an immutable folder that is on the disk; a damaged one is replaced.
+    def unpack(self, package: Package, variant: Variant) -> Path:
+        """One variant as an immutable folder that is on the disk; a damaged one is replaced.
 
         Call it within installing(). Raises PackageError, StorageError.
         """
-        name, digest = package.manifest.name, package.digest
-        folder = self.folder(name, digest)
+        name = package.manifest.name
+        folder = self._folder(name, package.digest, variant.name)
         if folder.exists():
-            try:
-                self.check(name, digest, everything=True)
+            if _is_whole(package, variant, folder):
                 return folder
-            except PackageError:
-                self._remove(folder)
+            self._remove(folder)
         self._private(self._slots(name))
         with whole_dir(folder, mode=0o500) as d:
             (d / IMAGE).write_bytes(package.image.raw)
-            for title, layer in package.layers.items():
-                package.image.blobs[layer.digest].save(d / title)
-            for path in d.iterdir():
-                path.chmod(0o400)
+            package.save(variant, d)
+            for path in d.rglob("*"):
+                path.chmod(0o500 if path.is_dir() else 0o400)
         return folder
 
     @contextmanager
@@ -261,9 +268,7 @@ class Slots:
                 active = self.active(home.name)
             except StorageError:  # unknown what it names
                 continue
-            kept = {
-                self.folder(home.name, s.digest) for s in (active.current, active.previous) if s
-            }
+            kept = {self.folder(s) for s in (active.current, active.previous) if s}
             found += home.glob(f".{ACTIVE}.*")
             found += (p for p in (home / "slots").glob("*") if p not in kept)
         return tuple(sorted(found))
@@ -300,6 +305,21 @@ class Slots:
 
     def _slots(self, name: str) -> Path:
         return self._home(name) / "slots"
+
+    def _folder(self, name: str, digest: str, variant: str) -> Path:
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise InputError(f"'{digest}' is no digest of a package")
+        if not _NAME.fullmatch(variant):
+            raise InputError(f"{variant!r} is no name of a variant")
+        return self._slots(name) / f"{digest.removeprefix('sha256:')}.{variant}"
+
+    def _manifest(self, slot: Slot) -> tuple[Manifest, Variant]:
+        path = self.folder(slot) / MANIFEST
+        manifest = Manifest.from_bytes(_read(path, manifest_file.MAX_BYTES))
+        try:
+            return manifest, manifest.variant(slot.variant)
+        except InputError as e:
+            raise PackageError(f"{path}: {e.what}", hint=_AGAIN) from e
 
     def _unknown(self, name: str) -> UnknownModel:
         known = self.names()
@@ -362,6 +382,17 @@ def _read(path: Path, limit: int) -> bytes:
     if len(raw) > limit:
         raise PackageError(f"{path} is longer than {limit} bytes", hint=_AGAIN)
     return raw
+
+
+def _is_whole(package: Package, variant: Variant, folder: Path) -> bool:
+    try:
+        if oci.digest_of(_read(folder / IMAGE, oci.MAX_MANIFEST)) != package.digest:
+            return False
+        for path, layer in package.files(variant).items():
+            _verify(folder / path, layer)
+    except PackageError:
+        return False
+    return True
 
 
 def _verify(path: Path, layer: Descriptor) -> None:

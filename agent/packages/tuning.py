@@ -1,6 +1,6 @@
 """How many threads a model gets here, and whether several requests at once are faster.
 
-    tune(child, manifest, model, vectors, folder, limits) -> Tuning     about tune_s, in a child
+    tune(child, model, path, vectors, folder, limits) -> Tuning     about tune_s, in a child
 
 Both are measured with the model's own golden inputs, interleaved, so that a busy moment of the
 machine hits every candidate alike. One session is loaded at a time: on a small device there is no
@@ -23,7 +23,7 @@ from agent.packages.slots import Batching, Tuning
 from edge_core.errors import EdgeError, MeasureError
 from edge_core.machine import linux
 from edge_core.package import golden
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.package.verify import open_model
 from edge_core.runtimes import sample_store
 from edge_core.runtimes.child import Child
@@ -59,8 +59,8 @@ def allowed_threads(cpu_share: float, root: Path = Path("/")) -> int:
 
 def tune(
     child: Child,
-    manifest: Manifest,
-    model: Path,
+    model: PackagedModel,
+    path: Path,  # what the runtime opens
     vectors: golden.Golden,
     folder: Path,  # for inputs and outputs
     limits: Limits,
@@ -73,7 +73,7 @@ def tune(
 
     def load(threads: int) -> None:
         nonlocal version
-        reply = open_model(child, manifest, model, threads, limits.timeout_s)
+        reply = open_model(child, model, path, threads, limits.timeout_s)
         version = str(reply["version"])
 
     def visit(*rows: int) -> list[float]:
@@ -88,9 +88,9 @@ def tune(
     threads = smallest_good({n: 1 / ms for n, ms in p50.items()})
     load(threads)
     end = start + limits.tune_s
-    batching = _batching(child, manifest, vectors, feeds, visit, limits, p50[threads], end)
+    batching = _batching(child, model, vectors, feeds, visit, limits, p50[threads], end)
     return Tuning(
-        runtime=f"{manifest.runtime.name} {version}",
+        runtime=f"{model.runtime.name} {version}",
         threads=threads,
         p50_ms={str(n): ms for n, ms in p50.items()},
         batching=batching,
@@ -131,9 +131,9 @@ def judged(rates: Mapping[int, Sequence[float]]) -> Batching:
     )
 
 
-def fixed(manifest: Manifest, vectors: golden.Golden) -> str:
+def fixed(model: PackagedModel, vectors: golden.Golden) -> str:
     """Why the model cannot take a batch, as far as its tensors tell; empty if it may."""
-    for spec in (*manifest.inputs, *manifest.outputs):
+    for spec in (*model.inputs, *model.outputs):
         if not spec.shape:
             return f"'{spec.name}' is a scalar"
         if isinstance(spec.shape[0], int):
@@ -161,7 +161,7 @@ def _threads(
 
 def _batching(
     child: Child,
-    manifest: Manifest,
+    model: PackagedModel,
     vectors: golden.Golden,
     feeds: Path,
     visit: Visit,
@@ -169,7 +169,7 @@ def _batching(
     p50_ms: float,
     end: float,
 ) -> Batching:
-    if why := fixed(manifest, vectors):
+    if why := fixed(model, vectors):
         return _off(why)
     if limits.max_batch_size < 2:
         return _off(f"max_batch_size is {limits.max_batch_size}")

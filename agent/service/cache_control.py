@@ -74,10 +74,10 @@ def calibrate_cache(
     slot = slots.active(name).current
     if slot is None:
         raise Unavailable(f"'{name}' has no version that is current")
-    slots.check(name, slot.digest)
-    manifest = slots.manifest(name, slot.digest)
+    slots.check(slot)
+    manifest = slots.model(slot)
     session = runtimes.get(manifest.runtime.name).open(
-        slots.folder(name, slot.digest) / manifest.file,
+        slots.folder(slot) / manifest.entry,
         threads=slot.tuning.threads,
         options=manifest.runtime.options,
     )
@@ -87,9 +87,14 @@ def calibrate_cache(
         return {spec.name: dequantise(outputs[spec.name], spec) for spec in manifest.outputs}
 
     calibration = calibrate_model(
-        answer, read_clips(samples, manifest), model=slot.digest, inputs=manifest.inputs, rule=rule,
-        epsilon=epsilon, confidence=confidence,
-    )  # fmt: skip
+        answer,
+        read_clips(samples, manifest),
+        model=slot.model_id,
+        inputs=manifest.inputs,
+        rule=rule,
+        epsilon=epsilon,
+        confidence=confidence,
+    )
     write_calibration(calibration_file(settings.root, name), calibration)
     here = instance_lock.find_instance(settings.root)
     if here and here.address:

@@ -34,7 +34,7 @@ from edge_core.errors import (
 )
 from edge_core.files import read_limited
 from edge_core.package import run
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.package.preprocess import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from edge_core.tensors import Feeds
 
@@ -87,7 +87,7 @@ def reload(running: Instance, name: str) -> Document:
     return next(m for m in models if m["name"] == name)
 
 
-def infer(running: Instance, manifest: Manifest, source: Path, *, top: int = 5) -> run.Answer:
+def infer(running: Instance, manifest: PackagedModel, source: Path, *, top: int = 5) -> run.Answer:
     """The agent's answer to one input; ``ms`` is the whole request."""
     top = top if manifest.class_scores and all(s.name != TOP for s in manifest.outputs) else 0
     head, tail = _inputs(manifest, source)
@@ -112,7 +112,7 @@ def infer(running: Instance, manifest: Manifest, source: Path, *, top: int = 5) 
     )
 
 
-def _inputs(manifest: Manifest, source: Path) -> tuple[list[Document], list[bytes]]:
+def _inputs(manifest: PackagedModel, source: Path) -> tuple[list[Document], list[bytes]]:
     """A picture goes as it is: the agent prepares it. Tensors go as the model takes them."""
     if source.suffix.lower() in IMAGE_SUFFIXES and manifest.preprocess and source.is_file():
         feeds: Feeds = {manifest.inputs[0].name: np.empty(1, object)}

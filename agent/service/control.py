@@ -19,7 +19,9 @@ from agent.packages.slots import Active, Slot, Slots
 from agent.service import client, instance_lock
 from agent.service.instance_lock import Instance
 from edge_core.errors import EdgeError, Unavailable
+from edge_core.machine import detect
 from edge_core.package import run
+from edge_core.runtimes import registry as runtimes
 
 Progress = Callable[[str], None]
 
@@ -116,15 +118,20 @@ def infer(path: Path | None, target: str, source: Path, *, top: int) -> run.Answ
     """
     package = Path(target)
     if os.sep in target or package.suffix == ".edgepkg":
-        return run.run_package(package, source, top=top)
+        return _infer_package(package, source, top)
     try:
         settings = config.load_config(config.find_config(path))
         active = Slots(settings.root).active(target)
     except EdgeError:
         if package.exists():
-            return run.run_package(package, source, top=top)
+            return _infer_package(package, source, top)
         raise
     return _infer_installed(settings, active, target, source, top)
+
+
+def _infer_package(package: Path, source: Path, top: int) -> run.Answer:
+    facts = detect.detect_facts(runtimes.installed_runtimes())
+    return run.run_package(package, source, facts, top=top)
 
 
 def _infer_installed(
@@ -134,11 +141,11 @@ def _infer_installed(
     slot = active.current
     if slot is None or active.disabled:
         raise Unavailable(f"'{target}' cannot be served: {active.disabled or 'nothing is current'}")
-    manifest = slots.manifest(target, slot.digest)
+    manifest = slots.model(slot)
     if here and here.address:
         return client.infer(here, manifest, source, top=top)
-    slots.check(target, slot.digest)
-    model = slots.folder(target, slot.digest) / manifest.file
+    slots.check(slot)
+    model = slots.folder(slot) / manifest.entry
     threads = settings.limits_of(target).threads or slot.tuning.threads
     return run.infer(model, manifest, source, top=top, threads=threads)
 

@@ -152,7 +152,7 @@ def _models(settings: Config) -> Iterator[Check]:
             active = slots.active(name)
             for slot in filter(None, (active.current, active.previous)):
                 newest = max(newest, slot.installed_at)
-                slots.check(name, slot.digest, everything=True)
+                slots.check(slot, everything=True)
             yield _model(name, active.current, active.disabled, slots)
         except EdgeError as e:
             yield Check(f"model {name}", "fail", e.what, e.hint or "install the package again")
@@ -166,7 +166,7 @@ def _model(name: str, slot: Slot | None, disabled: str, slots: Slots) -> Check:
     if slot is None or disabled:
         why = disabled or "nothing is installed"
         return Check(f"model {name}", "fail", why, f"install another version of {name}")
-    need = slots.manifest(name, slot.digest).runtime
+    need = slots.model(slot).runtime
     here = runtimes.get(need.name).version()  # raises MissingExtra
     return Check(f"model {name}", "ok", f"{slot.version} on {need.name} {here}, files intact")
 

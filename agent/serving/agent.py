@@ -33,7 +33,7 @@ from agent.serving.request_flow import OnAnswer, RequestFlow
 from agent.serving.requests import Answer, Options
 from agent.serving.status import ModelStatus, Status, StatusReader
 from edge_core.errors import StorageError
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal"  # below the data directory
@@ -117,7 +117,7 @@ class Agent:
         with self._switching:
             changed = self._table.reload()
             serving = self._table.serving
-            self._caches.use({name: model.slot.digest for name, model in serving.items()})
+            self._caches.use({name: model.slot.model_id for name, model in serving.items()})
             return changed
 
     def ready(self) -> bool:
@@ -128,7 +128,7 @@ class Agent:
         """What each model that serves is doing, for a watchdog; cheap."""
         return {name: model.backend.activity for name, model in self._table.serving.items()}
 
-    def manifest(self, model: str) -> Manifest:
+    def manifest(self, model: str) -> PackagedModel:
         """The manifest of the package that serves now; raises UnknownModel, Unavailable."""
         return self._table.find(model).manifest
 

@@ -23,7 +23,7 @@ from agent.packages.journal import Journal
 from agent.packages.slots import Slot
 from agent.serving.admission import Admission
 from edge_core.errors import EdgeError
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.tensors import Feeds
 
 
@@ -97,7 +97,7 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
     """What a Backend is opened from: one installed package, and the limits set for it."""
 
     slot: Slot
-    manifest: Manifest
+    manifest: PackagedModel
     folder: Path  # the package's files
     limits: Serve
     cpu_share: float  # of the cores, that one model may use

@@ -18,7 +18,7 @@ from agent.serving.backend import (
 from agent.serving.batches import Policy
 from agent.serving.scheduler import Run, Scheduler
 from edge_core.errors import EdgeError, InputError, PackageError
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.package.preprocess import to_tensor
 from edge_core.runtimes import registry as runtimes
 from edge_core.tensors import Feeds, check_feeds, dequantise
@@ -58,7 +58,7 @@ class LoadedModel:
     """A model whose sessions are open. Made by load_model()."""
 
     def __init__(
-        self, manifest: Manifest, limits: Serve, policy: Policy, runs: list[Run],
+        self, manifest: PackagedModel, limits: Serve, policy: Policy, runs: list[Run],
         recorder: CrashRecorder,
     ) -> None:  # fmt: skip
         self._manifest, self._recorder = manifest, recorder
@@ -130,7 +130,7 @@ def load_model(installed: InstalledModel, journal: Journal) -> LoadedModel:
         with recorder:
             for _ in range(limits.instances):
                 session = adapter.open(
-                    installed.folder / manifest.file,
+                    installed.folder / manifest.entry,
                     threads=threads,
                     options=manifest.runtime.options,
                 )

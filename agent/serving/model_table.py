@@ -23,7 +23,7 @@ from agent.serving.backend import Backend, InstalledModel, OpenBackend
 from agent.serving.counters import Counters
 from agent.serving.timing import Stages
 from edge_core.errors import EdgeError, Unavailable, UnknownModel
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 
 log = logging.getLogger(__name__)
 DRAIN_S = 60.0  # how long a replaced model may take to answer its last requests
@@ -33,7 +33,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One model that answers."""
 
     slot: Slot
-    manifest: Manifest
+    manifest: PackagedModel
     limits: Serve
     backend: Backend
     stages: Stages  # of its requests since it was loaded
@@ -176,11 +176,11 @@ class ModelTable:
                     raise
 
     def _open(self, slot: Slot) -> Serving:
-        self._slots.check(slot.name, slot.digest)
+        self._slots.check(slot)
         installed = InstalledModel(
             slot=slot,
-            manifest=self._slots.manifest(slot.name, slot.digest),
-            folder=self._slots.folder(slot.name, slot.digest),
+            manifest=self._slots.model(slot),
+            folder=self._slots.folder(slot),
             limits=self._config.limits_of(slot.name),
             cpu_share=self._config.install.cpu_share,
         )

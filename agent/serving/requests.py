@@ -81,7 +81,7 @@ class InferenceRequest:
 
     def look_up(self) -> Answer | None:
         """The remembered answer, or None with ``feeds`` ready; raises InputError."""
-        name, digest = self.serving.slot.name, self.serving.slot.digest
+        name, digest = self.serving.slot.name, self.serving.slot.model_id
         if self._cache:
             raw = self._inputs.data if isinstance(self._inputs, EncodedImage) else self._inputs
             self._key = self._caches.key(digest, raw)
@@ -109,7 +109,7 @@ class InferenceRequest:
         outputs = serving.backend.finish(completion.outputs)
         answer = self._to_answer(outputs, "")
         if self._cache:
-            name, digest = serving.slot.name, serving.slot.digest
+            name, digest = serving.slot.name, serving.slot.model_id
             self._caches.put(name, digest, self._key, self.feeds, outputs, self._audit)
         end = time.perf_counter_ns()
         serving.stages.add(

@@ -11,7 +11,7 @@ from agent.serving.counters import Counters, ModelCounts
 from agent.serving.model_table import ModelTable, Serving
 from agent.serving.timing import Stage
 from edge_core.errors import EdgeError
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     previous: str = ""  # the digest that a rollback would serve
     slot: Slot | None = None
-    manifest: Manifest | None = None
+    manifest: PackagedModel | None = None
     requests: int = 0  # in flight
     counts: ModelCounts = msgspec.field(default_factory=ModelCounts)  # since the agent started
     inferences: int = 0  # since it was loaded, of one request or of a batch

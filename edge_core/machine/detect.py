@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from edge_core.errors import InputError
+from edge_core.facts import DeviceFacts
 from edge_core.machine import accelerators, darwin, linux
 from edge_core.machine.cpu_rates import Rates, macs_per_cycle
 from edge_core.profile import (
@@ -73,6 +74,11 @@ def detect(
         thermal=linux.trip_point(root),
         sources=SOURCES,
     )
+
+
+def detect_facts(runtimes: Mapping[Runtime, tuple[Precision, ...]]) -> DeviceFacts:
+    """What decides which variant of a package this machine gets."""
+    return DeviceFacts.from_profile(detect(runtimes=runtimes))
 
 
 def _arch() -> Arch:

@@ -1,6 +1,6 @@
 """Timing a package on this machine: latency, load time and memory.
 
-bench_package(path) -> Timed
+bench_package(path, facts) -> Timed
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from pathlib import Path
 import msgspec
 
 from edge_core.errors import InputError
+from edge_core.facts import DeviceFacts
 from edge_core.package import format as package
 from edge_core.package import golden
+from edge_core.package.selector import choose_variant
 from edge_core.package.verify import open_model
 from edge_core.runtimes import sample_store
 from edge_core.runtimes.child import Child
@@ -31,20 +33,27 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
     peak_mb: float
 
 
-def bench_package(path: Path, *, threads: tuple[int, ...], runs: int) -> tuple[Timed, ...]:
-    """Time the package on its own golden inputs, each thread count in a fresh process."""
+def bench_package(
+    path: Path, facts: DeviceFacts, *, threads: tuple[int, ...], runs: int, variant: str = ""
+) -> tuple[Timed, ...]:
+    """Time a variant on its own golden inputs, each thread count in a fresh process.
+
+    ``facts`` are this machine's; ``variant`` is the one to time, else choose_variant() decides.
+    """
     if runs < 2:
         raise InputError(f"runs is {runs}; percentiles need at least 2")
     opened = package.open(path)
-    vectors = golden.from_bytes(opened.read("golden.npz"))
+    chosen = choose_variant(opened.manifest, facts, variant).variant
+    model = opened.manifest.model(chosen)
+    vectors = golden.from_bytes(opened.read(chosen.title(chosen.golden)))
     results = []
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
-        model = opened.extract(Path(folder) / "package")
+        entry = opened.extract(chosen, Path(folder) / "package")
         feeds = Path(folder) / "in"
         sample_store.write(feeds, vectors.inputs)
         for count in threads:
             with Child() as child:
-                load_ms = float(open_model(child, opened.manifest, model, count)["load_ms"])
+                load_ms = float(open_model(child, model, entry, count)["load_ms"])
                 child.ask("time", feeds=str(feeds), runs=min(10, runs))  # warm up
                 peak = float(child.ask("memory")["peak_mb"])
                 ms = child.ask("time", feeds=str(feeds), runs=runs)["ms"]

@@ -1,17 +1,18 @@
-"""The package: one model for one class of devices, with all that proves it, in one file.
+"""The package: one model for one or more classes of devices, with all that proves it, in one file.
 
     write(out, manifest, files) -> PackageRef       same inputs, same bytes
     open(path) -> Package                            every byte verified, file or OCI directory
     unpack(path, folder), pack(folder, out)          file <-> directory, without a change
 
 It is an OCI artifact (docs/package.md): registries and their tools can hold and copy it. The first
-layer is edge_core.package.manifest.Manifest; each further layer is a file, named by its title.
+layer is edge_core.package.manifest.Manifest; each further layer is a file, named by its title:
+"sbom.cdx.json" for the package as a whole, "VARIANT/PATH" for one of a variant. Equal files are
+stored once.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,14 +21,12 @@ from edge_core.errors import InputError, PackageError
 from edge_core.files import fsync_dir, whole, whole_dir
 from edge_core.package import archive, oci
 from edge_core.package import manifest as manifest_file
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import CARD, MANIFEST, PACKAGE_FILES, SBOM, Manifest, Variant
 from edge_core.package.oci import Blob, Descriptor, Image
 
-ARTIFACT_TYPE = "application/vnd.edge-deploy.package.v1+json"
+ARTIFACT_TYPE = "application/vnd.edge-deploy.package.v2+json"
 # A real image config, because skopeo 1.9 refuses to inspect any other (docs/adr/0003).
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
-MODEL_TYPE = "application/vnd.edge-deploy.model.v1"
-MANIFEST = "manifest.json"
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -37,16 +36,14 @@ class Kind(msgspec.Struct, frozen=True):
     limit: int  # bytes
 
 
-# Every package has these and its model file, and nothing else.
-TITLES = {
-    MANIFEST: Kind("application/vnd.edge-deploy.manifest.v1+json", manifest_file.MAX_BYTES),
-    "golden.npz": Kind("application/vnd.edge-deploy.golden.v1+zip", 256 * 1024 * 1024),
-    "model-card.md": Kind("text/markdown", 1024 * 1024),
-    "recipe.json": Kind("application/vnd.edge-deploy.recipe.v1+json", 16 * 1024 * 1024),
-    "sbom.cdx.json": Kind("application/vnd.cyclonedx+json", 16 * 1024 * 1024),
+KINDS = {
+    MANIFEST: Kind("application/vnd.edge-deploy.manifest.v2+json", manifest_file.MAX_BYTES),
+    CARD: Kind("text/markdown", 1024 * 1024),
+    SBOM: Kind("application/vnd.cyclonedx+json", 16 * 1024 * 1024),
 }
-MODEL = Kind(MODEL_TYPE, oci.MAX_BLOB)
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # one file name, the same on every system
+GOLDEN = Kind("application/vnd.edge-deploy.golden.v1+zip", 256 * 1024 * 1024)
+RECIPE = Kind("application/vnd.edge-deploy.recipe.v1+json", 16 * 1024 * 1024)
+MODEL = Kind("application/vnd.edge-deploy.model.v1", oci.MAX_BLOB)
 
 # What Go programs call an architecture and a system, with the variant.
 GO_ARCH = {"x86_64": ("amd64", ""), "aarch64": ("arm64", ""), "armv7l": ("arm", "v7")}
@@ -83,49 +80,80 @@ class Package(msgspec.Struct, frozen=True):
         """One file's bytes; raises InputError for a title that is not there."""
         if title not in self.layers:
             raise InputError(f"{self.path} has no '{title}'", hint=f"{', '.join(self.layers)}")
-        kind = TITLES.get(title, MODEL)
+        kind = layer_kinds(self.manifest)[title]
         return self.image.blobs[self.layers[title].digest].read(kind.limit)
 
-    def extract(self, folder: Path) -> Path:
-        """Write every file into ``folder``, whole or not at all; return the model file's path.
+    def files(self, variant: Variant) -> dict[str, Descriptor]:
+        """What an unpacked ``variant`` consists of: relative path -> layer."""
+        return unpacked_files(self.layers, variant)
 
-        A folder that already holds this package is left as it is, so this may run twice. Raises
+    def save(self, variant: Variant, folder: Path) -> None:
+        """Write the files of one variant into an empty ``folder``; raises OSError, PackageError."""
+        for path, layer in self.files(variant).items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.image.blobs[layer.digest].save(target)
+
+    def extract(self, variant: Variant, folder: Path) -> Path:
+        """Write one variant into ``folder``, whole or not at all; return what the runtime opens.
+
+        A folder that already holds this variant is left as it is, so this may run twice. Raises
         StorageError, and InputError for a folder that holds something else.
         """
         if not folder.exists():
             with whole_dir(folder) as d:
-                for title, layer in self.layers.items():
-                    self.image.blobs[layer.digest].save(d / title)
+                self.save(variant, d)
                 fsync_dir(d)
-        for title, layer in self.layers.items():
-            if Blob.of(folder / title).digest != layer.digest:
+        for path, layer in self.files(variant).items():
+            if Blob.of(folder / path).digest != layer.digest:
                 raise InputError(
-                    f"{folder / title} is not the file of this package",
+                    f"{folder / path} is not the file of this package",
                     hint="choose a folder that does not exist",
                 )
-        return folder / self.manifest.file
+        return folder / variant.entry
+
+
+def unpacked_files(layers: Mapping[str, Descriptor], variant: Variant) -> dict[str, Descriptor]:
+    """The package's own files and those of ``variant``: path in the folder -> layer."""
+    own = {path: layers[variant.title(path)] for path in variant.files}
+    return {**{title: layers[title] for title in PACKAGE_FILES}, **own}
+
+
+def layer_kinds(manifest: Manifest) -> dict[str, Kind]:
+    """Every title that the package of ``manifest`` has, in the order of its layers."""
+    kinds = dict(KINDS)
+    for variant in manifest.variants:
+        roles = {variant.golden: GOLDEN, variant.recipe: RECIPE}
+        kinds |= {variant.title(path): roles.get(path, MODEL) for path in sorted(variant.files)}
+    return kinds
 
 
 def write(out: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> PackageRef:
     """Write ``out``, whole or not at all; ``files`` are all titles but the manifest's own.
 
-    Raises InputError for a missing, unknown or unsafe title or a file beyond its limit,
-    StorageError if the disk refuses.
+    A variant's file is titled "VARIANT/PATH". Raises InputError for a missing, unknown or unsafe
+    title or a file beyond its limit, StorageError if the disk refuses.
     """
     if MANIFEST in files:
         raise InputError(f"'{MANIFEST}' is made from the manifest; leave it out of the files")
     contents = {MANIFEST: manifest.to_bytes(), **files}
-    blobs = {title: Blob.of(contents[title]) for title in sorted(contents, key=_order)}
-    layers = tuple(_layer(title, blob) for title, blob in blobs.items())
+    kinds = layer_kinds(manifest)
+    order = {title: i for i, title in enumerate(kinds)}
+    titles = sorted(contents, key=lambda t: (order.get(t, len(order)), t))
+    blobs = {title: Blob.of(contents[title]) for title in titles}
+    layers = tuple(
+        Descriptor(kinds.get(title, MODEL).media_type, blob.digest, blob.size, {oci.TITLE: title})
+        for title, blob in blobs.items()
+    )
     config = Blob.of(_config(manifest, layers))
     described = Descriptor(CONFIG_TYPE, config.digest, config.size)
     raw = oci.encode(ARTIFACT_TYPE, described, layers)
     stored = {b.digest: b for b in (config, *blobs.values())}
     try:
-        checked = _opened(out, Image(raw, oci.parse(raw, out), stored))
+        checked = _checked(out, Image(raw, oci.parse(raw, out), stored))
     except PackageError as e:  # here the caller's input is unfit, not a package
         raise InputError(f"no package can be made: {e.what}", hint=e.hint) from e
-    return _written(out, checked)
+    return _write_archive(out, checked)
 
 
 def open(path: Path) -> Package:
@@ -134,7 +162,7 @@ def open(path: Path) -> Package:
     Steps 1 to 6 are archive.read(), or 1 to 3 of oci.read_directory(): every byte has its digest.
     """
     image = oci.read_directory(path) if path.is_dir() else archive.read(path)
-    return _opened(path, image)
+    return _checked(path, image)
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -156,81 +184,88 @@ def pack(folder: Path, out: Path) -> PackageRef:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no directory", hint="give the folder of an OCI layout")
-    return _written(out, open(folder))
+    return _write_archive(out, open(folder))
 
 
-def _opened(path: Path, image: Image) -> Package:
-    found = image.manifest
+def _checked(path: Path, image: Image) -> Package:
+    oci_manifest = image.manifest
     # 7. It is a package of ours.
-    if found.artifact_type != ARTIFACT_TYPE:
-        raise PackageError(f"{path}: artifactType is '{found.artifact_type}', not {ARTIFACT_TYPE}")
-    if found.config.media_type != CONFIG_TYPE:
-        raise PackageError(f"{path}: the config is '{found.config.media_type}', not {CONFIG_TYPE}")
-    # 8. Titles are safe as file names and occur once.
+    if oci_manifest.artifact_type != ARTIFACT_TYPE:
+        raise PackageError(
+            f"{path}: artifactType is '{oci_manifest.artifact_type}', not {ARTIFACT_TYPE}"
+        )
+    if oci_manifest.config.media_type != CONFIG_TYPE:
+        raise PackageError(
+            f"{path}: the config is '{oci_manifest.config.media_type}', not {CONFIG_TYPE}"
+        )
+    # 8. Every layer has a title, and none occurs twice.
     layers: dict[str, Descriptor] = {}
-    for layer in found.layers:
+    for layer in oci_manifest.layers:
         title = layer.annotations.get(oci.TITLE, "")
-        if not _SAFE.fullmatch(title):
-            raise PackageError(f"{path}: unsafe title {title!r}")
+        if not title:
+            raise PackageError(f"{path}: a layer has no title")
         if layers.setdefault(title, layer) is not layer:
-            raise PackageError(f"{path}: two layers are '{title}'")
-    # 9. The package manifest is the first layer; parsed within its limit.
+            raise PackageError(f"{path}: two layers are {title!r}")
+    # 9. The package manifest is the first layer; parsed within its limit. Names and paths in it
+    #    are safe and do not collide (Manifest and Variant check themselves).
     if next(iter(layers), "") != MANIFEST:
         raise PackageError(f"{path}: the first layer is not {MANIFEST}")
-    raw = image.blobs[layers[MANIFEST].digest].read(TITLES[MANIFEST].limit)
+    raw = image.blobs[layers[MANIFEST].digest].read(KINDS[MANIFEST].limit)
     manifest = Manifest.from_bytes(raw)
-    # 10. Exactly the known titles and the model file; each of its type and within its limit.
-    if manifest.file in TITLES:
-        raise PackageError(f"{path}: the model file cannot be '{manifest.file}'")
-    kinds = {**TITLES, manifest.file: MODEL}
+    # 10. Exactly the titles that the manifest names; each of its type and within its limit.
+    _check_layers(path, layers, layer_kinds(manifest))
+    return Package(path, manifest, image, layers)
+
+
+def _check_layers(path: Path, layers: Mapping[str, Descriptor], kinds: Mapping[str, Kind]) -> None:
     if missing := kinds.keys() - layers.keys():
         raise PackageError(f"{path}: '{min(missing)}' is missing")
     if unknown := layers.keys() - kinds.keys():
-        raise PackageError(f"{path}: '{min(unknown)}' is unknown", hint=f"{', '.join(kinds)}")
+        raise PackageError(f"{path}: {min(unknown)!r} is unknown", hint=f"{', '.join(kinds)}")
     for title, kind in kinds.items():
         layer = layers[title]
         if layer.media_type != kind.media_type:
             raise PackageError(f"{path}: '{title}' is '{layer.media_type}', not {kind.media_type}")
         if layer.size > kind.limit:
             raise PackageError(f"{path}: '{title}' has {layer.size} bytes; limit {kind.limit}")
-    return Package(path, manifest, image, layers)
 
 
-def _written(out: Path, package: Package) -> PackageRef:
+def _write_archive(out: Path, package: Package) -> PackageRef:
     with whole(out) as f:
         archive.write(package.image, f)
         size = f.tell()
     return PackageRef(out, package.digest, size)
 
 
-def _order(title: str) -> tuple[bool, str]:
-    return title != MANIFEST, title
-
-
-def _layer(title: str, blob: Blob) -> Descriptor:
-    kind = TITLES.get(title, MODEL)
-    return Descriptor(kind.media_type, blob.digest, blob.size, {oci.TITLE: title})
-
-
 def _config(manifest: Manifest, layers: tuple[Descriptor, ...]) -> bytes:
-    """The OCI image config: what other tools show. We never read it; only its digest counts."""
-    arch, variant = GO_ARCH.get(manifest.selector.arch, (manifest.selector.arch, ""))
+    """The OCI image config: what other tools show. We never read it; only its digest counts.
+
+    An image has one architecture; of several variants it is the first one's.
+    """
+    variants = manifest.variants
+    selector = variants[0].selector
+    arch, arch_variant = GO_ARCH.get(selector.arch, (selector.arch, ""))
     labels = {
         "org.opencontainers.image.title": manifest.name,
         "org.opencontainers.image.version": manifest.version,
-        "edge-deploy.candidate": manifest.candidate,
+        "edge-deploy.candidate": _joined(v.candidate for v in variants),
         "edge-deploy.model-sha256": manifest.model_sha256,
-        "edge-deploy.precision": manifest.precision,
-        "edge-deploy.profiles": ",".join(manifest.selector.profiles),
-        "edge-deploy.runtime": f"{manifest.runtime.name} {manifest.runtime.version}",
+        "edge-deploy.precision": _joined(v.precision for v in variants),
+        "edge-deploy.profiles": _joined(p for v in variants for p in v.profiles),
+        "edge-deploy.runtime": _joined(f"{v.runtime.name} {v.runtime.version}" for v in variants),
+        "edge-deploy.variants": _joined(v.name for v in variants),
     }
     config = {
         "architecture": arch,
-        "os": GO_OS.get(manifest.selector.os, manifest.selector.os),
+        "os": GO_OS.get(selector.os, selector.os),
         "config": {"Labels": labels},
         # Layers are stored as they are, so their digests are the uncompressed ones.
         "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
     }
     return msgspec.json.encode(
-        {**config, "variant": variant} if variant else config, order="sorted"
+        {**config, "variant": arch_variant} if arch_variant else config, order="sorted"
     )
+
+
+def _joined(values: Iterable[str]) -> str:
+    return ",".join(dict.fromkeys(values))

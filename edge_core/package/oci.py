@@ -30,7 +30,7 @@ MAX_INDEX = 64 * 1024  # bytes
 MAX_MANIFEST = 256 * 1024
 MAX_CONFIG = 256 * 1024
 MAX_BLOB = 8**11 - 1  # what the size field of a tar header holds, 8 GiB
-MAX_LAYERS = 64
+MAX_LAYERS = 512
 CHUNK = 1 << 20
 
 _T = TypeVar("_T")

@@ -1,23 +1,23 @@
 """Running a package on one input, in this process. No network; no framework but its own.
 
-run_package(path, source) -> Answer     an image, .npz or .npy in, outputs and labels out
+run_package(path, source, facts) -> Answer     an image, .npz or .npy in, outputs and labels out
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from edge_core.errors import InputError
+from edge_core.facts import DeviceFacts
 from edge_core.package import format as package
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
 from edge_core.package.preprocess import IMAGE_SUFFIXES, to_tensor
+from edge_core.package.selector import choose_variant
 from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes import sample_store
 from edge_core.tensors import Feeds, check_feeds, dequantise
@@ -39,52 +39,66 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     ms: float  # the inference alone
 
 
-def run_package(path: Path, source: Path, *, top: int = 5, threads: int = 1) -> Answer:
-    """Run the package on one input, offline, in this process."""
+def run_package(
+    path: Path,
+    source: Path,
+    facts: DeviceFacts,
+    *,
+    variant: str = "",
+    top: int = 5,
+    threads: int = 1,
+) -> Answer:
+    """Run one variant of the package on one input, offline, in this process.
+
+    ``facts`` are this machine's; ``variant`` is the one to run, else choose_variant() decides.
+    ``top`` is the number of classes in the answer. Raises InputError, PackageError, MeasureError.
+    """
     opened = package.open(path)
-    with _model(opened) as model:
-        return infer(model, opened.manifest, source, top=top, threads=threads)
+    chosen = choose_variant(opened.manifest, facts, variant).variant
+    with tempfile.TemporaryDirectory(prefix="edge-run-") as folder:
+        entry = opened.extract(chosen, Path(folder) / "package")
+        return infer(entry, opened.manifest.model(chosen), source, top=top, threads=threads)
 
 
 def infer(
-    model: Path, manifest: Manifest, source: Path, *, top: int = 5, threads: int = 1
+    path: Path, model: PackagedModel, source: Path, *, top: int = 5, threads: int = 1
 ) -> Answer:
-    """Run a package's model file on one input, in this process."""
+    """Run ``model``, whose entry lies at ``path``, on one input, in this process."""
     if not 0 <= top <= MAX_TOP:
         raise InputError(f"top is {top}; 0 to {MAX_TOP} can be shown")
-    feeds = read_input(source, manifest)
-    adapter = runtimes.get(manifest.runtime.name)
-    session = adapter.open(model, threads=threads, options=manifest.runtime.options)
+    feeds = read_input(source, model)
+    adapter = runtimes.get(model.runtime.name)
+    session = adapter.open(path, threads=threads, options=model.runtime.options)
     start = time.perf_counter()
     integers = session.run(feeds)
     ms = (time.perf_counter() - start) * 1e3
-    outputs = {s.name: dequantise(integers[s.name], s) for s in manifest.outputs}
+    outputs = {s.name: dequantise(integers[s.name], s) for s in model.outputs}
     return Answer(
         outputs={name: a.tolist() for name, a in outputs.items()},
-        top=top_scores(outputs, manifest.labels, top) if manifest.class_scores else (),
+        top=top_scores(outputs, model.labels, top) if model.class_scores else (),
         ms=ms,
     )
 
 
-def read_input(source: Path, manifest: Manifest) -> Feeds:
+def read_input(source: Path, model: PackagedModel) -> Feeds:
     """One sample for the package's inputs from an image, .npz or .npy; raises InputError."""
     if not source.is_file():
         raise InputError(f"no input at {source}")
     suffix = source.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        if manifest.preprocess is None or len(manifest.inputs) != 1:
+        if model.preprocess is None or len(model.inputs) != 1:
             raise InputError(
                 f"{source}: this package has no preprocessing recipe for images",
-                hint=f"give a .npz with {', '.join(i.name for i in manifest.inputs)}",
+                hint=f"give a .npz with {', '.join(i.name for i in model.inputs)}",
             )
-        feeds = {manifest.inputs[0].name: to_tensor(source, manifest.preprocess)}
+        feeds = {model.inputs[0].name: to_tensor(source, model.preprocess)}
     elif suffix in (".npz", ".npy"):
-        feeds = _arrays(source, manifest)
+        feeds = _arrays(source, model)
     else:
         raise InputError(
             f"{source}: inputs are an image ({', '.join(IMAGE_SUFFIXES)}), a .npz or a .npy"
         )
-    return check_feeds(feeds, manifest.inputs, str(source))
+    return check_feeds(feeds, model.inputs, str(source))
 
 
 def top_scores(outputs: Feeds, labels: tuple[str, ...], count: int) -> tuple[Scored, ...]:
@@ -99,14 +113,8 @@ def top_scores(outputs: Feeds, labels: tuple[str, ...], count: int) -> tuple[Sco
     )
 
 
-def _arrays(source: Path, manifest: Manifest) -> Feeds:
+def _arrays(source: Path, model: PackagedModel) -> Feeds:
     arrays = sample_store.read_numpy(source)
-    if len(arrays) == 1 and len(manifest.inputs) == 1:  # the only array is the only input
-        return {manifest.inputs[0].name: next(iter(arrays.values()))}
+    if len(arrays) == 1 and len(model.inputs) == 1:  # the only array is the only input
+        return {model.inputs[0].name: next(iter(arrays.values()))}
     return arrays
-
-
-@contextmanager
-def _model(opened: package.Package) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="edge-run-") as folder:
-        yield opened.extract(Path(folder) / "package")

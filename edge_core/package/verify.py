@@ -1,7 +1,7 @@
 """Verifying a package where it is: every digest, then the golden vectors in a child process.
 
-verify_package(path) -> Verified
-replay(child, manifest, model, vectors, folder) -> (runtime version, GoldenResult)
+verify_package(path, facts) -> Verified
+replay(child, model, path, vectors, folder) -> (runtime version, GoldenResult)
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 
 from edge_core.errors import GateFailed, PackageError
+from edge_core.facts import DeviceFacts
 from edge_core.package import format as package
 from edge_core.package import golden
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import PackagedModel
+from edge_core.package.selector import choose_variant
 from edge_core.runtimes import sample_store
 from edge_core.runtimes.child import Child
 
@@ -28,40 +30,44 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     name: str
     version: str
+    variant: str
     candidate: str
     runtime: str  # the one that replayed the golden vectors
     golden: golden.GoldenResult
     notes: tuple[str, ...] = ()
 
 
-def verify_package(path: Path) -> Verified:
-    """Check every digest and replay the golden vectors in a child process.
+def verify_package(path: Path, facts: DeviceFacts, *, variant: str = "") -> Verified:
+    """Check every digest and replay one variant's golden vectors in a child process.
 
+    ``facts`` are this machine's; ``variant`` is the one to replay, else choose_variant() decides.
     Raises PackageError for a damaged package, GateFailed when the answers on this machine are not
     those of the build, MeasureError when the runtime refuses or crashes.
     """
     opened = package.open(path)
-    manifest = opened.manifest
-    vectors = golden.from_bytes(opened.read("golden.npz"))
+    choice = choose_variant(opened.manifest, facts, variant)
+    chosen, model = choice.variant, opened.manifest.model(choice.variant)
+    vectors = golden.from_bytes(opened.read(chosen.title(chosen.golden)))
     with tempfile.TemporaryDirectory(prefix="edge-verify-") as folder, Child() as child:
-        model = opened.extract(Path(folder) / "package")
-        version, result = replay(child, manifest, model, vectors, Path(folder))
+        entry = opened.extract(chosen, Path(folder) / "package")
+        version, result = replay(child, model, entry, vectors, Path(folder))
     return Verified(
         package=str(path),
         digest=opened.digest,
-        name=manifest.name,
-        version=manifest.version,
-        candidate=manifest.candidate,
-        runtime=f"{manifest.runtime.name} {version}",
+        name=model.name,
+        version=model.version,
+        variant=model.variant,
+        candidate=model.candidate,
+        runtime=f"{model.runtime.name} {version}",
         golden=result,
-        notes=_version_notes(manifest, version),
+        notes=(*filter(None, (choice.note,)), *_version_notes(model, version)),
     )
 
 
 def replay(
     child: Child,
-    manifest: Manifest,
-    model: Path,
+    model: PackagedModel,
+    path: Path,  # what the runtime opens
     vectors: golden.Golden,
     folder: Path,  # for the inputs and the outputs
     timeout_s: float = 600,
@@ -72,7 +78,7 @@ def replay(
     when the runtime refuses, crashes or takes too long.
     """
     end = time.monotonic() + timeout_s
-    version = str(open_model(child, manifest, model, 1, timeout_s)["version"])
+    version = str(open_model(child, model, path, 1, timeout_s)["version"])
     feeds, out = folder / "in", folder / "out"
     sample_store.write(feeds, vectors.inputs)
     child.ask("run", feeds=str(feeds), out=str(out), timeout_s=max(0.0, end - time.monotonic()))
@@ -80,35 +86,33 @@ def replay(
     result = golden.check(vectors, lambda _: next(answers))
     if not result.ok:
         raise GateFailed(
-            f"{manifest.name} {manifest.version}: the golden vectors do not replay here: "
-            f"{result.text}",
-            hint=f"built and measured on {manifest.runtime.name} {manifest.runtime.measured_on}; "
+            f"{model.name} {model.version}: the golden vectors do not replay here: {result.text}",
+            hint=f"built and measured on {model.runtime.name} {model.runtime.measured_on}; "
             f"this machine has {version}",
         )
     return version, result
 
 
 def open_model(
-    child: Child, manifest: Manifest, model: Path, threads: int, timeout_s: float = 600
+    child: Child, model: PackagedModel, path: Path, threads: int, timeout_s: float = 600
 ) -> dict[str, Any]:
     """Load the model in ``child``; raises PackageError if it is not what the manifest says."""
     reply = child.ask(
         "open",
         timeout_s=timeout_s,
-        path=str(model),
-        runtime=manifest.runtime.name,
+        path=str(path),
+        runtime=model.runtime.name,
         threads=threads,
-        options=manifest.runtime.options,
+        options=model.runtime.options,
     )
     names = [i["name"] for i in reply["inputs"]]
-    if names != [i.name for i in manifest.inputs]:
+    if names != [i.name for i in model.inputs]:
         raise PackageError(f"the model's inputs are {names}; the manifest says otherwise")
     return reply
 
 
-def _version_notes(manifest: Manifest, version: str) -> tuple[str, ...]:
-    if version == manifest.runtime.version:
+def _version_notes(model: PackagedModel, version: str) -> tuple[str, ...]:
+    need = model.runtime
+    if version == need.version:
         return ()
-    return (
-        f"replayed on {manifest.runtime.name} {version}; the device has {manifest.runtime.version}",
-    )
+    return (f"replayed on {need.name} {version}; the device has {need.version}",)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,16 @@ import msgspec
 from edge_core.files import storage_error, write_whole
 from edge_core.package import format as package
 from edge_core.package import golden
-from edge_core.package.manifest import Gate, Manifest, RuntimeNeed, Selector
+from edge_core.package.format import PackageRef
+from edge_core.package.manifest import (
+    CARD,
+    SBOM,
+    Gate,
+    Manifest,
+    RuntimeNeed,
+    Selector,
+    Variant,
+)
 from edge_core.profile import Profile
 from edge_core.runtimes import sample_store
 from edge_core.tensors import TensorSpec
@@ -46,6 +56,15 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]  # wall time by stage, of the whole build so far
 
 
+@dataclass(frozen=True)
+class Part:
+    """A variant and where its files come from."""
+
+    variant: Variant
+    artifact: Artifact
+    files: dict[str, Path | bytes]  # path in the variant -> source
+
+
 def check_writable(out: Path) -> None:
     """Fail before hours of work, not after: raises StorageError."""
     probe = out / ".edge-writable"
@@ -73,12 +92,8 @@ def package_for(
     stem = f"{name}-{version}-{profile.name}"
     ref = None
     if winner := next((t for t in trials if t.candidate.name == verdict.winner), None):
-        # A candidate that could not be converted or run never wins.
-        assert winner.artifact
-        manifest = _manifest(request, materials, profile, winner, verdict, name, version)
-        replayed = _golden(materials, winner, workspace)
-        files = _files(request, materials, manifest, winner.artifact, replayed)
-        ref = package.write(request.out / f"{stem}.edgepkg", manifest, files)
+        part = _make_part(request, materials, profile, winner, verdict, workspace)
+        ref = _write_package(request, materials, (part,), request.out / f"{stem}.edgepkg")
     spent = dict(seconds)
     spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
     told = report.Report(
@@ -113,41 +128,73 @@ def package_for(
     )
 
 
-def _manifest(
+def _make_part(
     request: BuildRequest,
     materials: Materials,
     profile: Profile,
     winner: CandidateTrial,
     verdict: Verdict,
-    name: str,
-    version: str,
-) -> Manifest:
+    workspace: Workspace,
+) -> Part:
+    """The variant of one profile's winner, with the sources of its files."""
     candidate, artifact, env = winner.candidate, winner.artifact, winner.env
-    assert artifact
+    assert artifact  # a candidate that could not be converted or run never wins
     assert env
     judged = next(j for j in verdict.judged if j.candidate == verdict.winner)
-    return Manifest(
-        name=name,
-        version=version,
-        model_sha256=materials.model.sha256,
+    entry = f"model{candidate.spec.suffix}"
+    files = {
+        **_model_files(artifact.path, entry),
+        "golden.npz": _golden(materials, winner, workspace).to_bytes(),
+        "recipe.json": _recipe(request, materials, artifact),
+    }
+    variant = Variant(
+        name=profile.name,
+        selector=Selector(arch=profile.platform.arch, os=profile.platform.os),
+        profiles=(profile.name,),
         candidate=artifact.candidate,
         precision=artifact.precision or candidate.spec.precision,
-        file=f"model{candidate.spec.suffix}",
-        selector=Selector((profile.name,), profile.platform.arch, profile.platform.os),
         runtime=RuntimeNeed(
             name=env.name,
             version=candidate.runtime.version,
             measured_on=env.version,
             options=artifact.options,
         ),
+        files=tuple(sorted(files)),
+        entry=entry,
         inputs=_with_layout(artifact.inputs, request),
         outputs=artifact.outputs,
         preprocess=io_layout.recipe(request.preprocess, artifact.inputs),
-        labels=request.class_names or materials.evaluation.class_names,
-        class_scores=materials.metric in ("top1", "top5", "agreement"),
         gates=tuple(_stable(g) for g in judged.gates),
         toolchain=artifact.toolchain,
     )
+    return Part(variant=variant, artifact=artifact, files=files)
+
+
+def _write_package(
+    request: BuildRequest, materials: Materials, parts: tuple[Part, ...], out: Path
+) -> PackageRef:
+    """One package of the parts, in their order; raises StorageError, InputError."""
+    manifest = Manifest(
+        name=request.name or request.model.stem,
+        version=request.version or materials.model.sha256[:12],
+        model_sha256=materials.model.sha256,
+        labels=request.class_names or materials.evaluation.class_names,
+        class_scores=materials.metric in ("top1", "top5", "agreement"),
+        variants=tuple(p.variant for p in parts),
+    )
+    files = {p.variant.title(path): source for p in parts for path, source in p.files.items()}
+    artifacts = {p.variant.name: p.artifact for p in parts}
+    files[CARD] = card.render_card(manifest, artifacts).encode()
+    files[SBOM] = sbom.make_sbom(manifest, files)
+    return package.write(out, manifest, files)
+
+
+def _model_files(path: Path, entry: str) -> dict[str, Path | bytes]:
+    """The files of an artifact below ``entry``, which is a file or a folder as the artifact is."""
+    if not path.is_dir():
+        return {entry: path}
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {f"{entry}/{p.relative_to(path).as_posix()}": p for p in files}
 
 
 def _with_layout(inputs: tuple[TensorSpec, ...], request: BuildRequest) -> tuple[TensorSpec, ...]:
@@ -177,14 +224,8 @@ def _golden(materials: Materials, winner: CandidateTrial, workspace: Workspace) 
     return golden_vectors.make(inputs, want, tuple(answers[i] for i in which), artifact.outputs)
 
 
-def _files(
-    request: BuildRequest,
-    materials: Materials,
-    manifest: Manifest,
-    artifact: Artifact,
-    replayed: golden.Golden,
-) -> dict[str, Path | bytes]:
-    # Samples by content: where they lay is no part of what was built.
+def _recipe(request: BuildRequest, materials: Materials, artifact: Artifact) -> bytes:
+    """How the artifact was made. Samples by content: where they lay is no part of the build."""
     recipe = {
         "candidate": artifact.candidate,
         "calibration_sha256": materials.calibration.name if materials.calibration else None,
@@ -197,11 +238,4 @@ def _files(
         "notes": artifact.notes,
         "toolchain": artifact.toolchain,
     }
-    files: dict[str, Path | bytes] = {
-        manifest.file: artifact.path,
-        "golden.npz": replayed.to_bytes(),
-        "recipe.json": to_json(recipe, indent=1),
-    }
-    files["model-card.md"] = card.card(manifest, artifact).encode()
-    files["sbom.cdx.json"] = sbom.sbom(manifest, files)
-    return files
+    return to_json(recipe, indent=1)

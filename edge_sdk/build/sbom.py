@@ -1,7 +1,7 @@
 """The package's bill of materials: CycloneDX 1.6, the same bytes for the same package.
 
 The model is a machine-learning-model component made of the package's files, and descends from the
-file that the user gave. It depends on its runtime; the toolchain that made it is listed as
+file that the user gave. It depends on its runtimes; the toolchain that made it is listed as
 excluded, that is, not needed to run it. There is no timestamp, and the serial number is a UUID of
 the content.
 """
@@ -16,15 +16,14 @@ from typing import Any
 
 from edge_core import __version__
 from edge_core.extras import need
-from edge_core.package.format import MANIFEST
-from edge_core.package.manifest import Manifest
+from edge_core.package.manifest import MANIFEST, Manifest
 from edge_core.package.oci import Blob
 from edge_core.runtimes import registry as runtimes
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "edge-deploy:sbom")
 
 
-def sbom(manifest: Manifest, files: Mapping[str, Path | bytes]) -> bytes:
+def make_sbom(manifest: Manifest, files: Mapping[str, Path | bytes]) -> bytes:
     """The SBOM of a package of ``files`` (all but the SBOM itself; the manifest is added).
 
     Raises MissingExtra without cyclonedx-python-lib, InputError for a file that cannot be read.
@@ -32,25 +31,30 @@ def sbom(manifest: Manifest, files: Mapping[str, Path | bytes]) -> bytes:
     cdx = need("cyclonedx.model.component", "onnx")
     bom = need("cyclonedx.model.bom", "onnx").Bom(serial_number=uuid.UUID(int=0))
     model = _model(cdx, manifest, files)
-    need_of = manifest.runtime
-    runtime = (runtimes.get(need_of.name).SPEC.distribution, need_of.version)
-    tools = {*manifest.toolchain.items(), ("edge-deploy", __version__)} - {runtime}
-    needed = _distribution(cdx, *runtime, cdx.ComponentScope.REQUIRED)
+    needs = [v.runtime for v in manifest.variants]
+    required = {(runtimes.get(n.name).SPEC.distribution, n.version) for n in needs}
+    tools = {t for v in manifest.variants for t in v.toolchain.items()}
+    tools = {*tools, ("edge-deploy", __version__)} - required
+    needed = [_distribution(cdx, *r, cdx.ComponentScope.REQUIRED) for r in sorted(required)]
     bom.metadata.component = model
-    bom.components.add(needed)
+    bom.components.update(needed)
     bom.components.update(_distribution(cdx, *t, cdx.ComponentScope.EXCLUDED) for t in tools)
-    bom.register_dependency(model, [needed])
+    bom.register_dependency(model, needed)
     return _same_bytes(need("cyclonedx.output.json", "onnx").JsonV1Dot6(bom).output_as_string())
 
 
 def _model(cdx: Any, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Any:
     facts = {
-        "candidate": manifest.candidate,
-        "precision": manifest.precision,
-        "profiles": ",".join(manifest.selector.profiles),
-        "file": manifest.file,
+        f"{variant.name}:{key}": value
+        for variant in manifest.variants
+        for key, value in (
+            ("candidate", variant.candidate),
+            ("precision", variant.precision),
+            ("profiles", ",".join(variant.profiles)),
+            ("entry", variant.entry),
+        )
     }
-    given = cdx.Component(
+    original = cdx.Component(
         name=manifest.name,
         type=cdx.ComponentType.MACHINE_LEARNING_MODEL,
         description="the model that the user gave",
@@ -62,7 +66,7 @@ def _model(cdx: Any, manifest: Manifest, files: Mapping[str, Path | bytes]) -> A
         version=manifest.version,
         type=cdx.ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref="model",
-        pedigree=cdx.Pedigree(ancestors=[given]),
+        pedigree=cdx.Pedigree(ancestors=[original]),
         properties=[cdx.Property(name=f"edge-deploy:{k}", value=v) for k, v in facts.items()],
         components=[
             cdx.Component(

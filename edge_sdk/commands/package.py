@@ -9,10 +9,12 @@ import typer
 
 from edge_core import console
 from edge_core.console import Json
+from edge_core.machine.detect import detect_facts
 from edge_core.package import format as package_format
 from edge_core.package.bench import bench_package
 from edge_core.package.run import run_package
 from edge_core.package.verify import verify_package
+from edge_core.runtimes.registry import installed_runtimes
 from edge_sdk.commands.options import PackageFile
 from edge_sdk.commands.render import render_answer, render_timings, render_verification
 
@@ -28,14 +30,21 @@ ThreadCounts = Annotated[
     list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
 ]
 
+VariantName = Annotated[
+    str,
+    typer.Option(
+        "--variant", metavar="NAME", help="The variant to take; default: what fits this machine."
+    ),
+]
+
 
 @app.command()
-def verify(path: PackageFile, as_json: Json = False) -> None:
+def verify(path: PackageFile, variant: VariantName = "", as_json: Json = False) -> None:
     """Check PACKAGE's digests and replay its golden vectors here.
 
     Exit code 2: the digests are right, and the answers on this machine are not.
     """
-    verification = verify_package(path)
+    verification = verify_package(path, detect_facts(installed_runtimes()), variant=variant)
     if as_json:
         console.print_json(verification)
     else:
@@ -47,10 +56,12 @@ def run(
     path: PackageFile,
     source: InputFile,
     top: Annotated[int, typer.Option(min=0, max=1000, help="Classes to show; 0: raw outputs.")] = 5,
+    variant: VariantName = "",
     as_json: Json = False,
 ) -> None:
     """Run PACKAGE on one INPUT and print the labels or the outputs."""
-    answer = run_package(path, source, top=top)
+    facts = detect_facts(installed_runtimes())
+    answer = run_package(path, source, facts, variant=variant, top=top)
     if as_json:
         console.print_json(answer)
     else:
@@ -62,10 +73,12 @@ def bench(
     path: PackageFile,
     threads: ThreadCounts = [1],
     runs: Annotated[int, typer.Option(min=2, max=1_000_000, help="Inferences each.")] = 100,
+    variant: VariantName = "",
     as_json: Json = False,
 ) -> None:
     """Time PACKAGE on this machine with its own golden inputs."""
-    timings = bench_package(path, threads=tuple(threads), runs=runs)
+    facts = detect_facts(installed_runtimes())
+    timings = bench_package(path, facts, threads=tuple(threads), runs=runs, variant=variant)
     if as_json:
         console.print_json(timings)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from agent.packages.install import install
 from edge_core.machine import detect
 from edge_core.package import format as package
 from edge_core.package import golden
-from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.manifest import Manifest, RuntimeNeed, Selector, Variant
 from edge_core.runtimes import onnxruntime as adapter
 
 LABELS = ("left", "ahead", "right")
@@ -38,32 +39,39 @@ def dense(path: Path, *, seed: int, rows: int | str, width: int) -> Path:
     return path
 
 
-def write_package(out: Path, model: Path, feeds: list[dict[str, np.ndarray]], **facts: object):
+def write_package(out: Path, model: Path, feeds: list[dict[str, np.ndarray]], **facts: Any):
     """A package of ``model`` for this machine, with its answers on ``feeds`` as golden vectors."""
     session = adapter.open(model, threads=1, options={})
     answers = tuple(session.run(f) for f in feeds)
     here = detect.here()
     version = adapter.version()
+    variant = Variant(
+        name="here",
+        selector=facts.pop("selector", Selector(arch=here.arch, os=here.os)),
+        profiles=("here",),
+        candidate="onnx-fp32",
+        precision="fp32",
+        files=("golden.npz", "model.onnx", "recipe.json"),
+        entry="model.onnx",
+        runtime=facts.pop("runtime", RuntimeNeed("onnxruntime", version, version)),
+        inputs=session.inputs,
+        outputs=session.outputs,
+        preprocess=facts.pop("preprocess", None),
+    )
     known: dict[str, object] = {
         "name": "dense",
         "version": "1.0.0",
         "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
-        "candidate": "onnx-fp32",
-        "precision": "fp32",
-        "file": "model.onnx",
-        "selector": Selector(("here",), here.arch, here.os),
-        "runtime": RuntimeNeed("onnxruntime", version, version),
-        "inputs": session.inputs,
-        "outputs": session.outputs,
+        "variants": (variant,),
     }
     return package.write(
         out,
         Manifest(**{**known, **facts}),  # type: ignore[arg-type]
         {
-            "model.onnx": model,
-            "golden.npz": golden.make(tuple(feeds), answers, answers).to_bytes(),
+            "here/model.onnx": model,
+            "here/golden.npz": golden.make(tuple(feeds), answers, answers).to_bytes(),
+            "here/recipe.json": b"{}",
             "model-card.md": b"# dense\n",
-            "recipe.json": b"{}",
             "sbom.cdx.json": b"{}",
         },
     ).path

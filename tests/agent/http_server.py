@@ -20,7 +20,7 @@ from agent.http.server import Server
 from agent.packages.slots import Batching, Slot, Slots, Tuning
 from edge_core.package import format as package
 from edge_core.package import golden
-from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.manifest import Manifest, RuntimeNeed, Selector, Variant
 from edge_core.package.preprocess import ImageRecipe
 from edge_core.runtimes import onnxruntime
 from edge_core.tensors import DTYPES, Feeds, TensorSpec
@@ -120,7 +120,7 @@ def install(root: Path, path: Path) -> Slot:
     opened = package.open(path)
     slots = Slots(root)
     with slots.installing():
-        slots.unpack(opened)
+        slots.unpack(opened, opened.manifest.variants[0])
     tuning = Tuning(
         runtime=f"onnxruntime {onnxruntime.version()}",
         threads=1,
@@ -133,7 +133,8 @@ def install(root: Path, path: Path) -> Slot:
     )  # fmt: skip
     slot = Slot(
         digest=opened.digest, name=opened.manifest.name, version=opened.manifest.version,
-        candidate=opened.manifest.candidate, installed_at=time.time(), tuning=tuning,
+        variant=opened.manifest.variants[0].name,
+        candidate=opened.manifest.variants[0].candidate, installed_at=time.time(), tuning=tuning,
     )  # fmt: skip
     slots.switch(slot)
     return slot
@@ -158,21 +159,29 @@ def _package(folder: Path, name: str, nodes: list, tensors: list, feeds: Feeds, 
     session = onnxruntime.open(file, threads=1, options={})
     answers = session.run(feeds)
     version = onnxruntime.version()
+    about = {k: more.pop(k) for k in ("labels", "class_scores") if k in more}
+    variant = Variant(
+        name="here",
+        selector=Selector(arch="x86_64", os="linux"),
+        profiles=("here",),
+        candidate="onnx-fp32",
+        precision="fp32",
+        files=("golden.npz", "model.onnx", "recipe.json"),
+        entry="model.onnx",
+        runtime=RuntimeNeed("onnxruntime", version, version),
+        **{"inputs": session.inputs, "outputs": session.outputs, **more},
+    )
     manifest = Manifest(
         name=name,
         version="1.0",
         model_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        candidate="onnx-fp32",
-        precision="fp32",
-        file="model.onnx",
-        selector=Selector(("here",), "x86_64", "linux"),
-        runtime=RuntimeNeed("onnxruntime", version, version),
-        **{"inputs": session.inputs, "outputs": session.outputs, **more},
+        variants=(variant,),
+        **about,
     )
     files: dict[str, Path | bytes] = {
-        "model.onnx": file,
-        "golden.npz": golden.make((feeds,), (answers,), (answers,)).to_bytes(),
-        "recipe.json": b"{}",
+        "here/model.onnx": file,
+        "here/golden.npz": golden.make((feeds,), (answers,), (answers,)).to_bytes(),
+        "here/recipe.json": b"{}",
         "model-card.md": b"# card\n",
         "sbom.cdx.json": b"{}",
     }

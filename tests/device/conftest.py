@@ -10,7 +10,7 @@ from edge_core.files import sha256_file
 from edge_core.machine import detect
 from edge_core.package import format as package
 from edge_core.package import golden
-from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.manifest import Manifest, RuntimeNeed, Selector, Variant
 from edge_core.package.preprocess import ImageRecipe, to_tensor
 from edge_core.runtimes import onnxruntime
 
@@ -29,24 +29,27 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     feeds = {session.inputs[0].name: to_tensor(PHOTO, RECIPE)}
     answers = session.run(feeds)
     version, here = onnxruntime.version(), detect.here()
-    manifest = Manifest(
-        name="detector",
-        version="1.0",
-        model_sha256=sha256_file(MODEL),
+    variant = Variant(
+        name="here",
+        selector=Selector(arch=here.arch, os=here.os),
+        profiles=("here",),
         candidate="onnx-fp32",
         precision="fp32",
-        file="model.onnx",
-        selector=Selector(("here",), here.arch, here.os),
+        files=("golden.npz", "model.onnx", "recipe.json"),
+        entry="model.onnx",
         runtime=RuntimeNeed("onnxruntime", version, version),
         inputs=session.inputs,
         outputs=session.outputs,
         preprocess=RECIPE,
     )
+    manifest = Manifest(
+        name="detector", version="1.0", model_sha256=sha256_file(MODEL), variants=(variant,)
+    )
     vectors = golden.make((feeds,), (answers,), (answers,))
     files: dict[str, Path | bytes] = {
-        "model.onnx": MODEL,
-        "golden.npz": vectors.to_bytes(),
-        "recipe.json": b"{}",
+        "here/model.onnx": MODEL,
+        "here/golden.npz": vectors.to_bytes(),
+        "here/recipe.json": b"{}",
         "model-card.md": b"# detector\n",
         "sbom.cdx.json": b"{}",
     }

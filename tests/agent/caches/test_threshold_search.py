@@ -317,18 +317,19 @@ def calibration_trials(
 
 def test_a_folder_of_clips_is_read_in_order_with_its_groups(tmp_path):
     manifest, _ = packages.contents(tmp_path)
+    model = manifest.model(manifest.variants[0])
     folder = tmp_path / "clips"
     for place, value in (("a/2.npy", 2), ("a/1.npy", 1), ("b/1.npy", 3), ("c.npy", 4)):
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.full((1, 4), value, np.float32))
-    found = [(float(feeds["x"][0, 0]), group) for feeds, group in read_clips(folder, manifest)]
+    found = [(float(feeds["x"][0, 0]), group) for feeds, group in read_clips(folder, model)]
     assert found == [(1, "a"), (2, "a"), (3, "b"), (4, None)]
     (folder / "note.txt").write_text("no input")
     with pytest.raises(InputError, match=r"note\.txt"):
-        list(read_clips(folder, manifest))
+        list(read_clips(folder, model))
     with pytest.raises(InputError, match="is no folder"):
-        list(read_clips(folder / "c.npy", manifest))
+        list(read_clips(folder / "c.npy", model))
 
 
 def test_the_file_comes_back_as_it_was_and_a_bad_one_is_refused(tmp_path):

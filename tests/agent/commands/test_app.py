@@ -235,10 +235,10 @@ def test_a_package_whose_answers_differ_here_is_refused_with_exit_code_2(
     installed: Config, make_package, tmp_path: Path
 ):
     opened = package.open(make_package(version="3", seed=3))
-    vectors = golden.from_bytes(opened.read("golden.npz"))
+    vectors = golden.from_bytes(opened.read("here/golden.npz"))
     wrong = tuple({"y": f["y"] + 1} for f in vectors.artifact)
-    files = {t: opened.read(t) for t in opened.titles if t != package.MANIFEST}
-    files["golden.npz"] = golden.make(vectors.inputs, wrong, wrong).to_bytes()
+    files = {t: opened.read(t) for t in opened.titles if t != "manifest.json"}
+    files["here/golden.npz"] = golden.make(vectors.inputs, wrong, wrong).to_bytes()
     package.write(tmp_path / "p.edgepkg", opened.manifest, files)
     path = settings(installed)
     done = edge_agent("install", tmp_path / "p.edgepkg", config=path, ok=2)

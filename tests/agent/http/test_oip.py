@@ -25,7 +25,7 @@ from agent.http import oip, wire
 from agent.http.body_buffer import ALIGNMENT, BodyBuffer
 from agent.http.oip import OipRequest
 from edge_core.errors import InputError, Unavailable
-from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.manifest import PackagedModel, RuntimeNeed
 from edge_core.package.preprocess import ImageRecipe
 from edge_core.package.run import Scored
 from edge_core.tensors import DTYPES, Array, Feeds, TensorSpec
@@ -39,16 +39,14 @@ def manifest(
     inputs: dict[str, tuple[str, tuple[int | str, ...]]],
     outputs: dict[str, tuple[str, tuple[int | str, ...]]],
     **more: Any,
-) -> Manifest:
-    return Manifest(
+) -> PackagedModel:
+    return PackagedModel(
         **{
             "name": "m",
             "version": "3",
-            "model_sha256": "0" * 64,
+            "variant": "here",
             "candidate": "onnx-fp32",
-            "precision": "fp32",
-            "file": "model.onnx",
-            "selector": Selector(("here",), "x86_64", "linux"),
+            "entry": "model.onnx",
             "runtime": RuntimeNeed("onnxruntime", "1", "1"),
             "inputs": tuple(TensorSpec(n, d, s) for n, (d, s) in inputs.items()),
             "outputs": tuple(TensorSpec(n, d, s) for n, (d, s) in outputs.items()),
@@ -98,7 +96,7 @@ def given_input(name: str, a: Array, *, binary: bool = True) -> triton.InferInpu
     return i.set_data_from_numpy(a, binary_data=binary)
 
 
-def request(document: object, tail: bytes = b"", *, of: Manifest = DENSE) -> OipRequest:
+def request(document: object, tail: bytes = b"", *, of: PackagedModel = DENSE) -> OipRequest:
     text = json.dumps(document).encode()
     length = len(text) if tail else None
     return oip.parse(memoryview(text + tail), length, of)
@@ -292,7 +290,9 @@ def test_what_does_not_fit_the_model_is_refused_whatever_its_data(of, datatype, 
     [(DENSE, "INT8"), (DENSE, "BOOL"), (DENSE, "FP64"), (QUANTISED, "FP32"), (QUANTISED, "INT8"),
      (manifest({"x": ("int8", (1, 4))}, {}), "INT64")],
 )  # fmt: skip
-def test_a_datatype_whose_values_may_be_cast_without_loss_is_taken(of: Manifest, datatype: str):
+def test_a_datatype_whose_values_may_be_cast_without_loss_is_taken(
+    of: PackagedModel, datatype: str
+):
     size = 4 * np.dtype(wire.DATATYPES[datatype]).itemsize
     assert request(bytes_of(size, datatype=datatype), bytes(size), of=of).inputs
 

@@ -125,7 +125,8 @@ def served(name: str, n: int) -> Slot:
     )  # fmt: skip
     tuning = Tuning(runtime="onnxruntime 1", threads=1, p50_ms={}, batching=batching, seconds=0.0)
     return Slot(
-        digest=f"sha256:{n:064x}", name=name, version=str(n), candidate="onnx-fp32",
+        digest=f"sha256:{n:064x}", name=name, version=str(n), variant="here",
+        candidate="onnx-fp32",
         installed_at=float(n), tuning=tuning,
     )  # fmt: skip
 

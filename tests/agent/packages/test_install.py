@@ -31,7 +31,7 @@ from edge_core.errors import (
 )  # fmt: skip
 from edge_core.package import format as package
 from edge_core.package import golden
-from edge_core.package.manifest import RuntimeNeed, Selector
+from edge_core.package.manifest import MANIFEST, RuntimeNeed, Selector
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def rewritten(source: Path, out: Path, files: dict[str, Path | bytes] | None = None, **facts):
     """The same package with other files or other fields in its manifest."""
     old = package.open(source)
-    same = {t: old.read(t) for t in old.titles if t != package.MANIFEST}
+    same = {t: old.read(t) for t in old.titles if t != MANIFEST}
     manifest = msgspec.structs.replace(old.manifest, **facts)
     return package.write(out, manifest, {**same, **(files or {})}).path
 
@@ -91,11 +91,11 @@ def test_a_package_is_verified_unpacked_tested_tuned_and_switched_to(config, mak
     path = make_package()
     lines: list[str] = []
     done = install(config, path, progress=lines.append)
-    assert [line.split()[0] for line in lines[:3]] == ["verified", "unpacked", "self-test"]
-    assert "3 of 3 golden samples reproduced" in lines[2]
-    assert "thread(s): " in lines[3]
-    assert "batching off: the batch dimension is fixed at 1" in lines[3]
-    assert lines[4:] == ["dense 1.0.0 is current"]
+    assert [line.split()[0] for line in lines[:3]] == ["verified", "selected", "unpacked"]
+    assert "3 of 3 golden samples reproduced" in lines[3]
+    assert "thread(s): " in lines[4]
+    assert "batching off: the batch dimension is fixed at 1" in lines[4]
+    assert lines[5:] == ["dense 1.0.0 is current"]
     slots = Slots(config.root)
     assert slots.active("dense") == Active(current=done.slot)
     assert not done.already
@@ -104,7 +104,7 @@ def test_a_package_is_verified_unpacked_tested_tuned_and_switched_to(config, mak
     assert done.golden.ok
     assert done.slot.digest == package.open(path).digest
     assert done.slot.tuning.p50_ms[str(done.slot.tuning.threads)] > 0
-    slots.check("dense", done.slot.digest, everything=True)
+    slots.check(done.slot, everything=True)
     assert slots.sweep() == ()
 
 
@@ -128,7 +128,7 @@ def test_the_previous_package_comes_back_without_being_unpacked_or_tested(config
     first = install(config, make_package())
     second = install(config, make_package(version="2", seed=2))
     assert second.previous == first.slot
-    folder = Slots(config.root).folder("dense", first.slot.digest)
+    folder = Slots(config.root).folder(first.slot)
     inode = folder.stat().st_ino
     back = install(config, make_package())
     assert (back.slot.digest, back.slot.tuning) == (first.slot.digest, first.slot.tuning)
@@ -139,11 +139,11 @@ def test_the_previous_package_comes_back_without_being_unpacked_or_tested(config
 
 
 def test_a_third_package_drives_out_the_first(config, make_package):
-    digests = [install(config, make_package(version=str(n), seed=n)).slot.digest for n in range(3)]
+    installed = [install(config, make_package(version=str(n), seed=n)).slot for n in range(3)]
     slots = Slots(config.root)
-    assert not slots.folder("dense", digests[0]).exists()
-    for digest in digests[1:]:
-        slots.check("dense", digest, everything=True)
+    assert not slots.folder(installed[0]).exists()
+    for slot in installed[1:]:
+        slots.check(slot, everything=True)
 
 
 def test_again_tests_and_tunes_the_current_package_anew(config, make_package):
@@ -185,7 +185,7 @@ def test_a_refused_package_is_installed_by_force_only(config, make_package):
 def test_bit_rot_in_the_current_slot_is_repaired(config, make_package):
     first = install(config, make_package())
     slots = Slots(config.root)
-    model = slots.folder("dense", first.slot.digest) / "model.onnx"
+    model = slots.folder(first.slot) / "model.onnx"
     good = model.read_bytes()
     model.chmod(0o600)
     model.write_bytes(good[:-1] + b"\0")
@@ -210,11 +210,11 @@ def refused(config: Config, path: Path, error: type[EdgeError], match: str) -> E
 
 
 def test_another_architecture_is_refused_and_both_are_named(served, make_package):
-    foreign = make_package(version="2", selector=Selector(("raspberry-pi-4b",), "armv7l", "linux"))
-    told = r"dense 2 is built for armv7l linux; this machine is (x86_64|aarch64) linux"
+    foreign = make_package(version="2", selector=Selector(arch="armv7l", os="linux"))
+    told = r"'here' needs armv7l linux; it has (x86_64|aarch64) linux"
     refused(served, foreign, InputError, told)
-    foreign = make_package(version="2", selector=Selector(("mac",), "x86_64", "macos"))
-    refused(served, foreign, InputError, "is built for x86_64 macos")
+    foreign = make_package(version="2", selector=Selector(arch="x86_64", os="macos"))
+    refused(served, foreign, InputError, "needs x86_64 macos")
 
 
 def test_a_package_whose_runtime_is_not_installed_says_what_to_install(served, make_package):
@@ -241,26 +241,26 @@ def test_a_name_that_is_no_file_name_is_refused(served, make_package):
 
 def test_golden_vectors_that_do_not_replay_stop_the_installation(served, make_package, tmp_path):
     source = make_package(version="2", seed=2)
-    vectors = golden.from_bytes(package.open(source).read("golden.npz"))
+    vectors = golden.from_bytes(package.open(source).read("here/golden.npz"))
     off = tuple({"y": o["y"] + np.float32(0.1)} for o in vectors.artifact)
     wrong = golden.make(vectors.inputs, off, off).to_bytes()
-    path = rewritten(source, tmp_path / "wrong.edgepkg", {"golden.npz": wrong})
+    path = rewritten(source, tmp_path / "wrong.edgepkg", {"here/golden.npz": wrong})
     e = refused(served, path, GateFailed, "the golden vectors do not replay here: 'y' is off by")
     assert "this machine has" in e.hint
 
 
 def test_a_file_that_the_runtime_refuses_is_a_measure_error(served, make_package, tmp_path):
-    path = rewritten(make_package(), tmp_path / "bad.edgepkg", {"model.onnx": b"no model"})
+    path = rewritten(make_package(), tmp_path / "bad.edgepkg", {"here/model.onnx": b"no model"})
     refused(served, path, MeasureError, r"cannot load model\.onnx")
 
 
 def test_a_self_test_that_does_not_end_is_ended(served, make_package, tmp_path):
     source = make_package()
-    x = golden.from_bytes(package.open(source).read("golden.npz")).inputs
+    x = golden.from_bytes(package.open(source).read("here/golden.npz")).inputs
     model = endless(tmp_path / "endless.onnx")
     path = rewritten(
         source, tmp_path / "endless.edgepkg",
-        {"model.onnx": model, "golden.npz": golden.make(x, x, x).to_bytes()},
+        {"here/model.onnx": model, "here/golden.npz": golden.make(x, x, x).to_bytes()},
     )  # fmt: skip
     quick = msgspec.structs.replace(served, install=Install(self_test_s=2.0))
     start = time.monotonic()
@@ -392,7 +392,7 @@ def test_a_disk_that_turns_read_only_at_any_stage_leaves_what_is_served(
     slots = Slots(small.root)
     assert slots.active("dense") == before
     assert before.current
-    slots.check("dense", before.current.digest, everything=True)
+    slots.check(before.current, everything=True)
     with pytest.raises(StorageError, match="the file system is read-only"):
         slots.disable("dense", "why")
 
@@ -427,5 +427,5 @@ install(Config(data_dir=sys.argv[1], install=Install(tune_s=0.2)), Path(sys.argv
     assert active.previous
     assert {active.current.version, active.previous.version} == {"1", "2"}
     for slot in (active.current, active.previous):
-        slots.check("dense", slot.digest, everything=True)
+        slots.check(slot, everything=True)
     assert slots.sweep() == ()

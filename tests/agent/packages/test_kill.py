@@ -42,9 +42,9 @@ def test_the_judge_of_the_kills_sees_what_is_broken(make_package, tmp_path):
     assert agent_kills.check(slots, {current.digest: "old"}) == "old"
     assert failing(lambda: agent_kills.check(slots, {})) == f"{current.version} is served"
     agent_kills.tidy(slots)
-    (slots.folder("dense", current.digest).parent / ".half").mkdir()
+    (slots.folder(current).parent / ".half").mkdir()
     assert failing(lambda: agent_kills.tidy(slots)).endswith("slots holds ['.half']")
-    model = slots.folder("dense", current.digest) / "model.onnx"
+    model = slots.folder(current) / "model.onnx"
     model.chmod(0o600)
     model.write_bytes(b"half")
     assert "is damaged" in failing(lambda: agent_kills.check(slots, {current.digest: "old"}))

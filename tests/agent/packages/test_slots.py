@@ -31,12 +31,18 @@ TUNING = Tuning(
 )  # fmt: skip
 
 
-def slot(n: int, name: str = "dense") -> Slot:
+def slot(n: int, name: str = "dense", digest: str = "") -> Slot:
     """The record of a package that need not be on the disk."""
     return Slot(
-        digest=f"sha256:{n:064x}", name=name, version=str(n), candidate="onnx-fp32",
+        digest=digest or f"sha256:{n:064x}", name=name, version=str(n), variant="here",
+        candidate="onnx-fp32",
         installed_at=1e9 + n, tuning=TUNING,
     )  # fmt: skip
+
+
+def unpack(slots: Slots, opened: package.Package) -> Path:
+    """Unpack the only variant."""
+    return slots.unpack(opened, opened.manifest.variants[0])
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def opened(make_package) -> package.Package:
 @pytest.fixture
 def unpacked(slots: Slots, opened: package.Package) -> Path:
     """The dense model's folder; it is current as well."""
-    folder = slots.unpack(opened)
+    folder = unpack(slots, opened)
     slots.switch(msgspec.structs.replace(slot(1), digest=opened.digest))
     return folder
 
@@ -67,11 +73,12 @@ def modes(folder: Path) -> dict[str, str]:
 def test_a_slot_is_readable_for_its_owner_only_and_writable_for_nobody(slots, opened, umask):
     before = os.umask(umask)
     try:
-        folder = slots.unpack(opened)
+        folder = unpack(slots, opened)
         slots.switch(slot(1))
     finally:
         os.umask(before)
-    inside = {f"models/dense/slots/{folder.name}/{t}": "0o400" for t in opened.titles}
+    files = opened.files(opened.manifest.variants[0])
+    inside = {f"models/dense/slots/{folder.name}/{path}": "0o400" for path in files}
     assert modes(slots.root) == inside | {
         "models": "0o700",
         "models/.lock": oct(0o600 & ~umask),
@@ -174,13 +181,13 @@ def test_a_name_that_is_no_safe_file_name_is_refused(slots, name):
     with pytest.raises(PackageError, match="the model's name is"):
         slots.switch(slot(1, name))
     with pytest.raises(PackageError, match="the model's name is"):
-        slots.folder(name, slot(1).digest)
+        slots.folder(slot(1, name))
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:" + "A" * 64, "../" * 24])
 def test_a_digest_that_is_none_is_refused(slots, digest):
     with pytest.raises(InputError, match="is no digest of a package"):
-        slots.folder("dense", digest)
+        slots.folder(slot(1, digest=digest or "sha256"))
 
 
 def test_the_stamp_changes_with_every_switch_and_with_nothing_else(slots, opened):
@@ -196,7 +203,7 @@ def test_the_stamp_changes_with_every_switch_and_with_nothing_else(slots, opened
         change()
         seen.append(slots.stamp())
     assert len(set(seen)) == len(seen)
-    slots.unpack(opened)
+    unpack(slots, opened)
     slots.sweep()
     slots.active("dense")
     assert slots.stamp() == seen[-1]
@@ -222,9 +229,10 @@ def test_an_active_file_of_a_newer_format_is_not_guessed_at(slots):
 
 
 def test_an_unpacked_package_has_its_manifest_and_passes_its_check(slots, opened, unpacked):
-    assert slots.manifest("dense", opened.digest) == opened.manifest
-    slots.check("dense", opened.digest, everything=True)
-    assert slots.unpack(opened) == unpacked
+    variant = opened.manifest.variants[0]
+    assert slots.model(slot(1, digest=opened.digest)) == opened.manifest.model(variant)
+    slots.check(slot(1, digest=opened.digest), everything=True)
+    assert unpack(slots, opened) == unpacked
 
 
 def test_every_damaged_byte_of_what_is_loaded_is_found(slots, opened, unpacked):
@@ -235,31 +243,31 @@ def test_every_damaged_byte_of_what_is_loaded_is_found(slots, opened, unpacked):
             path.chmod(0o600)
             path.write_bytes(bad)
             with pytest.raises(PackageError, match=rf"{name} is damaged"):
-                slots.check("dense", opened.digest)
+                slots.check(slot(1, digest=opened.digest))
         path.unlink()
         with pytest.raises(PackageError, match="cannot read"):
-            slots.check("dense", opened.digest)
+            slots.check(slot(1, digest=opened.digest))
         path.write_bytes(good)
-    slots.check("dense", opened.digest)
+    slots.check(slot(1, digest=opened.digest))
 
 
 def test_a_damaged_slot_is_unpacked_anew(slots, opened, unpacked):
     golden = unpacked / "golden.npz"
     golden.chmod(0o600)
     golden.write_bytes(b"rotten")
-    slots.check("dense", opened.digest)  # not loaded by the agent
+    slots.check(slot(1, digest=opened.digest))  # not loaded by the agent
     with pytest.raises(PackageError, match=r"golden\.npz is damaged"):
-        slots.check("dense", opened.digest, everything=True)
-    slots.unpack(opened)
-    slots.check("dense", opened.digest, everything=True)
+        slots.check(slot(1, digest=opened.digest), everything=True)
+    unpack(slots, opened)
+    slots.check(slot(1, digest=opened.digest), everything=True)
     assert slots.sweep() == ()
 
 
 def test_sweep_removes_what_no_active_file_names_and_nothing_else(slots, opened, make_package):
-    named = slots.unpack(opened)
+    named = unpack(slots, opened)
     slots.switch(msgspec.structs.replace(slot(1), digest=opened.digest))
     home = slots.root / "models" / "dense"
-    unnamed = slots.unpack(package.open(make_package(version="2", seed=2)))
+    unnamed = unpack(slots, package.open(make_package(version="2", seed=2)))
     half = home / "slots" / f".{'0' * 64}.abcdefgh"
     half.mkdir()
     (half / "model.onnx").write_bytes(b"half")
@@ -282,7 +290,7 @@ def test_sweep_removes_what_no_active_file_names_and_nothing_else(slots, opened,
     ]  # fmt: skip
     assert sorted(p.name for p in home.iterdir()) == [ACTIVE, "slots"]
     assert list((home / "slots").iterdir()) == [named]
-    slots.check("dense", opened.digest, everything=True)
+    slots.check(slot(1, digest=opened.digest), everything=True)
 
 
 def test_sweep_leaves_an_installation_of_another_process_alone(slots):
@@ -318,7 +326,7 @@ def test_the_data_directory_of_another_user_is_left_alone(slots, opened):
     os.chown(slots.root, 65534, 65534)
     for change in (
         lambda: slots.switch(slot(2)),
-        lambda: slots.unpack(opened),
+        lambda: unpack(slots, opened),
         lambda: slots.rollback("dense", refuse=True),
     ):
         with pytest.raises(InputError, match="belongs to nobody, and this is root") as e:
@@ -346,11 +354,11 @@ def test_a_user_without_privileges_can_unpack_repair_switch_and_sweep(tmp_path, 
         opened = package.open(Path(sys.argv[2]))
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         slots = Slots(Path(sys.argv[1]))
-        folder = slots.unpack(opened)
+        variant = opened.manifest.variants[0]
+        folder = slots.unpack(opened, variant)
         (folder / "golden.npz").chmod(0o600)
         (folder / "golden.npz").write_bytes(b"rotten")
-        assert slots.unpack(opened) == folder  # repaired
-        slots.check("dense", opened.digest, everything=True)
+        assert slots.unpack(opened, variant) == folder  # repaired
         try:
             (folder / "new").write_bytes(b"")
         except PermissionError:

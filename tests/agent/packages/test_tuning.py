@@ -17,7 +17,7 @@ from agent.packages import tuning
 from agent.packages.slots import Tuning
 from edge_core.errors import MeasureError
 from edge_core.package import golden
-from edge_core.package.manifest import Manifest, RuntimeNeed, Selector
+from edge_core.package.manifest import PackagedModel, RuntimeNeed
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.runtimes.child import Child
 from edge_core.tensors import Feeds
@@ -68,9 +68,8 @@ def tune(tmp_path: Path) -> Tune:
         session = adapter.open(path, threads=1, options={})
         answers = tuple(session.run(f) for f in feeds)
         version = adapter.version()
-        manifest = Manifest(
-            name="model", version="1", model_sha256="0" * 64, candidate="onnx-fp32",
-            precision="fp32", file=path.name, selector=Selector(("here",), "x86_64", "linux"),
+        packaged = PackagedModel(
+            name="model", version="1", variant="here", candidate="onnx-fp32", entry=path.name,
             runtime=RuntimeNeed("onnxruntime", version, version),
             inputs=session.inputs, outputs=session.outputs,
         )  # fmt: skip
@@ -78,7 +77,7 @@ def tune(tmp_path: Path) -> Tune:
         vectors = golden.make(tuple(feeds), answers, answers)
         with Child() as child:
             return tuning.tune(
-                child, manifest, path, vectors, tmp_path, tuning.Limits(**{**known, **limits})
+                child, packaged, path, vectors, tmp_path, tuning.Limits(**{**known, **limits})
             )
 
     return run

@@ -110,7 +110,7 @@ def as_told(service: Service, source: Path) -> object:
     slots = Slots(service.config.root)
     current = slots.active("turner").current
     assert current
-    manifest = slots.manifest("turner", current.digest)
+    manifest = slots.model(current)
     try:
         return client.infer(service.here, manifest, source).outputs["turned"][0]
     except EdgeError as e:
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_loaded_is_told_by_the_command(installed: Config,
         edge_agent("rollback", "dense", config=service.path)
         assert service.digest("dense") == old
         # Bit rot in the installed file: the old model goes on.
-        model = next((installed.root / "models/dense/slots" / new.digest[7:]).glob("model.onnx"))
+        model = Slots(installed.root).folder(new) / "model.onnx"
         model.chmod(0o600)
         model.write_bytes(model.read_bytes()[:-1])
         said = edge_agent("rollback", "dense", config=service.path, ok=1).stderr

@@ -73,7 +73,7 @@ def test_one_flipped_bit_in_an_installed_file_is_found(installed: Config):
     slots = Slots(installed.root)
     current = slots.active("dense").current
     assert current
-    model = slots.folder("dense", current.digest) / "model.onnx"
+    model = slots.folder(current) / "model.onnx"
     raw = bytearray(model.read_bytes())
     raw[len(raw) // 2] ^= 1
     model.chmod(0o600)

@@ -16,7 +16,9 @@ import msgspec
 import pytest
 
 from agent.config import Config, Http, Install
+from edge_core.machine.detect import detect_facts
 from edge_core.package import run
+from edge_core.runtimes.registry import installed_runtimes
 from tests.agent.process import PYTHON, Service, numbers, opening, settings, until
 from tests.cases import ROOT
 
@@ -163,7 +165,10 @@ def test_it_serves_as_nobody_with_no_rights_and_no_call_that_the_unit_forbids(
         assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
         service.command("install", package)
         answer = json.loads(service.command("infer", "dense", source, "--json"))
-        expected = [s.label for s in run.run_package(package, source).top]
+        expected = [
+            s.label
+            for s in run.run_package(package, source, detect_facts(installed_runtimes())).top
+        ]
         assert [s["label"] for s in answer["top"]] == expected
         assert service.end(signal.SIGTERM) == 0
     assert list(home.iterdir()) == []  # no runtime keeps anything of its own

@@ -39,7 +39,7 @@ def direct(config: Config, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray
     slots = Slots(config.root)
     slot = slots.active("dense").current
     assert slot
-    path = slots.folder("dense", slot.digest) / slots.manifest("dense", slot.digest).file
+    path = slots.folder(slot) / slots.model(slot).entry
     return onnxruntime.open(path, threads=1, options={}).run(feeds)
 
 
@@ -171,7 +171,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(installed, m
         slots = Slots(installed.root)
         slot = slots.active("dense").current
         assert slot
-        file = slots.folder("dense", slot.digest) / "model.onnx"
+        file = slots.folder(slot) / "model.onnx"
         file.chmod(0o600)
         file.write_bytes(b"\0" * file.stat().st_size)
         assert agent.reload() == ()
@@ -186,7 +186,7 @@ def test_the_agent_starts_with_a_model_that_is_broken_and_says_why(installed, ma
     slots = Slots(installed.root)
     slot = slots.active("dense").current
     assert slot
-    file = slots.folder("dense", slot.digest) / "model.onnx"
+    file = slots.folder(slot) / "model.onnx"
     file.chmod(0o600)
     file.write_bytes(b"\0" * file.stat().st_size)
     install(installed, make_package(name="other", seed=3))
@@ -392,7 +392,7 @@ def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, mak
         found = calibrate_model(
             lambda feeds: agent.infer("dense", feeds, cache=False).outputs,
             ((like(i), None) for i in range(1200)),
-            model=slot.digest, inputs=manifest.inputs, rule=Rule(), epsilon=0.05,
+            model=slot.model_id, inputs=manifest.inputs, rule=Rule(), epsilon=0.05,
         )  # fmt: skip
         assert found.threshold > 0, found.why
         assert agent.infer("dense", like(0)).cached == ""

@@ -46,7 +46,8 @@ def test_a_package_gives_back_what_was_put_in(made, small):
     opened = package.open(small.path)
     assert opened.manifest == manifest
     assert opened.digest == small.digest
-    assert opened.titles == ("manifest.json", *sorted(files))
+    assert opened.titles == tuple(package.layer_kinds(manifest))
+    assert set(opened.titles) == {"manifest.json", *files}
     assert small.bytes == small.path.stat().st_size
     for title, content in files.items():
         want = content if isinstance(content, bytes) else content.read_bytes()
@@ -103,10 +104,11 @@ def test_equal_inputs_make_equal_bytes_in_any_folder_process_and_order(made, sma
 
 def test_equal_files_are_stored_once(made, tmp_path):
     manifest, files = made
-    same = {**files, "recipe.json": b"{}", "sbom.cdx.json": b"{}"}
+    recipe = f"{packages.NAME}/recipe.json"
+    same = {**files, recipe: b"{}", "sbom.cdx.json": b"{}"}
     opened = package.open(package.write(tmp_path / "a.edgepkg", manifest, same).path)
     assert len(opened.image.blobs) == 6  # config, and five different files
-    assert opened.read("recipe.json") == opened.read("sbom.cdx.json") == b"{}"
+    assert opened.read(recipe) == opened.read("sbom.cdx.json") == b"{}"
 
 
 def test_a_directory_and_back_is_the_same_file(small, tmp_path):
@@ -133,29 +135,24 @@ def test_extracting_gives_the_model_file_and_may_run_twice(made, small, tmp_path
     manifest, files = made
     opened = package.open(small.path)
     for _ in range(2):
-        model = opened.extract(tmp_path / "slot")
-        assert model == tmp_path / "slot" / manifest.file
-        assert model.read_bytes() == files[manifest.file].read_bytes()
-        assert sorted(p.name for p in (tmp_path / "slot").iterdir()) == sorted(opened.titles)
+        variant = manifest.variants[0]
+        model = opened.extract(variant, tmp_path / "slot")
+        assert model == tmp_path / "slot" / variant.entry
+        assert model.read_bytes() == files[variant.title(variant.entry)].read_bytes()
+        assert tree(tmp_path / "slot").keys() == {*package.KINDS, *variant.files}
     model.write_bytes(b"something else")
     with pytest.raises(InputError, match="is not the file of this package"):
-        opened.extract(tmp_path / "slot")
+        opened.extract(variant, tmp_path / "slot")
 
 
-@pytest.mark.parametrize("how", ["missing", "unknown", "unsafe", "reserved", "own", "too-long"])
+@pytest.mark.parametrize("how", ["missing", "unknown", "own", "too-long"])
 def test_unfit_contents_are_refused_and_nothing_is_written(made, tmp_path, how):
     manifest, files = made
     changed = dict(files)
     if how == "missing":
-        del changed["golden.npz"]
+        del changed[f"{packages.NAME}/golden.npz"]
     elif how == "unknown":
         changed["notes.txt"] = b""
-    elif how == "unsafe":
-        manifest = msgspec.structs.replace(manifest, file="../model.onnx")
-        changed["../model.onnx"] = changed.pop("model.onnx")
-    elif how == "reserved":
-        manifest = msgspec.structs.replace(manifest, file="recipe.json")
-        del changed["model.onnx"]
     elif how == "own":
         changed["manifest.json"] = b"{}"
     else:
@@ -166,7 +163,7 @@ def test_unfit_contents_are_refused_and_nothing_is_written(made, tmp_path, how):
 
 
 def test_a_source_that_changes_while_it_is_written_leaves_no_package(made, tmp_path):
-    blob = oci.Blob.of(made[1]["model.onnx"])
+    blob = oci.Blob.of(made[1][f"{packages.NAME}/model.onnx"])
     copy = tmp_path / "model.onnx"
     copy.write_bytes(b"x" * blob.size)
     late = msgspec.structs.replace(blob, source=copy)
@@ -203,7 +200,7 @@ def large(made, digits, tmp_path_factory):
     """A package with the digit recogniser in it; a copy that tests may damage and must mend."""
     manifest, files = made
     out = tmp_path_factory.mktemp("large") / "digits.edgepkg"
-    package.write(out, manifest, {**files, "model.onnx": digits})
+    package.write(out, manifest, {**files, f"{packages.NAME}/model.onnx": digits})
     return out
 
 
@@ -257,12 +254,12 @@ def test_what_changes_after_opening_is_not_given_out(small, tmp_path):
     copy = tmp_path / "copy.edgepkg"
     copy.write_bytes(small.path.read_bytes())
     opened = package.open(copy)
-    layer = opened.image.blobs[opened.layers["model.onnx"].digest]
+    layer = opened.image.blobs[opened.layers[f"{packages.NAME}/model.onnx"].digest]
     flip(copy, layer.offset + layer.size - 1, 1)
     with pytest.raises(PackageError):
-        opened.read("model.onnx")
+        opened.read(f"{packages.NAME}/model.onnx")
     with pytest.raises(PackageError):
-        opened.extract(tmp_path / "slot")
+        opened.extract(opened.manifest.variants[0], tmp_path / "slot")
     assert [p.name for p in tmp_path.iterdir()] == ["copy.edgepkg"]
 
 
@@ -338,7 +335,7 @@ class Layout:
 
     def __init__(self, folder: Path, made: tuple[Manifest, packages.Files]) -> None:
         manifest, files = made
-        self.folder = folder
+        self.folder, self.kinds = folder, package.layer_kinds(manifest)
         (folder / "blobs" / "sha256").mkdir(parents=True)
         self.layers = [self.layer("manifest.json", manifest.to_bytes())]
         for title, content in sorted(files.items()):
@@ -353,7 +350,7 @@ class Layout:
         return {"digest": f"sha256:{digest}", "size": len(raw)}
 
     def layer(self, title: str, raw: bytes) -> dict[str, object]:
-        kind = package.TITLES.get(title, package.MODEL)
+        kind = self.kinds.get(title, package.MODEL)
         return {"mediaType": kind.media_type, **self.blob(raw), "annotations": {oci.TITLE: title}}
 
     def done(self) -> Path:
@@ -385,7 +382,7 @@ def test_a_layout_of_another_writer_is_read(layout, made):
         ({"artifactType": "application/vnd.other"}, "artifactType is 'application/vnd.other'"),
         ({"layers": []}, "first layer"),
         ({"layers": [{}] * 3}, "not readable"),
-        ({"layers": [{}] * 65}, "not readable"),
+        ({"layers": [{}] * (oci.MAX_LAYERS + 1)}, "not readable"),
         ({"config": {"mediaType": "x", "digest": "md5:0", "size": 1}}, "sha256:"),
         ({"config": {"mediaType": "x", "digest": f"sha256:{'0' * 64}", "size": -1}}, ">= 0"),
         ({"annotations": {"a": "x" * oci.MAX_MANIFEST}}, "at most"),
@@ -398,32 +395,27 @@ def test_an_odd_image_manifest_is_refused(layout, changes, says):
 
 
 @pytest.mark.parametrize(
-    "title",
+    ("title", "says"),
     [
-        "",
-        "/etc/passwd",
-        "../x",
-        "a/b",
-        "a\\b",
-        ".hidden",
-        "x\n",
-        "x\0",
-        "é",
-        "x" * 101,
-        "recipe.json",
+        ("", "has no title"),
+        ("../x", "is unknown"),
+        ("x\n", "is unknown"),
+        ("other/model.onnx", "is unknown"),
+        ("sbom.cdx.json", "two layers"),
     ],
 )
-def test_an_unsafe_or_repeated_title_is_refused(layout, title):
+def test_a_title_that_the_manifest_does_not_name_or_that_is_repeated_is_refused(
+    layout, title, says
+):
     layout.layers.append(layout.layer(title, b"more"))
-    says = refused_in_little_memory(layout.done())
-    assert "unsafe title" in says or "two layers" in says
+    assert says in refused_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize("kind", ["missing", "unknown", "type", "order", "size", "huge", "config"])
 def test_an_odd_layer_is_refused(layout, kind):
     says = {
         "missing": "'sbom.cdx.json' is missing", "unknown": "'extra.bin' is unknown",
-        "type": "'golden.npz' is 'text/plain'", "order": "first layer", "size": "has 1 bytes",
+        "type": "golden.npz' is 'text/plain'", "order": "first layer", "size": "has 1 bytes",
         "huge": "the manifest says 8589934591", "config": "the config is 'text/plain'",
     }  # fmt: skip
     if kind == "missing":
@@ -431,20 +423,20 @@ def test_an_odd_layer_is_refused(layout, kind):
     elif kind == "unknown":
         layout.layers.append(layout.layer("extra.bin", b"more"))
     elif kind == "type":
-        layout.layers[1]["mediaType"] = "text/plain"
+        layout.layers[2]["mediaType"] = "text/plain"
     elif kind == "order":
         layout.layers.reverse()
     elif kind == "config":
         layout.config["mediaType"] = "text/plain"
     else:
-        layout.layers[1] = layout.layer("golden.npz", b"1")
-        layout.layers[1]["size"] = 2 if kind == "size" else oci.MAX_BLOB
+        layout.layers[2] = layout.layer(f"{packages.NAME}/golden.npz", b"1")
+        layout.layers[2]["size"] = 2 if kind == "size" else oci.MAX_BLOB
     assert says[kind] in refused_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize(
     "raw",
-    [b"[" * 100_000, b'{"a":' * 100_000, b"", b"null", b'{"format":1}', b"\xff" * 10],
+    [b"[" * 100_000, b'{"a":' * 100_000, b"", b"null", b'{"format":2}', b"\xff" * 10],
     ids=["deep-list", "deep-object", "empty", "null", "short", "no-text"],
 )
 def test_an_odd_package_manifest_is_refused(layout, raw):
@@ -452,10 +444,11 @@ def test_an_odd_package_manifest_is_refused(layout, raw):
     assert "package manifest is not readable" in refused_in_little_memory(layout.done())
 
 
-def test_a_newer_format_is_refused_by_its_number(layout, made):
-    newer = json.loads(made[0].to_bytes()) | {"format": 2, "inputs": "changed"}
-    layout.layers[0] = layout.layer("manifest.json", json.dumps(newer).encode())
-    assert "package format 2" in refused_in_little_memory(layout.done())
+@pytest.mark.parametrize("number", [-1, 1, 3])
+def test_a_format_that_is_not_read_is_refused_by_its_number(layout, made, number):
+    other = json.loads(made[0].to_bytes()) | {"format": number, "variants": "changed"}
+    layout.layers[0] = layout.layer("manifest.json", json.dumps(other).encode())
+    assert f"package format {number}" in refused_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json"])
@@ -492,7 +485,9 @@ def test_a_large_package_is_verified_in_little_memory(made, tmp_path):
     with sparse.open("wb") as f:
         f.truncate(200_000_000)
     tracemalloc.start()
-    ref = package.write(tmp_path / "a.edgepkg", manifest, {**files, "model.onnx": sparse})
+    ref = package.write(
+        tmp_path / "a.edgepkg", manifest, {**files, f"{packages.NAME}/model.onnx": sparse}
+    )
     assert package.open(ref.path).digest == ref.digest
     assert tracemalloc.get_traced_memory()[1] < 6e6
     tracemalloc.stop()
@@ -522,7 +517,7 @@ def test_a_full_disk_leaves_nothing_behind(made, large, tmp_path, tiny_disk, act
         "write": lambda: package.write(tiny_disk / "a.edgepkg", manifest, content),
         "pack": lambda: package.pack(layout, tiny_disk / "a.edgepkg"),
         "unpack": lambda: package.unpack(large, tiny_disk / "layout"),
-        "extract": lambda: opened.extract(tiny_disk / "slot"),
+        "extract": lambda: opened.extract(manifest.variants[0], tiny_disk / "slot"),
     }
     with pytest.raises(StorageError) as e:
         acts[act]()

@@ -43,7 +43,10 @@ def real(tmp_path_factory):
     """Golden vectors of a real quantised model, with the model."""
     folder = tmp_path_factory.mktemp("real")
     manifest, files = packages.contents(folder)
-    return golden.from_bytes(files["golden.npz"]), files[manifest.file]
+    (variant,) = manifest.variants
+    return golden.from_bytes(files[variant.title("golden.npz")]), files[
+        variant.title(variant.entry)
+    ]
 
 
 @given(inputs=FEEDS, outputs=FEEDS)

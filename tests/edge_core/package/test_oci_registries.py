@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from edge_core.package import format as package
+from edge_core.package.manifest import Selector
 from tests import packages
 
 
@@ -129,8 +130,7 @@ def test_the_file_itself_can_be_pushed_and_only_what_changed_is_sent_again(
 )
 def test_architectures_have_the_names_that_registries_use(made, tmp_path, arch, os, shown):
     manifest, files = made
-    selector = msgspec.structs.replace(manifest.selector, arch=arch, os=os)
-    other = msgspec.structs.replace(manifest, selector=selector)
+    other = packages.with_variant(manifest, selector=Selector(arch=arch, os=os))
     ref = package.write(tmp_path / "a.edgepkg", other, files)
     told = json.loads(skopeo("inspect", f"oci-archive:{ref.path}"))
     assert (told["Architecture"], told["Os"]) == shown

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+import edge_sdk
 from converters import registry as converters
 from converters.batch_tracker import (
     BatchAxis,
@@ -23,11 +24,10 @@ from converters.spec import Ceiling, Job
 from converters.tflite import flatbuffer, lower
 from converters.tflite.batch import free_tflite_batch
 from edge_core.errors import ConvertError, InputError, MeasureError
+from edge_core.facts import DeviceFacts
 from edge_core.machine.detect import detect
 from edge_core.package import format as package
 from edge_core.package.bench import bench_package
-from edge_core.package.run import run_package
-from edge_core.package.verify import verify_package
 from edge_core.runtimes import onnxruntime, sample_store
 from edge_core.runtimes.tflite import LITERT
 from edge_sdk.build import batching, convert, measure, reader, runtime_env
@@ -435,7 +435,7 @@ def test_packages_of_every_kind_take_any_number_of_rows(edge, digits, tmp_path):
         out = tmp_path / kind
         build(edge, digits, out, "-p", GATEWAY, *DIGITS, "--preprocess", "mnist", "--only", kind)
         (path,) = out.glob("*.edgepkg")
-        manifest = package.open(path).manifest
+        manifest = package.open(path).manifest.variants[0]
         shape = (28, 28, 1) if kind.startswith("tflite") else (1, 28, 28)
         assert manifest.inputs[0].shape == ("batch", *shape)
         assert manifest.outputs[0].shape == ("batch", 10)
@@ -444,19 +444,20 @@ def test_packages_of_every_kind_take_any_number_of_rows(edge, digits, tmp_path):
         answers = []
         for i, x in enumerate([*rows, np.concatenate(rows)]):
             np.save(tmp_path / f"{i}.npy", x)
-            answers.append(np.array(run_package(path, tmp_path / f"{i}.npy").outputs["logits"]))
+            answers.append(np.array(edge_sdk.run(path, tmp_path / f"{i}.npy").outputs["logits"]))
         assert np.allclose(np.concatenate(answers[:5]), answers[5], atol=1e-4)
-        assert run_package(path, tmp_path / "0.npy").top
-        assert verify_package(path).golden.ok
-        assert bench_package(path, threads=(1,), runs=5)[0].p50_ms > 0
+        assert edge_sdk.run(path, tmp_path / "0.npy").top
+        assert edge_sdk.verify(path).golden.ok
+        facts = DeviceFacts.from_profile(detect(runtimes={}))
+        assert bench_package(path, facts, threads=(1,), runs=5)[0].p50_ms > 0
 
 
 def test_the_batch_is_fixed_unless_it_is_asked_for(edge, digits, tmp_path):
     edge("build", digits, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--out", tmp_path)
     (path,) = tmp_path.glob("*.edgepkg")
-    manifest = package.open(path).manifest
+    manifest = package.open(path).manifest.variants[0]
     assert manifest.inputs[0].shape == (1, 1, 28, 28)
-    assert b'"batch": "fixed"' in package.open(path).read("recipe.json")
+    assert b'"batch": "fixed"' in package.open(path).read(manifest.title("recipe.json"))
 
 
 def test_lite0_takes_batches_in_xnnpack_as_a_whole(lite0, tmp_path):
@@ -517,5 +518,5 @@ def test_a_free_batch_needs_no_shape_where_it_stays_free(edge, tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     arguments = ("-p", GATEWAY, "--eval", tmp_path / "rows.npy", "--only", "onnx-fp32")
     _, made = build(edge, tmp_path / "free.onnx", tmp_path / "out", *arguments)
-    manifest = package.open(made["free"]).manifest
+    manifest = package.open(made["free"]).manifest.variants[0]
     assert [s.shape for s in (*manifest.inputs, *manifest.outputs)] == [("batch", 4), ("batch", 3)]

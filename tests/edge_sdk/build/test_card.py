@@ -18,13 +18,17 @@ ARTIFACT = Artifact(
 )  # fmt: skip
 
 
+def render(manifest, artifact=ARTIFACT):
+    return card.render_card(manifest, {v.name: artifact for v in manifest.variants})
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     return packages.contents(tmp_path_factory.mktemp("contents"))[0]
 
 
 def test_a_card_has_the_facts_of_the_manifest_and_the_artifact(manifest):
-    text = card.card(manifest, ARTIFACT)
+    text = render(manifest)
     for line in (
         "# dense 1.0.0",
         "| bytes | 1,234,567 |",
@@ -43,38 +47,38 @@ def test_a_card_has_the_facts_of_the_manifest_and_the_artifact(manifest):
 
 def test_what_varies_from_run_to_run_does_not_change_the_card(manifest):
     other = msgspec.structs.replace(ARTIFACT, seconds=99.0, path=Path("elsewhere/b.onnx"))
-    assert card.card(manifest, other) == card.card(manifest, ARTIFACT)
+    assert render(manifest, other) == render(manifest)
 
 
 def test_a_gate_without_a_stable_value_has_an_empty_cell(manifest):
     gates = (Gate("latency_p90_ms", 50, "see the report", None, "ms"),)
-    text = card.card(msgspec.structs.replace(manifest, gates=gates), ARTIFACT)
+    text = render(packages.with_variant(manifest, gates=gates))
     assert "| `latency_p90_ms` | 50 ms |  | see the report |" in text
-    free = card.card(msgspec.structs.replace(manifest, gates=()), ARTIFACT)
+    free = render(packages.with_variant(manifest, gates=()))
     assert "nothing was gated" in free
 
 
 def test_preprocessing_and_the_command_fit_each_other(manifest):
-    assert "edge-agent infer PACKAGE.edgepkg inputs.npz" in card.card(manifest, ARTIFACT)
-    prepared = msgspec.structs.replace(manifest, preprocess=BUILT_IN["efficientnet-lite0"])
-    text = card.card(prepared, ARTIFACT)
+    assert "edge-agent infer PACKAGE.edgepkg inputs.npz" in render(manifest)
+    prepared = packages.with_variant(manifest, preprocess=BUILT_IN["efficientnet-lite0"])
+    text = render(prepared)
     assert "edge-agent infer PACKAGE.edgepkg photo.jpg" in text
     assert "the central 87.5% is resized to 224 x 224 (bicubic)" in text
     assert "`(value x 1 - [127.0]) / [128.0]`, as float32 in NCHW" in text
 
 
 def test_another_version_on_the_device_is_a_limit(manifest):
-    assert "verify it there" not in card.card(manifest, ARTIFACT)
-    older = msgspec.structs.replace(manifest.runtime, measured_on="1.24.4")
-    text = card.card(msgspec.structs.replace(manifest, runtime=older), ARTIFACT)
+    assert "verify it there" not in render(manifest)
+    older = msgspec.structs.replace(manifest.variants[0].runtime, measured_on="1.24.4")
+    text = render(packages.with_variant(manifest, runtime=older))
     assert "measured on onnxruntime 1.24.4, the device has 1.23.2: verify it there" in text
 
 
 def test_names_cannot_become_markup_or_break_a_table(manifest):
     evil = "a|b`c\n# d <img src=x> [e](f) *g*"
-    named = msgspec.structs.replace(manifest, name=evil, candidate=evil)
+    named = packages.with_variant(msgspec.structs.replace(manifest, name=evil), candidate=evil)
     noted = msgspec.structs.replace(ARTIFACT, notes=(evil,))
-    text = card.card(named, noted)
+    text = render(named, noted)
     assert text.splitlines()[0] == (r"# a\|b\`c \# d \<img src=x\> \[e\](f) \*g\* 1.0.0")
     assert "recipe `a/b'c # d <img src=x> [e](f) *g*` for" in text
     assert r"| note | a\|b\`c \# d \<img src=x\> \[e\](f) \*g\* |" in text.splitlines()

@@ -58,7 +58,7 @@ def by_candidate(entries):
 
 def opened(out, profile):
     (path,) = out.glob(f"*-{profile}.edgepkg")
-    return path, package.open(path).manifest
+    return path, package.open(path).manifest.variants[0]
 
 
 def error(done):
@@ -114,7 +114,7 @@ def test_a_32_bit_pi_gets_a_package_measured_on_its_own_runtime(pi32):
     assert f"{manifest.runtime.name} {manifest.runtime.version}" == RUNTIME
     assert manifest.runtime.measured_on == manifest.runtime.version
     assert manifest.candidate == told["verdict"]["winner"]
-    assert manifest.file == "model.tflite"
+    assert manifest.entry == "model.tflite"
     assert path.stat().st_size < 2_000_000
 
 
@@ -141,9 +141,11 @@ def test_a_package_for_a_runtime_that_is_not_here_is_not_verified_by_another(
 ):
     source = package.open(opened(static, GATEWAY)[0])
     files = {t: source.read(t) for t in source.titles if t != "manifest.json"}
-    runtime = replace(source.manifest.runtime, name="tflite-runtime", version="2.14.0")
+    variant = source.manifest.variants[0]
+    runtime = replace(variant.runtime, name="tflite-runtime", version="2.14.0")
+    variants = (replace(variant, runtime=runtime),)
     path = tmp_path / "pi.edgepkg"
-    package.write(path, replace(source.manifest, runtime=runtime), files)
+    package.write(path, replace(source.manifest, variants=variants), files)
     for command in (("verify", path), ("run", path, seven[0]), ("bench", path)):
         told = error(edge(*command, ok=1))
         assert "'tflite-runtime' is not installed" in told

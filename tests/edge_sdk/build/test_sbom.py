@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import msgspec
 import pytest
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import ComponentScope, ComponentType
@@ -27,7 +26,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def raw(made):
-    return sbom.sbom(*made)
+    return sbom.make_sbom(*made)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_the_model_is_a_component_made_of_the_packages_files(made, read):
     contents = {"manifest.json": manifest.to_bytes(), **files}
     raws = {t: c if isinstance(c, bytes) else c.read_bytes() for t, c in contents.items()}
     assert found == {title: hashlib.sha256(c).hexdigest() for title, c in raws.items()}
-    assert found.keys() == package.TITLES.keys() - {"sbom.cdx.json"} | {manifest.file}
+    assert found.keys() == package.layer_kinds(manifest).keys() - {"sbom.cdx.json"}
 
 
 def test_the_users_model_is_its_ancestor(made, read):
@@ -68,7 +67,7 @@ def test_it_depends_on_its_runtime_and_not_on_the_tools(read):
 def test_a_runtime_that_is_also_a_tool_is_listed_once(made):
     manifest, files = made
     tools = {"onnxruntime": "1.23.2"}
-    both = sbom.sbom(msgspec.structs.replace(manifest, toolchain=tools), files)
+    both = sbom.make_sbom(packages.with_variant(manifest, toolchain=tools), files)
     purls = [c["purl"] for c in json.loads(both)["components"]]
     assert purls == [f"pkg:pypi/edge-deploy@{__version__}", "pkg:pypi/onnxruntime@1.23.2"]
 
@@ -78,13 +77,16 @@ def test_equal_packages_have_equal_sboms_in_any_process(made, raw, tmp_path):
     (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
     for title, content in files.items():
         known = content if isinstance(content, bytes) else content.read_bytes()
+        (tmp_path / title).parent.mkdir(exist_ok=True)
         (tmp_path / title).write_bytes(known)
     code = (
         "import sys; from pathlib import Path; from edge_core.package.manifest import Manifest\n"
         "from edge_sdk.build import sbom\n"
-        "files = {p.name: p for p in sorted(Path(sys.argv[1]).iterdir(), reverse=True)}\n"
+        "root = Path(sys.argv[1])\n"
+        "paths = sorted((p for p in root.rglob('*') if p.is_file()), reverse=True)\n"
+        "files = {str(p.relative_to(root)): p for p in paths}\n"
         "manifest = Manifest.from_bytes(files.pop('manifest.json').read_bytes())\n"
-        "sys.stdout.buffer.write(sbom.sbom(manifest, files))"
+        "sys.stdout.buffer.write(sbom.make_sbom(manifest, files))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path],
@@ -98,5 +100,5 @@ def test_its_number_is_its_content_and_it_has_no_time(made, raw):
     document = json.loads(raw)
     assert "timestamp" not in document["metadata"]
     assert (document["specVersion"], document["version"]) == ("1.6", 1)
-    other = json.loads(sbom.sbom(manifest, {**files, "recipe.json": b"{ }"}))
+    other = json.loads(sbom.make_sbom(manifest, {**files, f"{packages.NAME}/recipe.json": b"{ }"}))
     assert other["serialNumber"] != document["serialNumber"]

@@ -60,11 +60,13 @@ def test_golden_vectors_that_do_not_replay_fail_a_gate(edge, digits_package, tmp
     """A package whose digests are right and whose model answers otherwise: exit code 2."""
     opened = package.open(digits_package)
     files = {title: opened.read(title) for title in opened.titles if title != "manifest.json"}
-    vectors = golden.from_bytes(files["golden.npz"])
+    (variant,) = opened.manifest.variants
+    title = variant.title(variant.golden)
+    vectors = golden.from_bytes(files[title])
     wrong = tuple(
         {name: array + 5 for name, array in sample.items()} for sample in vectors.artifact
     )
-    files["golden.npz"] = golden.make(
+    files[title] = golden.make(
         vectors.inputs, wrong, wrong, tolerance=dict.fromkeys(vectors.tolerance, 0.01)
     ).to_bytes()
     package.write(tmp_path / "wrong.edgepkg", opened.manifest, files)
