@@ -206,7 +206,8 @@ def _to_affine(code: str, constant: Array, negative: bool) -> tuple[Array, Array
 
 def _constant_operand(op: Op) -> tuple[Tensor, Array, bool] | None:
     """The operand that is computed, and the constant, which has one number for each channel; is
-    the first subtracted from it?"""
+    the first subtracted from it?
+    """
     if op.code not in ("MUL", "DIV", "ADD", "SUB") or op.options.get("fused_activation_function"):
         return None
     computed, other = op.inputs

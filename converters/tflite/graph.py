@@ -107,7 +107,8 @@ class Graph:
     ) -> Tensor:
         """Add an operator with one output of ``shape``, of ``dtype`` or that of the first input.
 
-        ``options`` are the fields of its options table."""
+        ``options`` are the fields of its options table.
+        """
         return self.emit_many(code, inputs, [shape], dtype, **options)[0]
 
     def emit_many(

@@ -108,7 +108,8 @@ class _Graph:
 
     def find_function(self, anchor: NodeProto) -> tuple[NodeProto, str] | None:
         """The node that gives the function's result and the name of its input; None if the
-        anchor is no part of the function."""
+        anchor is no part of the function.
+        """
         expected = FUNCTIONS[anchor.op_type][2]
         for last in self._below(anchor):
             for source in self._above(last):

@@ -93,7 +93,8 @@ def _emit_transpose_conv(
 ) -> Tensor:
     """The full result before cropping, [N, height, width, C].
 
-    ``image`` is [N, height, width, C], ``weights`` [inputs, outputs, height, width]."""
+    ``image`` is [N, height, width, C], ``weights`` [inputs, outputs, height, width].
+    """
     groups = int(node.attr("group", 1))
     each = image.shape[-1] // groups
     sizes = zip(image.shape[1:-1], strides, weights.shape[2:], strict=True)

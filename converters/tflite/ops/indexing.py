@@ -62,7 +62,8 @@ def _is_embedding_table(value: PlacedValue, axis: int) -> bool:
 
 def _look_up_rows(node: Node, table: PlacedValue, ids: PlacedValue) -> Tensor:
     """Rows by flat int32 ids: the form that quantisers know. An id out of range is an error of
-    the runtime, and so is a negative one."""
+    the runtime, and so is a negative one.
+    """
     flat = node.reshape(cast(node, node.place(ids), np.int32), (int(np.prod(ids.shape)),))
     assert table.array is not None
     rows = node.emit(

@@ -61,7 +61,8 @@ class Cell(abc.ABC):
     def multiply_state(self, state: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
         """A state [batch, hidden] times weights [gates, hidden]: [batch, gates].
 
-        Computed here if the state is constant."""
+        Computed here if the state is constant.
+        """
         shape = (state.shape[0], weights.shape[0])
         if state.data is not None and weights.data is not None:
             extra = 0.0 if bias is None or bias.data is None else bias.data
@@ -227,7 +228,8 @@ def _unroll(
     """The output of each step, and the last state.
 
     Beyond the length of a sequence the state is kept and the output is zero, so that a reversed
-    sequence starts at its own end."""
+    sequence starts at its own end.
+    """
     node, results = cell.node, {}
     nothing = node.const(np.zeros((batch, cell.hidden)))
     for step in order:

@@ -132,7 +132,8 @@ def _compute_places(
 ) -> Array:
     """The position of each new element among the old ones: float32 [new].
 
-    By the formulas of ONNX's Resize; raises ConvertError for a mode that it does not have."""
+    By the formulas of ONNX's Resize; raises ConvertError for a mode that it does not have.
+    """
     x, one = np.arange(new, dtype=np.float32), np.float32(1)
     real = np.float32(scale * np.float32(size))  # the new length before rounding
     half = (x + np.float32(0.5)) / scale - np.float32(0.5)

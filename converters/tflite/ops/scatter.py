@@ -251,18 +251,41 @@ def lower_max_unpool(node: Node) -> None:
 def lower_indexed_max_pool(node: Node, around: Sequence[tuple[int, int]]) -> None:
     """A MaxPool of any type, with the flat index of each maximum in the input.
 
-    ``around`` is the padding (before, after) per spatial axis."""
-    value, rank = node.value(0), len(around)
-    strides, dilations = node.attr("strides") or [1] * rank, node.attr("dilations") or [1] * rank
-    size, out = value.shape[2:], node.shape[2:]
+    ``around`` is the padding (before, after) per spatial axis.
+    """
+    value = node.value(0)
+    kind, area = value.dtype, math.prod(value.shape[2:])
+    table, by_column = _pool_tables(node, around)
+    planes, (windows, taps) = math.prod(value.shape[:2]), table.shape
+    tensor = node.reshape(node.place(value), (planes, area))
+    tensor = tensor if kind == np.float32 else cast(node, tensor, np.int32)
+    places = node.ints(table.reshape(-1))
+    tensor = node.emit("GATHER", [tensor, places], (planes, windows * taps), axis=1)
+    tensor = node.reshape(tensor, (planes, windows, taps))
+    top = node.emit("REDUCE_MAX", [tensor, node.ints([2])], (planes, windows), keep_dims=False)
+    node.set_output(cast(node, node.reshape(top, node.shape), kind))
+    if not node.has_output(1):
+        return
+    names = by_column if node.attr("storage_order", 0) else table
+    shape = (planes, windows)
+    tap = node.emit("ARG_MAX", [tensor, node.ints([2])], shape, np.int32, output_type=2)
+    first = node.const(np.arange(windows)[None] * taps, np.int32)
+    entry = emit_broadcast(node, "ADD", [tap, first])
+    where = node.emit("GATHER", [node.const(names.reshape(-1), np.int32), entry], shape, axis=0)
+    start = node.const(np.arange(planes)[:, None] * area, np.int32)
+    where = emit_broadcast(node, "ADD", [where, start])
+    node.set_output(cast(node, node.reshape(where, node.shape), np.int64), index=1)
+
+
+def _pool_tables(node: Node, around: Sequence[tuple[int, int]]) -> tuple[Array, Array]:
+    """[windows, taps]: the flat index of each tap, in row-major and in column-major order."""
+    size, out, ones = node.value(0).shape[2:], node.shape[2:], [1] * len(around)
+    strides, dilations = node.attr("strides") or ones, node.attr("dilations") or ones
     # Per axis: which element is tap k of window o; -1: none.
     axes = []
     for i, length in enumerate(node.attr("kernel_shape")):
-        at = (
-            np.arange(out[i])[:, None] * strides[i]
-            - around[i][0]
-            + np.arange(length) * dilations[i]
-        )
+        start = np.arange(out[i])[:, None] * strides[i] - around[i][0]
+        at = start + np.arange(length) * dilations[i]
         axes.append(np.where((at >= 0) & (at < size[i]), at, -1))
     table, by_column = (_window_table(axes, size, order) for order in ("C", "F"))
     if (table < 0).all(axis=1).any():
@@ -273,34 +296,7 @@ def lower_indexed_max_pool(node: Node, around: Sequence[tuple[int, int]]) -> Non
         np.where(entries < 0, np.take_along_axis(entries, first, 1), entries)
         for entries in (table, by_column)
     )
-    kind = value.dtype
-    planes, (windows, taps) = math.prod(value.shape[:2]), table.shape
-    windows_tensor = node.reshape(node.place(value), (planes, math.prod(size)))
-    windows_tensor = windows_tensor if kind == np.float32 else cast(node, windows_tensor, np.int32)
-    windows_tensor = node.emit(
-        "GATHER", [windows_tensor, node.ints(table.reshape(-1))], (planes, windows * taps), axis=1
-    )
-    windows_tensor = node.reshape(windows_tensor, (planes, windows, taps))
-    top = node.emit(
-        "REDUCE_MAX", [windows_tensor, node.ints([2])], (planes, windows), keep_dims=False
-    )
-    node.set_output(cast(node, node.reshape(top, node.shape), kind))
-    if not node.has_output(1):
-        return
-    names = by_column if node.attr("storage_order", 0) else table
-    tap = node.emit(
-        "ARG_MAX", [windows_tensor, node.ints([2])], (planes, windows), np.int32, output_type=2
-    )
-    entry = emit_broadcast(
-        node, "ADD", [tap, node.const(np.arange(windows)[None] * taps, np.int32)]
-    )
-    where = node.emit(
-        "GATHER", [node.const(names.reshape(-1), np.int32), entry], entry.shape, axis=0
-    )
-    where = emit_broadcast(
-        node, "ADD", [where, node.const(np.arange(planes)[:, None] * math.prod(size), np.int32)]
-    )
-    node.set_output(cast(node, node.reshape(where, node.shape), np.int64), index=1)
+    return table, by_column
 
 
 def _window_table(axes: Sequence[Array], size: Sequence[int], order: str) -> Array:
