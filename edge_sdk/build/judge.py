@@ -108,7 +108,7 @@ def judge(
     )
 
 
-def explain(verdict: Verdict, plan: Plan) -> Verdict:
+def explain_refusal(verdict: Verdict, plan: Plan) -> Verdict:
     """The verdict; without any candidate no budget stands in the way, but what the plan says."""
     if verdict.judged:
         return verdict
@@ -116,7 +116,7 @@ def explain(verdict: Verdict, plan: Plan) -> Verdict:
     return msgspec.structs.replace(verdict, relaxation=f"no candidate: {reason}")
 
 
-def check(verdicts: Iterable[Verdict], *, strict: bool = False) -> None:
+def check_verdicts(verdicts: Iterable[Verdict], *, strict: bool = False) -> None:
     """Raise GateFailed if nothing fits a profile (or, if ``strict``, only doubtfully)."""
     verdicts = tuple(verdicts)
     for verdict in verdicts:
@@ -124,8 +124,9 @@ def check(verdicts: Iterable[Verdict], *, strict: bool = False) -> None:
             raise GateFailed(f"{verdict.profile}: nothing fits", hint=verdict.relaxation)
     for verdict in verdicts:
         if strict and verdict.outcome != "pass":
-            winner = next(j for j in verdict.judged if j.candidate == verdict.winner)
-            why = "; ".join(f"{g.gate}: {g.why}" for g in winner.gates if g.outcome != "pass")
+            winner = next(one for one in verdict.judged if one.candidate == verdict.winner)
+            open_gates = [gate for gate in winner.gates if gate.outcome != "pass"]
+            why = "; ".join(f"{gate.gate}: {gate.why}" for gate in open_gates)
             raise GateFailed(f"{verdict.profile}: {verdict.winner} is inconclusive: {why}")
 
 

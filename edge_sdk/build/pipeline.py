@@ -60,7 +60,7 @@ def _build(request: BuildRequest, workspace: Workspace, clock: Clock) -> tuple[B
             built.append(
                 packaging.package_for(
                     request, shared, profile, plans[name], tried[name],
-                    judge.explain(verdicts[name], plans[name]), workspace, clock.seconds,
+                    judge.explain_refusal(verdicts[name], plans[name]), workspace, clock.seconds,
                 )
             )  # fmt: skip
     return tuple(built)

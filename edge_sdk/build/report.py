@@ -196,7 +196,6 @@ _ACCURACY = {
     "cosine": "Cosine to the original",
     "accuracy_drop_points": "Accuracy drop",
 }
-_BASELINE = "onnx-fp32"  # what the winner's latency is compared with
 
 
 def _compare_size(values: Mapping[str, Quantity], original_mb: float) -> str:
@@ -208,15 +207,20 @@ def _compare_size(values: Mapping[str, Quantity], original_mb: float) -> str:
 
 
 def _compare_latency(report: Report, values: Mapping[str, Quantity]) -> str:
-    """How the winner compares with the float model on this host, where both were run."""
-    if report.verdict.winner == _BASELINE:
-        return ""
-    baseline = next((one for one in report.measurements if one.candidate == _BASELINE), None)
+    """How the winner compares with its target's float form on this host, if both were run."""
+    chosen = report.plan.chosen
+    targets: dict[str, str] = {one.name: one.spec.target for one in chosen}
+    references: dict[str, str] = {
+        one.spec.target: one.name for one in chosen if one.spec.is_reference
+    }
+    winner = report.verdict.winner
+    reference = references.get(targets.get(winner, ""), winner)
+    measurement = next((one for one in report.measurements if one.candidate == reference), None)
     here = _number_of(values, "host_p50_ms")
-    float_ms = _number_of(baseline.values, "host_p50_ms") if baseline else None
-    if not here or not float_ms:
+    float_ms = _number_of(measurement.values, "host_p50_ms") if measurement else None
+    if reference == winner or not here or not float_ms:
         return ""
-    return f"on this host {format_number(here)} ms, {_BASELINE} {format_number(float_ms)} ms"
+    return f"on this host {format_number(here)} ms, {reference} {format_number(float_ms)} ms"
 
 
 def _number_of(values: Mapping[str, Quantity], name: str) -> float | None:

@@ -89,15 +89,15 @@ _CHOICES = {
 
 
 class BuildRequest(BuildOptions, frozen=True, kw_only=True):
-    """A model, its profiles and the options, with the files that options name already read."""
+    """A model, its profiles and the options, whose paths and files are resolved: make_request()."""
 
     model: Path
     profiles: tuple[Profile, ...]
-    out: Path = Path("dist")
-    labels: Path | None = None
-    preprocess: ImageRecipe | None = None
-    class_names: tuple[str, ...] = ()
-    cache: Path | None = None
+    out: Path
+    labels: Path | None
+    preprocess: ImageRecipe | None
+    class_names: tuple[str, ...]
+    cache: Path | None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -83,4 +83,4 @@ def build_packages(
         console.print_json(results)
     else:
         render_build(results)
-    judge.check((r.verdict for r in results), strict=strict)
+    judge.check_verdicts((result.verdict for result in results), strict=strict)

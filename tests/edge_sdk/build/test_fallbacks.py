@@ -7,7 +7,7 @@ import pytest
 import device_profiles
 from converters import registry as converters
 from edge_sdk.build import fallbacks, judge, planner
-from edge_sdk.build.request import BuildRequest
+from edge_sdk.build.request import BuildOptions, make_request
 from edge_sdk.build.stages import Decision, Measurement, Plan, Quantity
 from edge_sdk.build.trials import CandidateTrial
 
@@ -34,7 +34,7 @@ def plan(*names, out=()):
 
 
 def request(**more):
-    return BuildRequest(model=Path("m.onnx"), profiles=(DEVICE,), **more)
+    return make_request("m.onnx", (DEVICE,), BuildOptions(**more))
 
 
 def measured(name, drop=0.0, mb=1.0, error=""):

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from converters import registry as converters
 from edge_core.profile import Budgets, Cpu, Memory, Platform, Profile, Runtime, Storage
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import judge, report
+from edge_sdk.build import judge, planner, report
 from edge_sdk.build.stages import (
     Artifact,
     Decision,
@@ -42,6 +43,10 @@ MODEL = Model(
     dynamic=(), facets={},
 )  # fmt: skip
 HERE = "onnxruntime 1.23.2 on this x86_64 host"
+FLOAT = planner.resolve(converters.get("onnx-fp32").SPEC, PROFILE)
+INT8 = msgspec.structs.replace(
+    FLOAT, spec=msgspec.structs.replace(FLOAT.spec, name="onnx-int8-static", is_reference=False)
+)
 PLAN = Plan(
     model="efficientnet-lite0.onnx",
     profile="raspberry-pi-4b",
@@ -57,7 +62,7 @@ PLAN = Plan(
             evidence="EfficientNet-Lite0, blockwise INT4: top-1 agreement 0.61",
         ),
     ),
-    chosen=(),
+    chosen=(FLOAT, INT8),
 )
 
 
