@@ -70,7 +70,7 @@ def render_overview(overview: Overview) -> None:
 
 def _render_status(status: Document) -> None:
     word = "ready" if status["ready"] else "not ready"
-    errors = ", ".join(f"{n} {name}" for name, n in status["errors"].items()) or "no errors"
+    errors = ", ".join(f"{count} {name}" for name, count in status["errors"].items()) or "no errors"
     typer.echo(f"{word}, up {status['uptime_s']:.0f} s, {status['swaps']} swaps, {errors}")
     if status["health"]:
         typer.echo(status["health"])

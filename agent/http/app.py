@@ -45,8 +45,8 @@ class App:
 
     def __init__(self, agent: Agent, http: Http, limits: Limits) -> None:
         self._agent, self._limits = agent, limits
-        self._most = int(http.max_body_mb * 1e6)
-        self._held = BodyBudget(max(limits.bodies, 2 * self._most))
+        self._max_body = int(http.max_body_mb * 1e6)
+        self._budget = BodyBudget(max(limits.bodies, 2 * self._max_body))
         self._local = not http.socket and origin.is_local(http.host)
         self._offloading = asyncio.Lock()  # one large document at a time: each takes much memory
         self._loading = asyncio.Lock()
@@ -55,12 +55,12 @@ class App:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
         headers: Headers = scope["headers"]
-        body = Body(headers, receive, self._most, self._held, self._limits)
+        body = Body(headers, receive, self._max_body, self._budget, self._limits)
         try:
             try:
                 reply = await self._reply(scope, headers, body)
-            except EdgeError as e:
-                reply = refusal(e)
+            except EdgeError as error:
+                reply = refusal(error)
             except Exception:  # a request's root: the client must hear of it
                 log.exception("event=http_failed path=%r", scope["path"])
                 reply = refusal(EdgeError("the server failed; its log says why"))
@@ -68,7 +68,7 @@ class App:
                 reply[1].append((b"connection", b"close"))
             await deliver(reply, send)
         finally:
-            body.free()
+            body.release()
 
     async def _reply(self, scope: dict[str, Any], headers: Headers, body: Body) -> Reply:
         self._check_head(scope, headers)
@@ -175,8 +175,8 @@ class App:
             raise TooLarge(f"the body has {len(data)} bytes; limit {self._limits.note}")
         try:
             return msgspec.json.decode(data or b"{}", type=kind)
-        except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
-            raise InputError(f"the body is not understood: {e}") from e
+        except (ValueError, RecursionError) as error:  # MsgspecError is a ValueError
+            raise InputError(f"the body is not understood: {error}") from error
 
     async def _infer(self, name: str, version: str, headers: Headers, body: Body) -> Reply:
         """One inference. The agent counts what it answers and refuses; the rest is counted here."""
@@ -203,8 +203,8 @@ class App:
         start = time.perf_counter_ns()
         try:
             yield
-        except BaseException as e:
-            self._agent.counters.count_error(name, time.perf_counter_ns() - start, e)
+        except BaseException as error:
+            self._agent.counters.count_error(name, time.perf_counter_ns() - start, error)
             raise
 
     async def _read_request(
@@ -255,7 +255,7 @@ class App:
             return await asyncio.to_thread(function, *arguments)
 
 
-async def busy(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+async def refuse_connection(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """The application of a connection beyond the limit."""
     reply = refusal(
         Unavailable("too many connections", hint="close some, or raise http.max_connections")
@@ -283,9 +283,11 @@ PATHS = (
 def _path(raw: bytes) -> list[str]:
     """The decoded segments of a path; a slash within one does not part it."""
     try:
-        segments = [unquote(s, errors="strict") for s in raw.decode("ascii").split("/")[1:]]
-    except UnicodeDecodeError as e:
-        raise Refused(404, "the path is not UTF-8") from e
+        segments = [
+            unquote(segment, errors="strict") for segment in raw.decode("ascii").split("/")[1:]
+        ]
+    except UnicodeDecodeError as error:
+        raise Refused(404, "the path is not UTF-8") from error
     return segments[:-1] if segments[-1:] == [""] else segments
 
 

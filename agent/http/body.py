@@ -1,9 +1,9 @@
 """The body of one HTTP request, read within bounds of bytes and time.
 
-body = Body(headers, receive, most, held, limits)
-data = await body.read(lead)      one buffer; the byte at ``lead`` has an aligned address
+body = Body(headers, receive, max_bytes, budget, limits)
+data = await body.read(offset)    one buffer; the byte at ``offset`` has an aligned address
 await body.drop()                 so that a refused client can read why
-body.free()                       the caller needs the bytes no more
+body.release()                     the caller needs the bytes no longer
 """
 
 from __future__ import annotations
@@ -21,100 +21,107 @@ from edge_core.errors import EdgeError, InputError, Unavailable
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
-class Gone(EdgeError):
+class ClientGone(EdgeError):
     """The client closed the connection before its request was complete."""
 
 
 class TooSlow(InputError):
-    """The body did not come in time."""
+    """The body did not arrive in time."""
 
 
 class BodyBudget:
     """Bytes of all bodies that are in memory at this moment."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.now = 0
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used = 0
 
-    def take(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Count bytes in; raises Unavailable when they would be too many."""
-        if self.now + size > self.most:
-            raise Unavailable(f"other requests hold {self.now} of {self.most} bytes for bodies")
-        self.now += size
+        if self.used + size > self.max_bytes:
+            raise Unavailable(
+                f"other requests hold {self.used} of {self.max_bytes} bytes for bodies"
+            )
+        self.used += size
 
 
 class Body:
-    """One request's body of at most ``most`` bytes."""
+    """One request's body of at most ``max_bytes`` bytes."""
 
     def __init__(
-        self, headers: Headers, receive: Receive, most: int, held: BodyBudget, limits: Limits
+        self, headers: Headers, receive: Receive, max_bytes: int, budget: BodyBudget, limits: Limits
     ) -> None:
-        self._receive, self._most, self._held, self._limits = receive, most, held, limits
-        self._pieces = BodyBuffer()
-        self._counted = 0  # bytes in ``held``
+        self._receive, self._max_bytes, self._budget, self._limits = (
+            receive,
+            max_bytes,
+            budget,
+            limits,
+        )
+        self._buffer = BodyBuffer()
+        self._counted = 0  # bytes in the budget
         names = dict(headers)
         length = names.get(b"content-length", b"")
         self._length = int(length) if length.isdigit() else 0  # the parser refuses others
         self._ended = not self._length and b"transfer-encoding" not in names
-        self._announced = b"expect" in names
+        self._waits_for_continue = b"expect" in names
 
-    async def read(self, lead: int = 0) -> memoryview:
-        """The whole body. Raises TooLarge, TooSlow, Unavailable, Gone."""
-        if self._length > self._most:
+    async def read(self, aligned_offset: int = 0) -> memoryview:
+        """The whole body. Raises TooLarge, TooSlow, Unavailable, ClientGone."""
+        if self._length > self._max_bytes:
             raise self._too_large(self._length)
         async with _Timer(self._limits.body_s) as timer:
             await self._collect()
         if timer.expired:
-            raise TooSlow(f"{self._counted} bytes of the body came in {self._limits.body_s:g} s")
-        data = self._pieces.joined(lead)
-        self._pieces.clear()
+            raise TooSlow(f"{self._counted} bytes of the body arrived in {self._limits.body_s:g} s")
+        data = self._buffer.join(aligned_offset)
+        self._buffer.clear()
         return data
 
     async def drop(self) -> bool:
-        """Read and forget the rest, for a moment; has all of it come?
+        """Read and discard the rest, for a moment; has all of it arrived?
 
         Closing a connection with unread bytes would take the answer away from the client.
         """
         if self._ended:
             return True
-        if self._announced and not self._counted:
-            return False  # it waits for our word before it sends
-        self.free()
-        with suppress(Gone):
+        if self._waits_for_continue and not self._counted:
+            return False  # it sends nothing before we ask for it
+        self.release()
+        with suppress(ClientGone):
             async with _Timer(self._limits.drop_s):
-                await self._forget()
+                await self._discard()
         return self._ended
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Forget what was read; its arrays may live on for a while."""
-        self._pieces.clear()
-        self._held.now -= self._counted
+        self._buffer.clear()
+        self._budget.used -= self._counted
         self._counted = 0
 
     async def _collect(self) -> None:
         while not self._ended:
             part = await self._next()
-            if self._counted + len(part) > self._most:
+            if self._counted + len(part) > self._max_bytes:
                 raise self._too_large(self._counted + len(part))
-            self._held.take(len(part))
+            self._budget.reserve(len(part))
             self._counted += len(part)
-            self._pieces += part
+            self._buffer += part
 
-    async def _forget(self) -> None:
+    async def _discard(self) -> None:
         while not self._ended:
             await self._next()
 
     async def _next(self) -> bytes:
         message = await self._receive()
         if message["type"] != "http.request":
-            raise Gone("the client went away")
+            raise ClientGone("the client went away")
         self._ended = not message.get("more_body", False)
         part: bytes = message.get("body", b"")
         return part
 
     def _too_large(self, size: int) -> TooLarge:
         return TooLarge(
-            f"the body has {size} bytes or more; limit {self._most}",
+            f"the body has {size} bytes or more; limit {self._max_bytes}",
             hint="send less at once, or raise http.max_body_mb",
         )
 

@@ -1,4 +1,4 @@
-"""A body as it comes: pieces of any size, put together once, where a tensor wants to lie."""
+"""A body as it arrives: chunks of any size, joined once, at the address that a tensor needs."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ class BodyBuffer:
     """Has what uvicorn does with the bytearray that it gathers a body in: +=, len() and bytes()."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes | bytearray] = []
+        self._chunks: list[bytes | bytearray] = []
         self._size = 0
 
-    def __iadd__(self, piece: bytes) -> BodyBuffer:
-        self._size += len(piece)
-        if len(piece) >= SMALL:
-            self._pieces.append(piece)
-        elif self._pieces and isinstance(self._pieces[-1], bytearray):
-            self._pieces[-1] += piece
+    def __iadd__(self, chunk: bytes) -> BodyBuffer:
+        self._size += len(chunk)
+        if len(chunk) >= SMALL:
+            self._chunks.append(chunk)
+        elif self._chunks and isinstance(self._chunks[-1], bytearray):
+            self._chunks[-1] += chunk
         else:
-            self._pieces.append(bytearray(piece))
+            self._chunks.append(bytearray(chunk))
         return self
 
     def __len__(self) -> int:
         return self._size
 
     def __bytes__(self) -> bytes:
-        return b"".join(self._pieces)
+        return b"".join(self._chunks)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._pieces.clear()
+        self._chunks.clear()
         self._size = 0
 
-    def joined(self, lead: int) -> memoryview:
-        """All in one buffer, in which the byte at ``lead`` has an address of ALIGNMENT's."""
+    def join(self, aligned_offset: int) -> memoryview:
+        """All in one buffer, in which the byte at ``aligned_offset`` has an aligned address."""
         space = np.empty(self._size + ALIGNMENT, np.uint8)
-        start = -(int(space.__array_interface__["data"][0]) + lead) % ALIGNMENT
+        start = -(int(space.__array_interface__["data"][0]) + aligned_offset) % ALIGNMENT
         data = space[start : start + self._size].data
-        at = 0
-        for piece in self._pieces:
-            data[at : at + len(piece)] = piece
-            at += len(piece)
+        end = 0
+        for chunk in self._chunks:
+            data[end : end + len(chunk)] = chunk
+            end += len(chunk)
         return data

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from agent.http.app import busy
+from agent.http.app import refuse_connection
 from agent.http.body_buffer import BodyBuffer
 from agent.http.limits import Limits
 
@@ -22,8 +22,8 @@ class ConnectionGuard(asyncio.Protocol):
     """Mixed into one of uvicorn's HTTP protocols, which has these attributes."""
 
     limits: Limits
-    most: int  # connections that are served
-    largest: int  # bytes of a body
+    max_connections: int  # that are served
+    max_body: int  # bytes
     app: Any  # called with each request
     connections: set[Any]
     cycle: Any  # the request in progress, or the last one
@@ -31,16 +31,16 @@ class ConnectionGuard(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, refuse it or cut it."""
         assert isinstance(transport, asyncio.Transport)
-        self._wire = transport
+        self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._since: float | None = self._loop.time()  # a head is awaited
-        self._kept = 0  # bytes of a head
-        self._left, self._moved = 0, 0.0  # bytes to be written, and since when so many
+        self._head_size = 0  # bytes of a head
+        self._unsent, self._moved = 0, 0.0  # bytes to be written, and since when so many
         super().connection_made(transport)
-        if len(self.connections) > self.most + self.limits.spare:
+        if len(self.connections) > self.max_connections + self.limits.spare:
             transport.abort()
-        elif len(self.connections) > self.most:
-            self.app = busy
+        elif len(self.connections) > self.max_connections:
+            self.app = refuse_connection
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on, unless they are part of an endless head."""
@@ -48,11 +48,11 @@ class ConnectionGuard(asyncio.Protocol):
             self._since = self._loop.time()
         super().data_received(data)
         if not self._idle:
-            self._since, self._kept = None, 0
+            self._since, self._head_size = None, 0
             return
-        self._kept += len(data)
-        if self._kept > 2 * self.limits.head:  # the application refuses whole ones
-            self._wire.abort()
+        self._head_size += len(data)
+        if self._head_size > 2 * self.limits.head:  # the application refuses whole ones
+            self._transport.abort()
 
     def on_body(self, body: bytes) -> None:
         """httptools found a piece of a body: keep it until there are enough of them.
@@ -61,7 +61,7 @@ class ConnectionGuard(asyncio.Protocol):
         twice, costs 0.1 ms.
         """
         cycle = self.cycle
-        share = min(GATHER, GATHER_ALL // max(1, len(self.connections)), self.largest)
+        share = min(GATHER, GATHER_ALL // max(1, len(self.connections)), self.max_body)
         if len(cycle.body) + len(body) > share:
             super().on_body(body)  # type: ignore[misc]  # with h11 nobody calls this
         elif not cycle.response_complete:
@@ -71,12 +71,12 @@ class ConnectionGuard(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Cut the connection if it has taken too long; called every second or so."""
-        left = self._wire.get_write_buffer_size()
-        if left != self._left:
-            self._left, self._moved = left, now
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._moved = unsent, now
         late = self._since is not None and now - self._since > self.limits.head_s
-        if late or (left and now - self._moved > self.limits.stuck_s):
-            self._wire.abort()
+        if late or (unsent and now - self._moved > self.limits.stuck_s):
+            self._transport.abort()
 
     @property
     def _idle(self) -> bool:

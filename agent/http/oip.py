@@ -150,17 +150,17 @@ def parse(body: memoryview, length: int | None, manifest: PackagedModel) -> OipR
         )
     try:
         document = _decoder.decode(text)
-    except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
-        raise InputError(f"this is no inference request: {e}") from e
-    arrays = _arrays(document.inputs, body[len(text) :], manifest)
+    except (ValueError, RecursionError) as error:  # MsgspecError is a ValueError
+        raise InputError(f"this is no inference request: {error}") from error
+    arrays = _read_arrays(document.inputs, body[len(text) :], manifest)
     parameters = document.parameters
     limits = [ms for ms in (parameters.timeout / 1000, parameters.deadline_ms) if ms]
     return OipRequest(
-        inputs=_inputs(arrays, manifest),
-        outputs=_requested_outputs(document, manifest),
+        inputs=_to_inputs(arrays, manifest),
+        outputs=_read_outputs(document, manifest),
         id=document.id,
         deadline_ms=min(limits, default=None),
-        top=_top(parameters.top, manifest),
+        top=_check_top(parameters.top, manifest),
         top_binary=parameters.binary_data_output,
         cache=parameters.cache,
         version=manifest.version,
@@ -208,7 +208,7 @@ def encode(answer: Answer, request: OipRequest) -> tuple[Headers, list[Part]]:
     return headers, [head, *(part for part in tail if len(part))]
 
 
-def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: PackagedModel) -> Feeds:
+def _read_arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: PackagedModel) -> Feeds:
     arrays: Feeds = {}
     start = 0
     for described in inputs:
@@ -234,7 +234,7 @@ def _arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: PackagedMode
     return arrays
 
 
-def _inputs(arrays: Feeds, manifest: PackagedModel) -> Inputs:
+def _to_inputs(arrays: Feeds, manifest: PackagedModel) -> Inputs:
     """The arrays as the agent takes them: a picture, or feeds with strings as str."""
     kinds = {spec.name: spec.dtype for spec in manifest.inputs}
     feeds: Feeds = {}
@@ -253,12 +253,12 @@ def _decode_texts(array: Array, name: str) -> Array:
     try:
         for i, text in enumerate(array.reshape(-1)):
             texts[i] = text if isinstance(text, str) else text.decode()
-    except UnicodeDecodeError as e:
-        raise InputError(f"input '{name}': element {i} is not UTF-8: {e.reason}") from e
+    except UnicodeDecodeError as error:
+        raise InputError(f"input '{name}': element {i} is not UTF-8: {error.reason}") from error
     return texts.reshape(array.shape)
 
 
-def _requested_outputs(document: _Body, manifest: PackagedModel) -> tuple[RequestedOutput, ...]:
+def _read_outputs(document: _Body, manifest: PackagedModel) -> tuple[RequestedOutput, ...]:
     specs = {spec.name: spec for spec in manifest.outputs}
     default = document.parameters.binary_data_output
     if not document.outputs:
@@ -279,7 +279,7 @@ def _requested_outputs(document: _Body, manifest: PackagedModel) -> tuple[Reques
     return tuple(requested.values())
 
 
-def _top(top: int, manifest: PackagedModel) -> int:
+def _check_top(top: int, manifest: PackagedModel) -> int:
     if top and not manifest.class_scores:
         raise InputError(f"'top' is {top}; {manifest.name} gives no class scores")
     if top and any(spec.name == TOP for spec in manifest.outputs):

@@ -55,15 +55,15 @@ def document(status: int, value: object) -> Reply:
     return status, headers, [raw]
 
 
-def refusal(e: EdgeError) -> Reply:
+def refusal(error: EdgeError) -> Reply:
     """The response that tells an error."""
-    status = next((s for kind, s in STATUS if isinstance(e, kind)), 500)
+    status = next((s for kind, s in STATUS if isinstance(error, kind)), 500)
     reply = document(
-        e.status if isinstance(e, Refused) else status,
-        {"error": f"{e.what}; {e.hint}" if e.hint else e.what},
+        error.status if isinstance(error, Refused) else status,
+        {"error": f"{error.what}; {error.hint}" if error.hint else error.what},
     )
-    if isinstance(e, Refused) and e.allow:
-        reply[1].append((b"allow", e.allow.encode()))
+    if isinstance(error, Refused) and error.allow:
+        reply[1].append((b"allow", error.allow.encode()))
     elif status in (429, 503):
         reply[1].append((b"retry-after", b"1"))
     return reply

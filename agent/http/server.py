@@ -48,7 +48,9 @@ class Server:
     def start(self) -> str:
         """Listen and return the address. Raises InputError if that is not possible."""
         http = self._http
-        listener = _unix(Path(http.socket)) if http.socket else _tcp(http.host, http.port)
+        listener = (
+            _listen_unix(Path(http.socket)) if http.socket else _listen_tcp(http.host, http.port)
+        )
         self._thread = threading.Thread(
             target=self._uvicorn.run, args=([listener],), name="http", daemon=True
         )
@@ -83,8 +85,8 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, app: App, http: Http, limits: Limits) -> None:
         bounds = {
             "limits": limits,
-            "most": http.max_connections,
-            "largest": int(http.max_body_mb * 1e6),
+            "max_connections": http.max_connections,
+            "max_body": int(http.max_body_mb * 1e6),
         }
         # The protocol is a variable there, so the class is made at run time.
         connection: Any = type("Connection", (ConnectionGuard, AutoHTTPProtocol), bounds)
@@ -124,25 +126,25 @@ class _Uvicorn(uvicorn.Server):
             connection.check(now)  # type: ignore[union-attr]  # a ConnectionGuard
 
 
-def _tcp(host: str, port: int) -> socket.socket:
+def _listen_tcp(host: str, port: int) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (OSError, UnicodeError) as e:  # no name, or none that could be one
-        raise InputError(f"http.host '{host}' is no address: {e}") from e
+    except (OSError, UnicodeError) as error:  # no name, or none that could be one
+        raise InputError(f"http.host '{host}' is no address: {error}") from error
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as e:
+    except OSError as error:
         listener.close()
-        raise _cannot(f"{host}:{port}", e) from e
+        raise _to_input_error(f"{host}:{port}", error) from error
     return listener
 
 
-def _unix(path: Path) -> socket.socket:
+def _listen_unix(path: Path) -> socket.socket:
     """A socket that only this user may connect to; one that a crash left behind is replaced."""
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -150,9 +152,9 @@ def _unix(path: Path) -> socket.socket:
         listener.bind(str(path))
         path.chmod(0o600)  # nobody can connect before listen()
         listener.listen(BACKLOG)
-    except OSError as e:
+    except OSError as error:
         listener.close()
-        raise _cannot(str(path), e) from e
+        raise _to_input_error(str(path), error) from error
     return listener
 
 
@@ -173,10 +175,10 @@ def _remove_stale(path: Path) -> None:
     raise InputError(f"http.socket: another process listens on {path}")
 
 
-def _cannot(where: str, e: OSError) -> EdgeError:
+def _to_input_error(where: str, error: OSError) -> EdgeError:
     hint = ""
-    if e.errno == errno.EADDRINUSE:
+    if error.errno == errno.EADDRINUSE:
         hint = "another process uses it; set http.port, or stop that one"
-    elif e.errno == errno.EACCES:
+    elif error.errno == errno.EACCES:
         hint = "ports below 1024 and other users' folders need rights"
-    return InputError(f"cannot listen on {where}: {e.strerror or e}", hint=hint)
+    return InputError(f"cannot listen on {where}: {error.strerror or error}", hint=hint)

@@ -26,7 +26,7 @@ def check_input(
     if spec is None:
         known = ", ".join(spec.name for spec in manifest.inputs)
         raise InputError(f"the model has no {what}", hint=f"inputs: {known}")
-    wire.elements(kind, shape, what)
+    wire.count_elements(kind, shape, what)
     if kind == "BYTES" and spec.dtype != "string":
         _check_picture(spec, shape, is_binary, manifest)
         return

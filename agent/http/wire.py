@@ -47,117 +47,120 @@ def datatype(dtype: str) -> str:
     return _NAMES[dtype]
 
 
-def datatype_of(a: Array) -> str:
+def datatype_of(array: Array) -> str:
     """The protocol's name of an array's type."""
-    return datatype("string" if a.dtype.kind in "OUS" else a.dtype.name)
+    return datatype("string" if array.dtype.kind in "OUS" else array.dtype.name)
 
 
-def from_binary(data: memoryview, kind: str, shape: tuple[int, ...], what: str) -> Array:
+def from_binary(data: memoryview, kind: str, shape: tuple[int, ...], where: str) -> Array:
     """The tensor of datatype ``kind`` that ``data`` holds; BYTES become bytes objects."""
-    count, _ = elements(kind, shape, what)
+    count, _ = count_elements(kind, shape, where)
     if kind == "BYTES":
-        return _strings(data, count, what).reshape(shape)
+        return _read_strings(data, count, where).reshape(shape)
     dtype = np.dtype(DATATYPES[kind]).newbyteorder("<")
     if len(data) != count * dtype.itemsize:
         raise InputError(
-            f"{what} has {len(data)} bytes; {kind} of shape {_text(shape)} has "
+            f"{where} has {len(data)} bytes; {kind} of shape {_format(shape)} has "
             f"{count * dtype.itemsize}"
         )
     if not count:
         return np.empty(shape, dtype)
     if kind == "BOOL" and np.frombuffer(data, np.uint8).max() > 1:
-        raise InputError(f"{what}: a BOOL is a byte of 0 or 1")
-    a = np.frombuffer(data, dtype).reshape(shape)
-    return a if a.flags.aligned else a.copy()  # vector units of some processors insist
+        raise InputError(f"{where}: a BOOL is a byte of 0 or 1")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    return array if array.flags.aligned else array.copy()  # vector units of some processors insist
 
 
-def from_json(text: bytes, kind: str, shape: tuple[int, ...], what: str) -> Array:
+def from_json(text: bytes, kind: str, shape: tuple[int, ...], where: str) -> Array:
     """The tensor of a JSON array, nested as ``shape`` says or flat; BYTES become str objects."""
-    count, span = elements(kind, shape, what)
+    count, span = count_elements(kind, shape, where)
     depth = re.match(rb"[\[ \t\r\n]*", text)[0].count(b"[")  # type: ignore[index]  # matches
     if not 1 <= depth <= max(1, len(shape)):
-        raise InputError(f"{what}: 'data' is an array, flat or nested like {_text(shape)}")
-    if _at_least(text, texts=kind == "BYTES" and count > 0) > 2 * span + SLACK:
-        raise InputError(f"{what} has far more elements than shape {_text(shape)}")
+        raise InputError(f"{where}: 'data' is an array, flat or nested like {_format(shape)}")
+    if _count_at_least(text, texts=kind == "BYTES" and count > 0) > 2 * span + SLACK:
+        raise InputError(f"{where} has far more elements than shape {_format(shape)}")
     try:
-        data = _decoder(kind, depth, kind == "BYTES" and count > 0).decode(text)
-    except (ValueError, RecursionError) as e:  # MsgspecError is a ValueError
-        raise InputError(f"{what}: 'data' is not {kind}: {e}") from e
-    flat = _flat(data, depth, shape if count else (), what)
+        data = _make_decoder(kind, depth, kind == "BYTES" and count > 0).decode(text)
+    except (ValueError, RecursionError) as error:  # MsgspecError is a ValueError
+        raise InputError(f"{where}: 'data' is not {kind}: {error}") from error
+    flat = _flatten(data, depth, shape if count else (), where)
     if len(flat) != count:
-        raise InputError(f"{what} has {len(flat)} elements; shape {_text(shape)} has {count}")
+        raise InputError(f"{where} has {len(flat)} elements; shape {_format(shape)} has {count}")
     try:
         with np.errstate(over="ignore"):  # becomes an infinity, and is refused as one
             return np.array(flat, object if kind == "BYTES" else DATATYPES[kind]).reshape(shape)
-    except OverflowError as e:
-        raise InputError(f"{what}: 'data' is not {kind}: {e}") from e
+    except OverflowError as error:
+        raise InputError(f"{where}: 'data' is not {kind}: {error}") from error
 
 
-def to_binary(a: Array) -> memoryview | bytes:
+def to_binary(array: Array) -> memoryview | bytes:
     """The tensor's bytes."""
-    if a.dtype.kind in "OUS":
-        texts = [_raw(t) for t in a.reshape(-1)]
-        return b"".join(chain.from_iterable((struct.pack("<I", len(t)), t) for t in texts))
-    if not a.size:
+    if array.dtype.kind in "OUS":
+        texts = [_to_bytes(text) for text in array.reshape(-1)]
+        return b"".join(chain.from_iterable((struct.pack("<I", len(text)), text) for text in texts))
+    if not array.size:
         return b""
-    flat = np.ascontiguousarray(a, a.dtype.newbyteorder("<")).reshape(-1)
+    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
     return flat.view(np.uint8).data
 
 
-def to_json(a: Array) -> list[Any]:
+def to_json(array: Array) -> list[Any]:
     """The tensor's values, flat. What is no finite number becomes null: JSON has no word for it."""
-    if a.dtype.kind in "OUS":
-        return [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in a.reshape(-1)]
-    values: list[Any] = a.reshape(-1).tolist()
+    if array.dtype.kind in "OUS":
+        return [
+            text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+            for text in array.reshape(-1)
+        ]
+    values: list[Any] = array.reshape(-1).tolist()
     return values
 
 
-def elements(kind: str, shape: tuple[int, ...], what: str) -> tuple[int, int]:
+def count_elements(kind: str, shape: tuple[int, ...], where: str) -> tuple[int, int]:
     """How many elements the tensor has, and how many if no dimension were 0.
 
     Raises InputError for an unknown type or too many.
     """
     if kind not in DATATYPES:
-        raise InputError(f"{what} has datatype '{kind}'", hint=f"one of: {', '.join(DATATYPES)}")
+        raise InputError(f"{where} has datatype '{kind}'", hint=f"one of: {', '.join(DATATYPES)}")
     count = span = 1
-    for d in shape:
-        count *= d
-        span *= d or 1  # NumPy multiplies the dimensions of an empty array too
+    for size in shape:
+        count *= size
+        span *= size or 1  # NumPy multiplies the dimensions of an empty array too
     most = MAX_STRINGS if kind == "BYTES" else MAX_ELEMENTS
     if span > most:
-        raise InputError(f"{what} has shape {_text(shape)}; at most {most} elements are read")
+        raise InputError(f"{where} has shape {_format(shape)}; at most {most} elements are read")
     return count, span
 
 
-def _at_least(text: bytes, *, texts: bool) -> int:
+def _count_at_least(text: bytes, *, texts: bool) -> int:
     """So many elements, or lists without any, JSON arrays have at the least; costs no memory."""
     if texts:  # a quote of which a backslash comes first may or may not be the end of a text
         return (text.count(b'"') - text.count(b'\\"')) // 2
     return text.count(b",")
 
 
-def _strings(data: memoryview, count: int, what: str) -> Array:
+def _read_strings(data: memoryview, count: int, where: str) -> Array:
     if 4 * count > len(data):
         raise InputError(
-            f"{what}: {len(data)} bytes hold {len(data) // 4} BYTES elements, not {count}"
+            f"{where}: {len(data)} bytes hold {len(data) // 4} BYTES elements, not {count}"
         )
-    found = np.empty(count, object)
-    at = 0
+    texts = np.empty(count, object)
+    start = 0
     for i in range(count):
-        end = at + 4
+        end = start + 4
         if end <= len(data):
-            end += int.from_bytes(data[at : at + 4], "little")
+            end += int.from_bytes(data[start : start + 4], "little")
         if end > len(data):
-            raise InputError(f"{what}: {len(data)} bytes hold {i} BYTES elements, not {count}")
-        found[i] = bytes(data[at + 4 : end])
-        at = end
-    if at != len(data):
-        raise InputError(f"{what} has {len(data) - at} bytes after its {count} BYTES elements")
-    return found
+            raise InputError(f"{where}: {len(data)} bytes hold {i} BYTES elements, not {count}")
+        texts[i] = bytes(data[start + 4 : end])
+        start = end
+    if start != len(data):
+        raise InputError(f"{where} has {len(data) - start} bytes after its {count} BYTES elements")
+    return texts
 
 
 @cache
-def _decoder(kind: str, depth: int, filled: bool) -> msgspec.json.Decoder[Any]:
+def _make_decoder(kind: str, depth: int, filled: bool) -> msgspec.json.Decoder[Any]:
     """Of a JSON array with that many levels; strict: 1.0 is no integer and true is no number.
 
     ``filled``: none of its lists is empty.
@@ -173,21 +176,21 @@ def _decoder(kind: str, depth: int, filled: bool) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(leaf)
 
 
-def _flat(data: list[Any], depth: int, shape: tuple[int, ...], what: str) -> list[Any]:
+def _flatten(data: list[Any], depth: int, shape: tuple[int, ...], where: str) -> list[Any]:
     """The elements of nested lists, which must be nested as ``shape`` says; () for an empty one."""
     if depth > 1 and shape and depth != len(shape):
-        raise InputError(f"{what}: 'data' is nested {depth} deep; its shape is {_text(shape)}")
+        raise InputError(f"{where}: 'data' is nested {depth} deep; its shape is {_format(shape)}")
     level = [data]
     for axis in range(depth):
         if depth > 1 and shape and any(len(part) != shape[axis] for part in level):
-            raise InputError(f"{what}: 'data' is not nested like its shape {_text(shape)}")
+            raise InputError(f"{where}: 'data' is not nested like its shape {_format(shape)}")
         level = list(chain.from_iterable(level))
     return level
 
 
-def _raw(text: str | bytes) -> bytes:
+def _to_bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
 
 
-def _text(shape: tuple[int, ...]) -> str:
+def _format(shape: tuple[int, ...]) -> str:
     return f"[{','.join(map(str, shape))}]"

@@ -56,8 +56,8 @@ def clear_caches(settings: Config) -> tuple[str, ...]:
         for path in files.values():
             try:
                 delete_file(path)
-            except OSError as e:
-                raise storage_error(e, path) from e
+            except OSError as error:
+                raise storage_error(error, path) from error
     return tuple(files)
 
 
@@ -105,5 +105,5 @@ def calibrate_cache(
 def _inspect(path: Path) -> tuple[Table, ...]:
     try:
         return sqlite_file.read_tables(path)
-    except Exception as e:  # sqlite-utils lets sqlite3's errors through
-        raise StorageError(f"cannot read {path}: {e}", hint="edge-agent cache clear") from e
+    except Exception as error:  # sqlite-utils lets sqlite3's errors through
+        raise StorageError(f"cannot read {path}: {error}", hint="edge-agent cache clear") from error

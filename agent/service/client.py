@@ -1,9 +1,9 @@
-"""Asking the agent that runs on this device, over its own HTTP server.
+"""Asks the agent that runs on this device, over its own HTTP server.
 
-    live(running), ready(running)             is it there, does every model answer
-    status(running) -> dict                   as Agent.status()
-    reload(running, name) -> dict             serve what is installed now; that model's status
-    infer(running, manifest, source, top=5)   one input, answered by the agent
+    is_live(instance), is_ready(instance)      does it answer, does every model answer
+    status(instance) -> dict                   as Agent.status()
+    reload(instance, name) -> dict             serve what is installed now; that model's status
+    infer(instance, manifest, source, top=5)   one input, answered by the agent
 
 The standard library's client is enough for one request, on TCP or on a unix socket. Errors are the
 agent's own: Overloaded, InputError, ...; Unavailable if it does not answer.
@@ -53,66 +53,68 @@ ERRORS: dict[int, type[EdgeError]] = {
 Document = dict[str, Any]
 
 
-def live(running: Instance, timeout_s: float = TIMEOUT_S) -> bool:
+def is_live(instance: Instance, timeout_s: float = TIMEOUT_S) -> bool:
     """Does the server answer at all? A refusal is an answer.
 
-    So is the cut of a connection that was made: with too many of them the server's loop does that.
-    One that hangs does not, and the question waits for ``timeout_s``.
+    So is a connection that is cut after it was made: the server does that when there are too many.
+    A server that hangs does neither, and this waits for ``timeout_s``.
     """
     try:
-        _exchange(running, "GET", "/v2/health/live", timeout_s=timeout_s)
-    except Unavailable as e:
-        return isinstance(e.__cause__, ConnectionResetError | BrokenPipeError)
+        _exchange(instance, "GET", "/v2/health/live", timeout_s=timeout_s)
+    except Unavailable as error:
+        return isinstance(error.__cause__, ConnectionResetError | BrokenPipeError)
     return True
 
 
-def ready(running: Instance) -> bool:
+def is_ready(instance: Instance) -> bool:
     """Does every installed model answer?"""
-    return _exchange(running, "GET", "/v2/health/ready")[0] == 200
+    return _exchange(instance, "GET", "/v2/health/ready")[0] == 200
 
 
-def status(running: Instance) -> Document:
-    """Everything that the agent knows of itself."""
-    return _ask(running, "GET", "/v2/edge/status")
+def status(instance: Instance) -> Document:
+    """Everything that the agent knows about itself."""
+    return _ask(instance, "GET", "/v2/edge/status")
 
 
-def reload(running: Instance, name: str) -> Document:
+def reload(instance: Instance, name: str) -> Document:
     """Let the agent serve what is installed of ``name`` now; returns that model's status.
 
     Raises Unavailable with the reason if it cannot be served.
     """
     path = f"/v2/repository/models/{quote(name, safe='')}/load"
-    _ask(running, "POST", path, timeout_s=LOAD_S)
-    models: list[Document] = status(running)["models"]
-    return next(m for m in models if m["name"] == name)
+    _ask(instance, "POST", path, timeout_s=LOAD_S)
+    models: list[Document] = status(instance)["models"]
+    return next(model for model in models if model["name"] == name)
 
 
-def infer(running: Instance, manifest: PackagedModel, source: Path, *, top: int = 5) -> run.Answer:
+def infer(instance: Instance, manifest: PackagedModel, source: Path, *, top: int = 5) -> run.Answer:
     """The agent's answer to one input; ``ms`` is the whole request."""
-    top = top if manifest.class_scores and all(s.name != TOP for s in manifest.outputs) else 0
-    head, tail = _inputs(manifest, source)
+    top = top if manifest.class_scores and all(spec.name != TOP for spec in manifest.outputs) else 0
+    head, tail = _to_inputs(manifest, source)
     text = msgspec.json.encode({"inputs": head, "parameters": {"top": top}})
     headers = {"Content-Type": "application/octet-stream", LENGTH.decode(): str(len(text))}
     path = f"/v2/models/{quote(manifest.name, safe='')}/infer"
     start = time.perf_counter()
     reply = _ask(
-        running, "POST", path, body=b"".join([text, *tail]), headers=headers, timeout_s=INFER_S
+        instance, "POST", path, body=b"".join([text, *tail]), headers=headers, timeout_s=INFER_S
     )
     ms = (time.perf_counter() - start) * 1e3
-    outputs = {o["name"]: o for o in reply["outputs"]}
-    told = outputs.pop(TOP) if top else {"shape": [], "data": []}
-    labels = told["data"] if len(told["shape"]) == 1 else []  # else of several rows
+    outputs = {output["name"]: output for output in reply["outputs"]}
+    labels_output = outputs.pop(TOP) if top else {"shape": [], "data": []}
+    labels = (
+        labels_output["data"] if len(labels_output["shape"]) == 1 else []
+    )  # else of several rows
     return run.Answer(
         outputs={
-            name: np.reshape(np.array(o["data"], object), o["shape"]).tolist()
-            for name, o in outputs.items()
+            name: np.reshape(np.array(output["data"], object), output["shape"]).tolist()
+            for name, output in outputs.items()
         },
-        top=tuple(_scored(text) for text in labels),
+        top=tuple(_parse_scored(text) for text in labels),
         ms=ms,
     )
 
 
-def _inputs(manifest: PackagedModel, source: Path) -> tuple[list[Document], list[bytes]]:
+def _to_inputs(manifest: PackagedModel, source: Path) -> tuple[list[Document], list[bytes]]:
     """A picture goes as it is: the agent prepares it. Tensors go as the model takes them."""
     if source.suffix.lower() in IMAGE_SUFFIXES and manifest.preprocess and source.is_file():
         feeds: Feeds = {manifest.inputs[0].name: np.empty(1, object)}
@@ -120,30 +122,30 @@ def _inputs(manifest: PackagedModel, source: Path) -> tuple[list[Document], list
     else:
         feeds = run.read_input(source, manifest)
     head, tail = [], []
-    for name, a in feeds.items():
-        tail.append(bytes(wire.to_binary(a)))
+    for name, array in feeds.items():
+        tail.append(bytes(wire.to_binary(array)))
         size = {"binary_data_size": len(tail[-1])}
-        datatype = wire.datatype_of(a)
-        head.append({"name": name, "shape": a.shape, "datatype": datatype, "parameters": size})
+        datatype = wire.datatype_of(array)
+        head.append({"name": name, "shape": array.shape, "datatype": datatype, "parameters": size})
     return head, tail
 
 
-def _scored(text: str) -> run.Scored:
+def _parse_scored(text: str) -> run.Scored:
     """ "9.36:19:chickadee", or "9.36:19" of a model without labels."""
     score, index, *label = text.split(":", 2)
     return run.Scored(int(index), label[0] if label else index, float(score))
 
 
-def _ask(running: Instance, method: str, path: str, **more: Any) -> Document:
+def _ask(instance: Instance, method: str, path: str, **more: Any) -> Document:
     """The document of a reply; a refusal is raised as what it is."""
-    code, document = _exchange(running, method, path, **more)
+    code, document = _exchange(instance, method, path, **more)
     if code != 200:
         raise ERRORS.get(code, EdgeError)(str(document.get("error", f"HTTP status {code}")))
     return document
 
 
 def _exchange(
-    running: Instance,
+    instance: Instance,
     method: str,
     path: str,
     *,
@@ -152,25 +154,25 @@ def _exchange(
     timeout_s: float = TIMEOUT_S,
 ) -> tuple[int, Document]:
     """Status and document of a reply; raises Unavailable if there is none."""
-    connection = _connection(running, timeout_s)
+    connection = _connection(instance, timeout_s)
     try:
         connection.request(method, path, body=body, headers=headers or {})
         reply = connection.getresponse()
         return reply.status, msgspec.json.decode(reply.read(MAX_REPLY), type=Document)
-    except (OSError, http.client.HTTPException, msgspec.MsgspecError) as e:
+    except (OSError, http.client.HTTPException, msgspec.MsgspecError) as error:
         raise Unavailable(
-            f"the agent (process {running.pid}) does not answer at {running.address}: {e}"
-        ) from e
+            f"the agent (process {instance.pid}) does not answer at {instance.address}: {error}"
+        ) from error
     finally:
         connection.close()
 
 
-def _connection(running: Instance, timeout_s: float) -> http.client.HTTPConnection:
-    if not running.address:
-        raise Unavailable(f"the agent (process {running.pid}) serves without HTTP")
-    if running.address.startswith("unix:"):
-        return _Unix(running.address.removeprefix("unix:"), timeout_s)
-    parts = urlsplit(running.address)
+def _connection(instance: Instance, timeout_s: float) -> http.client.HTTPConnection:
+    if not instance.address:
+        raise Unavailable(f"the agent (process {instance.pid}) serves without HTTP")
+    if instance.address.startswith("unix:"):
+        return _Unix(instance.address.removeprefix("unix:"), timeout_s)
+    parts = urlsplit(instance.address)
     return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
 
 

@@ -166,8 +166,8 @@ def _wait_served(settings: Config, slot: Slot) -> tuple[str, str]:
 def _read_model(slots: Slots, name: str) -> Model:
     try:
         active: Active = slots.active(name)
-    except EdgeError as e:
-        return Model(name=name, why=e.what)
+    except EdgeError as error:
+        return Model(name=name, why=error.what)
     return Model(
         name=name,
         current=active.current,

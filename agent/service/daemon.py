@@ -1,10 +1,10 @@
 """The agent as a service: `python -m agent.service.daemon [--config FILE]`, or `edge-agent run`.
 
-    settings -> only one a data_dir -> Agent -> HTTP server -> READY -> wait -> drain -> end
+    settings -> instance lock -> Agent -> HTTP server -> READY -> wait -> drain -> end
 
-While it waits: what another process installed or rolled back is served within a second, SIGHUP does
-so at once, and the watchdog hears of us as long as the server answers and every model gets on.
-SIGTERM and SIGINT end it after the requests that were begun; a second one ends it at once.
+While it waits: what another process installed or rolled back is served within a second, SIGHUP
+reloads at once, and the watchdog is pinged as long as the server answers and every model makes
+progress. SIGTERM and SIGINT end it after the requests in flight; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ FORMAT = "%(levelname)s %(name)s: %(message)s"  # the journal adds the time
 Signals = queue.SimpleQueue[int]
 
 
-class Ending:
-    """What a signal to end does at once, whatever the process is busy with."""
+class Shutdown:
+    """What a signal to stop does at once, whatever the process is busy with."""
 
     def __init__(self) -> None:
         self.journal: Journal | None = None
 
-    def begins(self) -> None:
-        """From here on no death of the process is a model's fault."""
+    def start(self) -> None:
+        """From here on no death of the process is attributed to a model."""
         if self.journal:
             self.journal.stop()
 
@@ -61,42 +61,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notifier = Notifier(os.environ)
     os.environ.pop("NOTIFY_SOCKET", None)  # not for the children
     try:
-        path, as_json = _asked(sys.argv[1:] if arguments is None else arguments)
+        path, as_json = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
         settings = config.load_config(config.find_config(path))
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLines() if as_json else logging.Formatter(FORMAT))
         logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-        ending = Ending()
-        with _signals(ending) as signals:
-            serve(settings, notifier, signals, ending)
-    except EdgeError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
+        shutdown = Shutdown()
+        with _signals(shutdown) as signals:
+            serve(settings, notifier, signals, shutdown)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
-def serve(settings: Config, notifier: Notifier, signals: Signals, ending: Ending) -> None:
+def serve(settings: Config, notifier: Notifier, signals: Signals, shutdown: Shutdown) -> None:
     """Be the agent of a data directory until a signal says otherwise; raises EdgeError."""
     start = time.monotonic()
     with instance_lock.hold(settings.root):
         slots = Slots(settings.root)
-        with suppress(StorageError):  # on a disk that refuses, rubbish stays; the models are served
+        with suppress(StorageError):  # a disk that refuses keeps the leftovers; models are served
             slots.sweep()
         stamp = slots.stamp()  # before loading: what is switched meanwhile is seen as a change
         journal, inside = Journal.open(settings.root / JOURNAL)
-        ending.journal = journal
+        shutdown.journal = journal
         with Agent(settings, (journal, inside)) as agent:
             server = Server(agent, settings.http) if settings.http.enabled else None
             with server or nullcontext():
                 address = server.start() if server else ""
                 here = instance_lock.write_instance(settings.root, address)
                 log.info("event=ready address=%s seconds=%.2f", address, time.monotonic() - start)
-                notifier.ready(_line(agent))
+                notifier.ready(_status_line(agent))
                 reloader = Reloader(agent, slots, notifier, stamp)
-                Watch(settings, agent, server, here, reloader, notifier).until_stopped(signals)
+                Supervisor(settings, agent, server, here, reloader, notifier).until_stopped(signals)
                 notifier.stopping()
                 reloader.stop()
-                log.info("event=stopping")
+                counts = agent.counters.read_total()
+                log.info("event=stopping answers=%d errors=%d", counts.success, counts.fail)
     log.info("event=stopped")
 
 
@@ -138,10 +139,10 @@ class Reloader:
             try:
                 self._look()
                 self._trouble = ""
-            except (EdgeError, OSError) as e:  # a disk that fails: what is loaded is served
-                if str(e) != self._trouble:
-                    log.error("event=reload_failed why=%r", str(e))
-                self._trouble = str(e)
+            except (EdgeError, OSError) as error:  # a disk that fails: what is loaded is served
+                if str(error) != self._trouble:
+                    log.error("event=reload_failed why=%r", str(error))
+                self._trouble = str(error)
             except Exception:  # the thread's root; such as no thread left to drain a model with
                 log.exception("event=reload_failed")
 
@@ -157,10 +158,10 @@ class Reloader:
             self._stamp = now  # not before: what failed is tried again
             self._slots.sweep()
         finally:
-            self._notifier.ready(_line(self._agent))
+            self._notifier.ready(_status_line(self._agent))
 
 
-class Watch:
+class Supervisor:
     """The main thread: signals, and the watchdog's ping."""
 
     def __init__(
@@ -197,46 +198,49 @@ class Watch:
             self._notifier.alive()
 
     def _unwell(self) -> str:
-        """Why the service manager should start the agent anew; "" if all is well."""
+        """Why the service manager should restart the agent; "" if all is well."""
         now = time.monotonic()
         self._seen, why = watchdog.step(self._seen, self._agent.activities(), now, self._hang_s)
         if why:
             return why
         if not self._reloader.alive:
             return "the thread that reloads has ended"
-        if self._server and not client.live(self._here, PROBE_S):
+        if self._server and not client.is_live(self._here, PROBE_S):
             return "the HTTP server does not answer"
         return ""
 
 
 @contextmanager
-def _signals(ending: Ending) -> Iterator[Signals]:
-    """SIGTERM, SIGINT and SIGHUP as a queue; the second wish to end is not a wish any more."""
-    found: Signals = queue.SimpleQueue()
+def _signals(shutdown: Shutdown) -> Iterator[Signals]:
+    """SIGTERM, SIGINT and SIGHUP as a queue; the second one to stop kills."""
+    signals: Signals = queue.SimpleQueue()
 
-    def heard(number: int, frame: FrameType | None) -> None:
-        found.put(number)
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signals.put(number)
         if number != signal.SIGHUP:
-            ending.begins()
+            shutdown.start()
             signal.signal(number, signal.SIG_DFL)
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {n: signal.signal(n, heard) for n in numbers}
+    before = {n: signal.signal(n, on_signal) for n in numbers}
     try:
-        yield found
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _line(agent: Agent) -> str:
+def _status_line(agent: Agent) -> str:
     """One line for `systemctl status`."""
     try:
         models = agent.models()
-    except EdgeError as e:
-        return f"serving; {e.what}"
-    failed = [m.name for m in models if m.state == "failed"]
-    serving = ", ".join(f"{m.name} {m.version}" for m in models if m.state == "ready") or "no model"
+    except EdgeError as error:
+        return f"serving; {error.what}"
+    failed = [model.name for model in models if model.state == "failed"]
+    serving = (
+        ", ".join(f"{model.name} {model.version}" for model in models if model.state == "ready")
+        or "no model"
+    )
     return f"serving {serving}" + (f"; failed: {', '.join(failed)}" if failed else "")
 
 
@@ -256,11 +260,11 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(event).decode()
 
 
-def _asked(arguments: Sequence[str]) -> tuple[Path | None, bool]:
+def _parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, bool]:
     """The settings' path, and whether events are written as JSON."""
     match list(arguments):
         case [*rest, "--json"]:
-            return _asked(rest)[0], True
+            return _parse_arguments(rest)[0], True
         case []:
             return None, False
         case ["--config", path]:

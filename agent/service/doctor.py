@@ -50,8 +50,8 @@ def check_device(path: Path | None = None) -> tuple[Check, ...]:
     try:
         where = config.find_config(path)
         settings = config.load_config(where)
-    except EdgeError as e:
-        return (*checks, Check("settings", "fail", e.what, e.hint))
+    except EdgeError as error:
+        return (*checks, Check("settings", "fail", error.what, error.hint))
     checks += [Check("settings", "ok", str(where)), *_data_dir(settings.root)]
     if settings.root.is_dir():
         checks += [*_models(settings), *_caches(settings), _agent(settings)]
@@ -67,8 +67,8 @@ def _runtimes() -> Iterator[Check]:
     for name, adapter in sorted(runtimes.by_name().items()):
         try:
             yield Check(f"runtime {name}", "ok", adapter.version())
-        except MissingExtra as e:
-            missing.append(e)
+        except MissingExtra as error:
+            missing.append(error)
     if len(missing) == len(runtimes.by_name()):
         yield Check("runtime", "warn", "none is here, so no model can run", missing[0].hint)
 
@@ -83,8 +83,8 @@ def _images() -> Check:
 def _memory(root: Path) -> Check:
     try:
         memory = linux.memory(root)
-    except EdgeError as e:
-        return Check("memory", "warn", e.what)
+    except EdgeError as error:
+        return Check("memory", "warn", error.what)
     low = memory.available_mb < LOW_MEMORY_MB
     detail = f"{memory.available_mb:.0f} of {memory.total_mb:.0f} MB available"
     return Check("memory", "warn" if low else "ok", detail, "end something" if low else "")
@@ -154,8 +154,10 @@ def _models(settings: Config) -> Iterator[Check]:
                 newest = max(newest, slot.installed_at)
                 slots.check(slot, everything=True)
             yield _model(name, active.current, active.disabled, slots)
-        except EdgeError as e:
-            yield Check(f"model {name}", "fail", e.what, e.hint or "install the package again")
+        except EdgeError as error:
+            yield Check(
+                f"model {name}", "fail", error.what, error.hint or "install the package again"
+            )
     if not slots.names():
         yield Check("models", "warn", "none is installed", "edge-agent install PACKAGE")
     yield check_clock(time.time(), newest)
@@ -187,8 +189,8 @@ def _caches(settings: Config) -> Iterator[Check]:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as db:
                 db.execute("PRAGMA query_only=1")
                 (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.Error as e:
-            verdict = str(e)
+        except sqlite3.Error as error:
+            verdict = str(error)
         if verdict == "ok":
             yield Check(f"cache {name}", "ok", size)
         else:  # the agent recreates it by itself
@@ -204,9 +206,9 @@ def _agent(settings: Config) -> Check:
     if not here.address:
         return Check("agent", "ok", f"process {here.pid}, HTTP is off")
     try:
-        ready = client.ready(here)
-    except EdgeError as e:
-        return Check("agent", "fail", f"process {here.pid}: {e.what}", e.hint)
-    if not ready:
+        is_ready = client.is_ready(here)
+    except EdgeError as error:
+        return Check("agent", "fail", f"process {here.pid}: {error.what}", error.hint)
+    if not is_ready:
         return Check("agent", "warn", "not every model is served", "edge-agent status")
     return Check("agent", "ok", f"process {here.pid} answers at {here.address}")

@@ -42,12 +42,12 @@ def hold(root: Path) -> Iterator[None]:
     """Be the only agent of a data directory; raises InputError if another one runs."""
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as e:
-        hint = "edge-agent init" if isinstance(e, FileNotFoundError) else ""
-        raise InputError(f"data_dir {root}: {e.strerror}", hint=hint) from e
+    except OSError as error:
+        hint = "edge-agent init" if isinstance(error, FileNotFoundError) else ""
+        raise InputError(f"data_dir {root}: {error.strerror}", hint=hint) from error
     try:
         end = time.monotonic() + PATIENCE_S
-        while not _locked(fd, fcntl.LOCK_EX):
+        while not _try_lock(fd, fcntl.LOCK_EX):
             if time.monotonic() > end:
                 other = _read(root)
                 raise InputError(
@@ -55,11 +55,11 @@ def hold(root: Path) -> Iterator[None]:
                     hint="stop it, or give this one a data_dir of its own",
                 )
             time.sleep(0.05)
-        _forget(root)  # what a crash left behind
+        _remove_file(root)  # what a crash left behind
         try:
             yield
         finally:
-            _forget(root)
+            _remove_file(root)
     finally:
         os.close(fd)
 
@@ -69,30 +69,30 @@ def write_instance(root: Path, address: str) -> Instance:
 
     On a disk that refuses, commands find no agent, and applications need none of this.
     """
-    running = Instance(pid=os.getpid(), address=address, since=time.time())
+    instance = Instance(pid=os.getpid(), address=address, since=time.time())
     try:
-        write_whole(root / FILE, msgspec.json.encode(running), mode=0o600)
-    except StorageError as e:
-        log.error("event=not_announced why=%r", e.what)
-    return running
+        write_whole(root / FILE, msgspec.json.encode(instance), mode=0o600)
+    except StorageError as error:
+        log.error("event=not_announced why=%r", error.what)
+    return instance
 
 
 def find_instance(root: Path) -> Instance | None:
     """The agent that runs on a data directory, or None."""
-    running = _read(root)
-    if running is None:
+    instance = _read(root)
+    if instance is None:
         return None
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
     try:
-        return None if _locked(fd, fcntl.LOCK_SH) else running
+        return None if _try_lock(fd, fcntl.LOCK_SH) else instance
     finally:
         os.close(fd)
 
 
-def _locked(fd: int, kind: int) -> bool:
+def _try_lock(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -100,7 +100,7 @@ def _locked(fd: int, kind: int) -> bool:
     return True
 
 
-def _forget(root: Path) -> None:
+def _remove_file(root: Path) -> None:
     with suppress(OSError):
         (root / FILE).unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ class Notifier:
         self.watchdog_s = _watchdog_s(environ)  # 0.0: no pings are expected
 
     @property
-    def listened_to(self) -> bool:
+    def has_listener(self) -> bool:
         """Was the process started by a service manager that wants to know?"""
         return bool(self._address)
 
@@ -55,9 +55,9 @@ class Notifier:
             return
         # "@name" is an abstract socket: its address starts with a zero byte.
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s, suppress(OSError):
-            s.settimeout(1.0)  # a full queue must not stop the agent
-            s.sendto("\n".join(lines).encode(), address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket, suppress(OSError):
+            notify_socket.settimeout(1.0)  # a full queue must not stop the agent
+            notify_socket.sendto("\n".join(lines).encode(), address)
 
 
 def _status(text: str) -> str:

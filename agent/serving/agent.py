@@ -171,7 +171,10 @@ class Agent:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -180,8 +183,8 @@ def _auto_rollback(slots: Slots, in_flight: tuple[InFlight, ...], config: Config
     """If the last process died inside a model once too often, serve its previous version."""
     try:
         rollback = crashes.auto_rollback(slots, in_flight, config.crash, time.time())
-    except StorageError as e:  # a disk that refuses is no reason not to serve
-        log.error("event=crash_not_recorded why=%r", e.what)
+    except StorageError as error:  # a disk that refuses is no reason not to serve
+        log.error("event=crash_not_recorded why=%r", error.what)
         return
     if rollback:
         log.error("event=auto_rollback model=%s digest=%s why=%r serves=%s", *astuple(rollback))

@@ -137,9 +137,9 @@ class Caches:
             return None
         try:
             calibrated = read_calibration(path)
-        except InputError as e:
-            self._problems[name] = e.what
-            log.error("event=calibration_unfit model=%s why=%r", name, e.what)
+        except InputError as error:
+            self._problems[name] = error.what
+            log.error("event=calibration_unfit model=%s why=%r", name, error.what)
             return None
         if calibrated.model != digest:
             self._problems[name] = "off: it was calibrated for another version; calibrate again"

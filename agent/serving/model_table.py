@@ -80,7 +80,7 @@ class ModelTable:
         return (
             not self._closed
             and not (set(self._failures) - serving.keys())
-            and all(s.backend.activity.alive for s in serving.values())
+            and all(serving.backend.activity.alive for serving in serving.values())
         )
 
     def find(self, name: str) -> Serving:
@@ -142,9 +142,9 @@ class ModelTable:
         self._counters.add_model(name)
         try:
             active, fresh = self._open_current(name)
-        except EdgeError as e:
-            log.error("event=load_failed model=%s why=%r", name, e.what)
-            self._failures[name] = e.what
+        except EdgeError as error:
+            log.error("event=load_failed model=%s why=%r", name, error.what)
+            self._failures[name] = error.what
             return False
         old = self._serving.get(name)
         self._failures.pop(name, None)

@@ -45,8 +45,8 @@ class RequestFlow:
             if answer is None:
                 backend = request.serving.backend
                 answer = request.complete(backend.call(request.feeds, request.deadline))
-        except BaseException as e:
-            self._end(request, e)
+        except BaseException as error:
+            self._end(request, error)
             raise
         self._end(request, answer)
         return answer
@@ -65,8 +65,8 @@ class RequestFlow:
             else:
                 request.look_up()
                 self._post(request, on_answer)
-        except BaseException as e:
-            self._end(request, e)
+        except BaseException as error:
+            self._end(request, error)
             raise
 
     def close(self) -> None:
@@ -78,8 +78,8 @@ class RequestFlow:
         start = time.perf_counter_ns()
         try:
             serving = self._table.enter(model)
-        except EdgeError as e:
-            self._counters.count_error(model, time.perf_counter_ns() - start, e)
+        except EdgeError as error:
+            self._counters.count_error(model, time.perf_counter_ns() - start, error)
             raise
         return InferenceRequest(self._caches, self._nan_checker, serving, inputs, options, start)
 
@@ -100,11 +100,11 @@ class RequestFlow:
             outcome = late or request.look_up()
             if outcome is None:
                 self._post(request, on_answer)
-        except EdgeError as e:
-            outcome = e
-        except Exception as e:  # a thread's root: the caller must hear of it
+        except EdgeError as error:
+            outcome = error
+        except Exception as error:  # a thread's root: the caller must hear of it
             log.exception("event=request_failed model=%s", request.serving.slot.name)
-            outcome = _to_failure(e)
+            outcome = _to_failure(error)
         if outcome is not None:
             self._end(request, outcome)
             on_answer(outcome)
@@ -114,11 +114,11 @@ class RequestFlow:
             outcome: Answer | EdgeError
             try:
                 outcome = request.complete(completion)
-            except EdgeError as e:
-                outcome = e
-            except Exception as e:  # a worker's root: the caller must hear of it
+            except EdgeError as error:
+                outcome = error
+            except Exception as error:  # a worker's root: the caller must hear of it
                 log.exception("event=request_failed model=%s", request.serving.slot.name)
-                outcome = _to_failure(e)
+                outcome = _to_failure(error)
             self._end(request, outcome)
             on_answer(outcome)
 

@@ -238,11 +238,11 @@ class Scheduler:
             job.started = time.perf_counter_ns()
             try:
                 job.outputs = run(job.feeds)
-            except EdgeError as e:
-                job.error = e
-            except Exception as e:  # the worker's root: whoever waits must hear of it
+            except EdgeError as error:
+                job.error = error
+            except Exception as error:  # the worker's root: whoever waits must hear of it
                 log.exception("event=inference_failed")
-                job.error = MeasureError(f"the runtime's adapter failed: {e!r}")
+                job.error = MeasureError(f"the runtime's adapter failed: {error!r}")
             job.ended = time.perf_counter_ns()
 
 

@@ -1,4 +1,4 @@
-"""Where a request's time goes: a histogram a stage, cheap enough to be always on.
+"""Where a request's time goes: one histogram for each stage, cheap enough to be always on.
 
 Buckets are a sixteenth of an octave wide, so a percentile is within 3.2 % of the true one, whatever
 its size (the idea of HdrHistogram); recording is integer arithmetic, about 0.2 us a stage.
@@ -63,7 +63,7 @@ class Histogram:
     def stage(self) -> Stage:
         """What is shown to people."""
         mean = self._sum / self._n if self._n else 0.0
-        p50, p90, p99 = (self.quantile(q) / 1e6 for q in (0.5, 0.9, 0.99))
+        p50, p90, p99 = (self.quantile(share) / 1e6 for share in (0.5, 0.9, 0.99))
         return Stage(self._n, mean / 1e6, p50, p90, p99, self._max / 1e6)
 
 
@@ -72,15 +72,15 @@ class Stages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of = tuple(Histogram() for _ in STAGES)
-        self._new: deque[tuple[int, ...]] = (
+        self._histograms = tuple(Histogram() for _ in STAGES)
+        self._pending: deque[tuple[int, ...]] = (
             deque()
         )  # not yet counted: that is done for many at once
 
     def add(self, *ns: int) -> None:
         """One request's durations, in the order of STAGES."""
-        self._new.append(ns)
-        if len(self._new) >= TOGETHER:
+        self._pending.append(ns)
+        if len(self._pending) >= TOGETHER:
             with self._lock:
                 self._count()
 
@@ -88,19 +88,22 @@ class Stages:
         """Every stage's percentiles."""
         with self._lock:
             self._count()
-            return {name: h.stage() for name, h in zip(STAGES, self._of, strict=True)}
+            return {
+                name: histogram.stage()
+                for name, histogram in zip(STAGES, self._histograms, strict=True)
+            }
 
     def _count(self) -> None:
-        while self._new:
-            ns = self._new.popleft()
-            for histogram, duration in zip(self._of, ns, strict=True):
+        while self._pending:
+            ns = self._pending.popleft()
+            for histogram, duration in zip(self._histograms, ns, strict=True):
                 histogram.add(duration)
 
 
-def _middle(at: int) -> float:
+def _middle(bucket: int) -> float:
     """The middle of a bucket in ns."""
-    if at < 16:
-        return float(at)
-    shift = (at >> _SUB) - 1
-    low = (at - (shift << _SUB)) << shift
+    if bucket < 16:
+        return float(bucket)
+    shift = (bucket >> _SUB) - 1
+    low = (bucket - (shift << _SUB)) << shift
     return low + ((1 << shift) - 1) / 2

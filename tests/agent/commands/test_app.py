@@ -183,9 +183,9 @@ def test_a_near_duplicate_cache_is_calibrated_on_the_users_samples(
     with Service(config) as service:
         words = ("cache", "calibrate", "dense", samples, "--epsilon", "0.1")
         done = told(*words, config=service.path)
-        assert (done["model"], done["trials"], done["groups"]) == (slot.digest, 400, 100)
+        assert (done["model"], done["samples"], done["groups"]) == (slot.digest, 400, 100)
         assert done["threshold"] > 0
-        assert done["level"]["upper"] <= 0.1
+        assert done["evidence"]["upper"] <= 0.1
         near = told("status", config=service.path)["status"]["caches"]["near dense"]
         assert (near["state"], near["threshold"]) == ("calibrated", done["threshold"])
         assert "100 independent groups" in edge_agent(*words, config=service.path).stdout

@@ -299,16 +299,16 @@ def test_the_watchdogs_question_is_answered_however_many_connections_there_are(s
     for more in (4, 4 + QUICK.spare, 160):  # served, told 503, cut
         with ExitStack() as stack:
             flood = [stack.enter_context(connect(where)) for _ in range(more)]
-            assert client.live(here, 2), len(flood)
+            assert client.is_live(here, 2), len(flood)
 
 
 def test_a_server_that_takes_no_connection_is_not_alive():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         host, port = listener.getsockname()
-        assert not client.live(running(f"http://{host}:{port}"), 0.3)  # refused
+        assert not client.is_live(running(f"http://{host}:{port}"), 0.3)  # refused
         listener.listen(8)  # the system takes connections; nobody answers
-        assert not client.live(running(f"http://{host}:{port}"), 0.3)
+        assert not client.is_live(running(f"http://{host}:{port}"), 0.3)
 
 
 def test_a_million_texts_do_not_hold_the_event_loop_up(root):

@@ -88,7 +88,7 @@ def body_of(inputs: list[triton.InferInput], **more: Any) -> tuple[memoryview, i
     raw, length = Client.generate_request_body(inputs, **more)
     pieces = BodyBuffer()
     pieces += raw
-    return pieces.joined(length or 0), length
+    return pieces.join(length or 0), length
 
 
 def given_input(name: str, a: Array, *, binary: bool = True) -> triton.InferInput:
@@ -524,7 +524,7 @@ def test_pieces_are_joined_in_order_with_an_aligned_lead(sizes: list[int], lead:
         piece = bytes([i]) * size
         pieces += piece
         want += piece
-    joined = pieces.joined(lead)
+    joined = pieces.join(lead)
     assert bytes(joined) == bytes(pieces) == want
     assert len(pieces) == len(want)
     address = np.frombuffer(joined, np.uint8).__array_interface__["data"][0] if want else -lead

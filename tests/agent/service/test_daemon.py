@@ -54,7 +54,7 @@ def test_it_tells_the_manager_when_it_is_ready_reloads_and_stops(
 ):
     with Service(installed, NOTIFY_SOCKET=manager.getsockname()) as service:
         assert heard(manager) == ["READY=1", "STATUS=serving dense 1.0.0"]
-        assert client.ready(service.here)
+        assert client.is_ready(service.here)
         assert service.here.pid == service.process.pid  # `run` became the agent
         service.process.send_signal(signal.SIGHUP)
         assert heard(manager)[0] == "RELOADING=1"
@@ -74,7 +74,7 @@ def test_there_is_only_one_on_a_data_directory(installed: Config):
         assert second.process.wait(30) == 1
         said = f"another agent serves {installed.root}: process {first.process.pid}"
         assert said in first.log.read_text()
-        assert client.ready(first.here)
+        assert client.is_ready(first.here)
 
 
 def test_after_a_kill_nothing_is_in_the_way(installed: Config):
@@ -83,7 +83,7 @@ def test_after_a_kill_nothing_is_in_the_way(installed: Config):
     assert (installed.root / instance_lock.FILE).exists()  # and yet:
     assert instance_lock.find_instance(installed.root) is None
     with Service(installed) as second:
-        assert client.ready(second.here)
+        assert client.is_ready(second.here)
 
 
 def test_a_stop_answers_what_was_begun(config: Config, tmp_path: Path):
@@ -159,7 +159,7 @@ def test_a_read_only_disk_does_not_keep_it_from_serving(
         with Service(installed, ready=False) as service:
             address = f"unix:{config.http.socket}"
             here = instance_lock.Instance(pid=service.process.pid, address=address, since=0.0)
-            until(lambda: client.live(here) and client.ready(here))
+            until(lambda: client.is_live(here) and client.is_ready(here))
             assert "event=not_announced" in service.log.read_text()
             assert service.end() == 0
     finally:
@@ -245,17 +245,17 @@ def test_a_thread_that_ended_is_never_well():
 def test_a_server_that_does_not_answer_is_not_alive(installed: Config):
     with Service(installed) as service:
         here = service.here
-        assert client.live(here)
+        assert client.is_live(here)
         service.process.send_signal(signal.SIGSTOP)
         tasks = list(Path(f"/proc/{here.pid}/task").iterdir())
         until(lambda: all((t / "stat").read_text().split()[2] == "T" for t in tasks))
         try:
-            assert not client.live(here, 0.3)
+            assert not client.is_live(here, 0.3)
             with pytest.raises(Unavailable, match="does not answer at unix:"):
                 client._exchange(here, "GET", "/v2", timeout_s=0.3)
         finally:
             service.process.send_signal(signal.SIGCONT)
-        assert client.live(here)
+        assert client.is_live(here)
 
 
 def test_a_hung_runtime_stops_the_pings_and_is_rolled_back(

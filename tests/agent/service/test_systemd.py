@@ -32,7 +32,7 @@ def test_every_message_reaches_the_manager(kind: str, tmp_path: Path):
     path = str(tmp_path / "notify") if kind == "file" else f"@{name}"
     with manager(path if kind == "file" else f"\0{name}") as s:
         notifier = Notifier({"NOTIFY_SOCKET": path})
-        assert notifier.listened_to
+        assert notifier.has_listener
         notifier.ready("serving 2 models")
         assert heard(s) == {"READY": "1", "STATUS": "serving 2 models"}
         notifier.status("busy")
@@ -58,7 +58,7 @@ def test_a_status_is_one_line_and_cannot_add_a_field(tmp_path: Path):
 def test_without_a_manager_nothing_is_sent_and_nothing_is_expected():
     notifier = Notifier({})
     notifier.ready("")
-    assert (notifier.listened_to, notifier.watchdog_s) == (False, 0.0)
+    assert (notifier.has_listener, notifier.watchdog_s) == (False, 0.0)
 
 
 def test_a_manager_that_went_away_does_not_stop_the_agent(tmp_path: Path):
