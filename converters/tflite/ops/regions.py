@@ -43,7 +43,7 @@ def lower_roi_align(node: Node) -> None:
     out = (int(node.attr("output_height", 1)), int(node.attr("output_width", 1)))
     box = calc("MUL", node.place(rois), float(node.attr("spatial_scale", 1.0)))
     box = calc("SUB", box, 0.5) if half else box
-    axes = [_roi_taps(node, box, i, (sizes[i], out[i], ratio), half) for i in (0, 1)]
+    axes = [_roi_taps(node, box, axis, (sizes[axis], out[axis], ratio), half) for axis in (0, 1)]
     start = calc("MUL", cast(node, node.place_input(2), np.int32), math.prod(sizes))
     start = node.reshape(start, (count, 1, 1))
     grid = node.const(np.zeros((1, out[0] * ratio, out[1] * ratio)), np.int32)
