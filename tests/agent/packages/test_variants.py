@@ -1,0 +1,87 @@
+"""A package with two variants: each device installs the one that is for it, or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.config import Config
+from agent.packages.install import install
+from agent.packages.slots import Slots
+from edge_core.errors import InputError
+from edge_core.facts import DeviceFacts
+from edge_core.machine.detect import detect_facts
+from edge_core.package import format as package
+from edge_core.package.manifest import MANIFEST
+from edge_core.runtimes.registry import installed_runtimes
+
+FEATURES = ("avx512_vnni|avx_vnni",)
+
+
+@pytest.fixture(scope="module")
+def here() -> DeviceFacts:
+    return detect_facts(installed_runtimes())
+
+
+@pytest.fixture
+def with_vnni(here: DeviceFacts) -> DeviceFacts:
+    return msgspec.structs.replace(here, cpu_features=("avx2", "avx_vnni"))
+
+
+@pytest.fixture
+def without_vnni(here: DeviceFacts) -> DeviceFacts:
+    return msgspec.structs.replace(here, cpu_features=("avx2",))
+
+
+@pytest.fixture
+def two(make_package, tmp_path: Path) -> Path:
+    """The same model for a processor with VNNI and, after it, for any."""
+    opened = package.open(make_package())
+    (plain,) = opened.manifest.variants
+    selector = msgspec.structs.replace(plain.selector, cpu_features=FEATURES)
+    fast = msgspec.structs.replace(plain, name="fast", selector=selector)
+    manifest = msgspec.structs.replace(opened.manifest, variants=(fast, plain))
+    files = {t: opened.read(t) for t in opened.titles if t != MANIFEST}
+    files |= {fast.title(f): opened.read(plain.title(f)) for f in fast.files}
+    return package.write(tmp_path / "two.edgepkg", manifest, files).path
+
+
+def test_blobs_that_variants_share_are_stored_once(two, make_package):
+    one = package.open(make_package())
+    assert len(package.open(two).image.blobs) == len(one.image.blobs)
+
+
+def test_each_device_installs_the_variant_that_is_for_it(two, config, with_vnni, without_vnni):
+    first = install(config, two, facts=with_vnni)
+    assert first.slot.variant == "fast"
+    slots = Slots(config.root)
+    assert slots.model(first.slot).variant == "fast"
+    assert sorted(p.name for p in slots.folder(first.slot).iterdir()) == [
+        ".oci-manifest", "golden.npz", "manifest.json", "model-card.md", "model.onnx",
+        "recipe.json", "sbom.cdx.json",
+    ]  # fmt: skip
+    other = Config(data_dir=f"{config.data_dir}-2", install=config.install)
+    assert install(other, two, facts=without_vnni).slot.variant == "here"
+
+
+def test_another_variant_is_installed_when_the_device_has_changed(
+    two, config, with_vnni, without_vnni
+):
+    before = install(config, two, facts=without_vnni)
+    assert install(config, two, facts=without_vnni).already
+    after = install(config, two, facts=with_vnni)
+    assert (after.already, after.slot.variant) == (False, "fast")
+    slots = Slots(config.root)
+    assert not slots.folder(before.slot).exists()  # the same package is no way back
+    slots.check(after.slot, everything=True)
+
+
+def test_a_device_that_none_matches_is_told_which_fact_does_not(two, config, without_vnni):
+    foreign = msgspec.structs.replace(without_vnni, os="android")
+    with pytest.raises(InputError) as e:
+        install(config, two, facts=foreign)
+    assert e.value.what.startswith("dense 1.0.0 has no variant for this machine: 'fast' needs ")
+    assert e.value.what.endswith("linux; it has " + f"{foreign.arch} android")
+    assert Slots(config.root).names() == ()
