@@ -57,7 +57,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float  # 0.0 = off
     state: Literal["calibrated", "probation", "off"] = "calibrated"
     alarms: int = 0
-    n: int = 0  # audits at this threshold
+    audit_count: int = 0  # audits at this threshold
     trouble: tuple[float, ...] = ()  # ln of the money on each of _RATES
     health: tuple[float, ...] = ()
     recent: tuple[Audit, ...] = ()
@@ -75,10 +75,10 @@ def begin(
     )  # fmt: skip
 
 
-def wants(state: State, u: float) -> bool:
+def should_audit(state: State, chance: float) -> bool:
     """Shall this hit be computed after all? ``u`` is uniform in 0..1."""
     share = max(state.share, PROBATION_SHARE) if state.state == "probation" else state.share
-    return u < share
+    return chance < share
 
 
 def step(state: State, distance: float, wrong: bool) -> State:
@@ -101,29 +101,35 @@ def step(state: State, distance: float, wrong: bool) -> State:
 
 def evidence(state: State) -> float:
     """The money on trouble at this threshold: 1 at the start, an alarm at 2**s / alpha."""
-    return _mean(state.trouble) + _rest(state.n + 1) if state.n else 1.0
+    return _mean(state.trouble) + _rest(state.audit_count + 1) if state.audit_count else 1.0
 
 
 def _bet(state: State, wrong: bool) -> State:
-    n, epsilon = state.n + 1, state.epsilon
-    fresh = math.log(_rest(n) - _rest(n + 1))
+    audit_count, epsilon = state.audit_count + 1, state.epsilon
+    fresh = math.log(_rest(audit_count) - _rest(audit_count + 1))
     odds = _odds(_rates(epsilon), epsilon, wrong)
     trouble = [
         _log_add(money, fresh) + odd
         for money, odd in zip(state.trouble or (-math.inf,) * len(odds), odds, strict=True)
     ]
-    low = _odds(tuple(r * epsilon for r in _LOW_RATES), epsilon, wrong)
+    low = _odds(tuple(rate * epsilon for rate in _LOW_RATES), epsilon, wrong)
     health = [a + b for a, b in zip(state.health or (0.0,) * len(low), low, strict=True)]
-    return msgspec.structs.replace(state, n=n, trouble=tuple(trouble), health=tuple(health))
+    return msgspec.structs.replace(
+        state, audit_count=audit_count, trouble=tuple(trouble), health=tuple(health)
+    )
 
 
 def _tighten(state: State) -> State:
     """The next smaller threshold, from the audits since the trouble most likely began."""
     since = state.recent[_onset(state) :]
-    allowed = [t for t in GRID if t <= state.threshold / 2 and _within(since, t, state.epsilon)]
+    allowed = [
+        threshold
+        for threshold in GRID
+        if threshold <= state.threshold / 2 and _within(since, threshold, state.epsilon)
+    ]
     return msgspec.structs.replace(
         state, threshold=max(allowed, default=0.0), state="probation" if allowed else "off",
-        alarms=state.alarms + 1, n=0, trouble=(), health=(), recent=(),
+        alarms=state.alarms + 1, audit_count=0, trouble=(), health=(), recent=(),
     )  # fmt: skip
 
 
@@ -131,7 +137,7 @@ def _onset(state: State) -> int:
     """Where in ``recent`` the bets would best have begun."""
     best, at = -math.inf, 0
     for rate in _rates(state.epsilon):
-        right, bad = (_odds((rate,), state.epsilon, w)[0] for w in (False, True))
+        right, bad = (_odds((rate,), state.epsilon, wrong)[0] for wrong in (False, True))
         money = 0.0
         for i in range(len(state.recent) - 1, -1, -1):
             money += bad if state.recent[i].wrong else right
@@ -141,31 +147,31 @@ def _onset(state: State) -> int:
 
 
 def _within(audits: tuple[Audit, ...], threshold: float, epsilon: float) -> bool:
-    near = [a.wrong for a in audits if a.distance <= threshold]
+    near = [audit.wrong for audit in audits if audit.distance <= threshold]
     return sum(near) <= epsilon * len(near)
 
 
 def _rates(epsilon: float) -> tuple[float, ...]:
-    return tuple(min(r * epsilon, (1 + epsilon) / 2) for r in _RATES)
+    return tuple(min(multiple * epsilon, (1 + epsilon) / 2) for multiple in _RATES)
 
 
 def _odds(rates: tuple[float, ...], epsilon: float, wrong: bool) -> tuple[float, ...]:
     """ln of what a bet on each rate pays, against epsilon."""
     if wrong:
-        return tuple(math.log(r / epsilon) if r else -math.inf for r in rates)
-    return tuple(math.log((1 - r) / (1 - epsilon)) for r in rates)
+        return tuple(math.log(rate / epsilon) if rate else -math.inf for rate in rates)
+    return tuple(math.log((1 - rate) / (1 - epsilon)) for rate in rates)
 
 
-def _rest(k: int) -> float:
+def _rest(audit_number: int) -> float:
     """The share of the money that is still kept back before audit ``k``."""
-    return 1 / (1 + math.log(k))
+    return 1 / (1 + math.log(audit_number))
 
 
 def _mean(logs: tuple[float, ...]) -> float:
     """The mean of the amounts; capped where a float ends."""
-    return sum(math.exp(min(x, 700.0)) for x in logs) / len(logs)
+    return sum(math.exp(min(log, 700.0)) for log in logs) / len(logs)
 
 
-def _log_add(a: float, b: float) -> float:
-    high, low = max(a, b), min(a, b)
+def _log_add(left: float, right: float) -> float:
+    high, low = max(left, right), min(left, right)
     return high + math.log1p(math.exp(low - high))

@@ -3,7 +3,7 @@
     clopper_pearson(wrong, n)              interval for an error rate, from yes/no trials
     p_value(reused, wrong, epsilon, ...)   how likely so few errors are at a rate of epsilon or more
     upper_bound(reused, wrong, ...)        the smallest rate that such a test rules out
-    needed(epsilon)                        trials without an error that rule out epsilon
+    required_trials(epsilon)               trials without an error that rule out epsilon
 
 Independent yes/no trials are tested by the binomial tail (Clopper-Pearson). Groups of dependent
 trials are tested by betting ("Estimating means of bounded random variables by betting",
@@ -13,6 +13,7 @@ or more, the product has a mean of at most 1, so it reaches 20 with a probabilit
 Nothing is assumed about the trials of one group.
 """
 
+# structure: mathematics: formulas for binomial tails and bets, in their usual symbols
 from __future__ import annotations
 
 import math
@@ -75,7 +76,7 @@ def upper_bound(
     return _bisect(lambda p: p < 1 and p_value(reused, wrong, p, stake) <= 1 - confidence)
 
 
-def needed(epsilon: float, confidence: float = 0.95) -> int:
+def required_trials(epsilon: float, confidence: float = 0.95) -> int:
     """Trials without one error that rule out a rate of ``epsilon``: ln(1 - c) / ln(1 - epsilon)."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-epsilon) - 1e-9)
 

@@ -24,8 +24,8 @@ MAX_VECTOR = 8192  # numbers of an input that is compared as it is
 
 def choose_descriptor(inputs: tuple[TensorSpec, ...]) -> Descriptor:
     """How inputs of a model are compared; raises InputError if nothing fits."""
-    images = [s for s in inputs if s.layout]
-    floats = [s for s in inputs if s.dtype.startswith("float")]
+    images = [spec for spec in inputs if spec.layout]
+    floats = [spec for spec in inputs if spec.dtype.startswith("float")]
     if len(images) == 1:
         return Descriptor(
             kind="image",
@@ -34,7 +34,7 @@ def choose_descriptor(inputs: tuple[TensorSpec, ...]) -> Descriptor:
         )
     if not images and len(floats) == 1 and _size(floats[0]) <= MAX_VECTOR:
         return Descriptor(kind="vector", input=floats[0].name)
-    names = "; ".join(f"{s.name} ({s.dtype})" for s in inputs)
+    names = "; ".join(f"{spec.name} ({spec.dtype})" for spec in inputs)
     raise InputError(
         f"no input is a picture of known layout or one short tensor of reals: {names}",
         hint="a package has the layout if it was built with a recipe; texts are compared by their "
@@ -43,7 +43,7 @@ def choose_descriptor(inputs: tuple[TensorSpec, ...]) -> Descriptor:
 
 
 def _size(spec: TensorSpec) -> float:
-    return math.prod(d if isinstance(d, int) else math.inf for d in spec.shape)
+    return math.prod(dim if isinstance(dim, int) else math.inf for dim in spec.shape)
 
 
 def calibrate_model(

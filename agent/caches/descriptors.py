@@ -65,17 +65,17 @@ def describe(descriptor: Descriptor, feeds: Feeds) -> Described | None:
 
 def describe_image(tensor: Array, layout: str) -> Array | None:
     """The features of one picture (1, C, H, W) or (1, H, W, C); None if it has none."""
-    x = tensor[0]
-    if x.dtype != np.float32:
-        x = x.astype(np.float32)
+    image = tensor[0]
+    if image.dtype != np.float32:
+        image = image.astype(np.float32)
     channels_last = layout == "NHWC"
-    height, width = x.shape[:2] if channels_last else x.shape[1:]
+    height, width = image.shape[:2] if channels_last else image.shape[1:]
     rows, columns = _waves(height), _waves(width)
     if channels_last:
-        flat = rows @ x.reshape(height, -1)
+        flat = rows @ image.reshape(height, -1)
         slow = flat.reshape(len(rows), width, -1).transpose(2, 0, 1) @ columns.T
     else:
-        slow = (rows @ x) @ columns.T
+        slow = (rows @ image) @ columns.T
     energy = float(np.vdot(slow, slow))
     slow[:, 0, 0] = 0.0  # brightness
     left = float(np.vdot(slow, slow))
@@ -94,11 +94,11 @@ def unit(vector: Array) -> Array | None:
 
 
 @lru_cache(maxsize=16)
-def _waves(n: int) -> Array:
+def _waves(size: int) -> Array:
     """The first rows of the orthonormal cosine transform of ``n`` points."""
-    count = min(WAVES, n)
-    angles = np.pi * np.outer(np.arange(count), (np.arange(n) + 0.5) / n)
-    waves = np.cos(angles) * math.sqrt(2 / n)
+    count = min(WAVES, size)
+    angles = np.pi * np.outer(np.arange(count), (np.arange(size) + 0.5) / size)
+    waves = np.cos(angles) * math.sqrt(2 / size)
     waves[0] /= math.sqrt(2)
     return waves.astype(np.float32)
 
@@ -106,12 +106,12 @@ def _waves(n: int) -> Array:
 def _others(name: str, feeds: Feeds) -> str:
     if len(feeds) == 1:
         return ""
-    h = hashlib.blake2b(digest_size=8)
+    hasher = hashlib.blake2b(digest_size=8)
     for other in sorted(set(feeds) - {name}):
-        a = feeds[other]
-        h.update(f"{other}\0{a.dtype.str}\0{a.shape}\0".encode())
-        h.update(np.ascontiguousarray(a).tobytes())
-    return h.hexdigest()
+        array = feeds[other]
+        hasher.update(f"{other}\0{array.dtype.str}\0{array.shape}\0".encode())
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()
 
 
 class Index:
@@ -138,24 +138,24 @@ class Index:
 
         A vector of another length than those that are there is not stored.
         """
-        gone = None
+        evicted = None
         if key in self._rows:
             self.remove(key)
         elif len(self._keys) == self.limit:
-            gone = self._keys[int(self._used.argmin())]
-            self.remove(gone)
+            evicted = self._keys[int(self._used.argmin())]
+            self.remove(evicted)
         row, width = len(self._keys), len(item.vector)
         if row == 0 and self._matrix.shape[1] != width:
             self._matrix = np.zeros((self.limit, width), np.float32)
         if self._matrix.shape[1] != width:
-            return gone
+            return evicted
         self._matrix[row] = item.vector
         self._tagged[row] = hash(item.tag)
         self._reach[row] = reach
         self._keys.append(key)
         self._rows[key] = row
         self.touch(key)
-        return gone
+        return evicted
 
     def touch(self, key: bytes) -> None:
         """It was of use just now, if it is still there."""
@@ -178,13 +178,13 @@ class Index:
 
     def nearest(self, item: Described) -> tuple[bytes, float, float] | None:
         """Key, distance and reach of the nearest vector with the same tag."""
-        n = len(self._keys)
-        if n == 0 or self._matrix.shape[1] != len(item.vector):
+        count = len(self._keys)
+        if count == 0 or self._matrix.shape[1] != len(item.vector):
             return None
         # Not with @: its threads wait for each other, which on a busy machine took 28 ms in one
         # look-up of ten (4000 x 192) instead of 0.1.
-        cosines = np.einsum("ij,j->i", self._matrix[:n], item.vector)
-        cosines[self._tagged[:n] != hash(item.tag)] = -np.inf
+        cosines = np.einsum("ij,j->i", self._matrix[:count], item.vector)
+        cosines[self._tagged[:count] != hash(item.tag)] = -np.inf
         row = int(cosines.argmax())
         best = float(cosines[row])
         if best == -math.inf:

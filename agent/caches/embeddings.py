@@ -1,7 +1,7 @@
 """Embeddings of texts (or of any input) by model, and the nearest of them to a vector.
 
     put(model, "how warm is it?", vector, result=b"21 C")       get(model, "how  warm is it?")
-    nearest(model, vector, k=3) -> what the application stored with the most similar vectors
+    nearest(model, vector, limit=3) -> what the application stored with the most similar vectors
 
 A text's key is its normal form: NFKC, white space collapsed, case kept. A value is a sentence
 vector, as a model gives it: (n,) or (1, n), or a token matrix: (tokens, n). nearest() looks at
@@ -54,7 +54,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Entry).decode
 
 
-def normal(text: str) -> str:
+def normalise_text(text: str) -> str:
     """The form under which a text is remembered: NFKC, white space collapsed, case kept."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
@@ -77,13 +77,13 @@ class EmbeddingCache:
     def key(self, model: str, inputs: str | Feeds) -> bytes:
         """16 bytes that stand for this input to this model."""
         if isinstance(inputs, str):
-            return input_key(self.store.secret, model, normal(inputs).encode())
+            return input_key(self.store.secret, model, normalise_text(inputs).encode())
         return input_key(self.store.secret, model, inputs)
 
     def get(self, model: str, inputs: str | Feeds) -> Array | None:
         """The vector or token matrix of this input, or None."""
-        found = self.store.get(model, self.key(model, inputs))
-        return None if found is None else _decode(found).vector
+        packed = self.store.get(model, self.key(model, inputs))
+        return None if packed is None else _decode(packed).vector
 
     def put(
         self, model: str, inputs: str | Feeds, embedding: Array, *, result: bytes = b""
@@ -95,7 +95,7 @@ class EmbeddingCache:
                 hint="a sentence vector or a token matrix of floats",
             )
         entry = _Entry(
-            normal(inputs) if isinstance(inputs, str) else "",
+            normalise_text(inputs) if isinstance(inputs, str) else "",
             result,
             embedding.dtype.str,
             embedding.shape,
@@ -103,13 +103,13 @@ class EmbeddingCache:
         )
         self.store.put(model, self.key(model, inputs), _encode(entry))
 
-    def nearest(self, model: str, query: Array, k: int = 1) -> tuple[Match, ...]:
-        """At most ``k`` stored vectors by cosine similarity to ``query``, the most similar first.
+    def nearest(self, model: str, query: Array, limit: int = 1) -> tuple[Match, ...]:
+        """The stored vectors most similar to ``query`` by cosine, at most ``limit``, best first.
 
         Raises InputError for a query whose length is not that of the model's vectors.
         """
-        if query.dtype.kind != "f" or not _is_vector(query.shape) or k < 1:
-            raise InputError("nearest() takes one vector of floats and k >= 1")
+        if query.dtype.kind != "f" or not _is_vector(query.shape) or limit < 1:
+            raise InputError("nearest() takes one vector of floats and limit >= 1")
         if self.store.database.pending:
             self.store.flush()
         with self._lock:
@@ -118,7 +118,7 @@ class EmbeddingCache:
                 raise InputError(
                     f"the query has {query.size} numbers; this model's vectors {index.width}"
                 )
-            return self._matches(model, index, query, k)
+            return self._matches(model, index, query, limit)
 
     def keep_only(self, models: Collection[str]) -> int:
         """Remove every other model's entries, now and in future; how many were removed."""
@@ -128,9 +128,9 @@ class EmbeddingCache:
 
     def _index(self, model: str) -> _Index:
         """The model's vectors in memory, brought up to date."""
-        lost = self.store.lost()
+        lost = self.store.loss_count()
         index = self._indexes.get(model)
-        if index is None or lost - index.lost > len(index.keys) // 8:
+        if index is None or lost - index.loss_count > len(index.keys) // 8:
             index = self._indexes[model] = _Index(lost)
         for place, key, value in self.store.walk(model, index.place):
             entry = _decode(value)
@@ -139,28 +139,28 @@ class EmbeddingCache:
             index.place = place
         return index
 
-    def _matches(self, model: str, index: _Index, query: Array, k: int) -> tuple[Match, ...]:
-        found: list[Match] = []
-        gone: list[bytes] = []
-        for key, similarity in index.ranked(query):
+    def _matches(self, model: str, index: _Index, query: Array, limit: int) -> tuple[Match, ...]:
+        matches: list[Match] = []
+        missing: list[bytes] = []
+        for key, similarity in index.rank(query):
             value = self.store.peek(model, key)  # it may be stale or evicted by now
             if value is None:
-                gone.append(key)
+                missing.append(key)
                 continue
             entry = _decode(value)
-            found.append(Match(entry.text, entry.result, similarity))
-            if len(found) == k:
+            matches.append(Match(entry.text, entry.result, similarity))
+            if len(matches) == limit:
                 break
-        for key in gone:
+        for key in missing:
             index.remove(key)
-        return tuple(found)
+        return tuple(matches)
 
 
 class _Index:
     """One model's unit vectors as the rows of a matrix."""
 
     def __init__(self, lost: int) -> None:
-        self.lost = lost  # Store.lost() when it was built
+        self.loss_count = lost  # Store.loss_count() when it was built
         self.place = 0  # the last entry that it has seen
         self.width = 0
         self.keys: list[bytes] = []
@@ -189,12 +189,12 @@ class _Index:
             self._row[last] = row
             self._matrix[row] = self._matrix[len(self.keys)]
 
-    def ranked(self, query: Array) -> Iterator[tuple[bytes, float]]:
+    def rank(self, query: Array) -> Iterator[tuple[bytes, float]]:
         """All keys with their cosine similarity, the most similar first."""
         if self.keys:
             similarity = self._matrix[: len(self.keys)] @ _unit(query)
-            for i in np.argsort(-similarity):
-                yield self.keys[i], float(similarity[i])
+            for row in np.argsort(-similarity):
+                yield self.keys[row], float(similarity[row])
 
 
 def _is_vector(shape: tuple[int, ...]) -> bool:
@@ -202,6 +202,6 @@ def _is_vector(shape: tuple[int, ...]) -> bool:
 
 
 def _unit(vector: Array) -> Array:
-    v = vector.ravel().astype(np.float32)
-    length = float(np.linalg.norm(v))
-    return v / np.float32(length) if length else v
+    flat = vector.ravel().astype(np.float32)
+    length = float(np.linalg.norm(flat))
+    return flat / np.float32(length) if length else flat

@@ -88,8 +88,8 @@ class _SavedState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_entry = msgspec.msgpack.Decoder(_Entry).decode
-_kept = msgspec.msgpack.Decoder(_SavedState).decode
+_decode_entry = msgspec.msgpack.Decoder(_Entry).decode
+_decode_state = msgspec.msgpack.Decoder(_SavedState).decode
 
 
 class NearCache:
@@ -117,7 +117,7 @@ class NearCache:
         self._evicted = kept.evicted
         self.store.keep_only((self._space,))
         for _, key, value in self.store.walk(self._space):
-            entry = _entry(value)
+            entry = _decode_entry(value)
             vector = np.frombuffer(entry.vector, np.float32)
             self._index.add(key, Described(vector, entry.tag), entry.reach)
 
@@ -206,29 +206,29 @@ class NearCache:
     def _lookup(self, item: Described | None) -> NearHit | None:
         while True:
             with self._lock:
-                found = self._near(item) if item else None
-                self._misses += found is None
-            if item is None or found is None:
+                nearest = self._near(item) if item else None
+                self._misses += nearest is None
+            if item is None or nearest is None:
                 return None
-            key, distance = found
+            key, distance = nearest
             value = self.store.get(self._space, key)
             if value is not None:
                 break
             with self._lock:  # stale, evicted or damaged
                 self._index.remove(key)
-        u = self._chance()
+        chance = self._chance()
         with self._lock:
             self._hits += 1
             self._index.touch(key)
-            wanted = audit.wants(self._audit, u)
-        return NearHit(unpack(_entry(value).outputs), distance, wanted, item)
+            wanted = audit.should_audit(self._audit, chance)
+        return NearHit(unpack(_decode_entry(value).outputs), distance, wanted, item)
 
     def _near(self, item: Described) -> tuple[bytes, float] | None:
         """Key and distance over reach of the nearest entry, if that is near enough."""
-        found = self._index.nearest(item)
-        if found is None:
+        nearest = self._index.nearest(item)
+        if nearest is None:
             return None
-        key, chord, reach = found
+        key, chord, reach = nearest
         if chord > self._audit.threshold * reach:
             return None
         return key, chord / reach if reach else 0.0
@@ -254,17 +254,21 @@ class NearCache:
 
     def _load(self, share: float) -> _SavedState:
         """The audit's state of this very calibration, or its beginning."""
-        c = self.calibration
-        digest = hashlib.blake2b(calibration.to_bytes(c), digest_size=16).hexdigest()
+        calibrated = self.calibration
+        digest = hashlib.blake2b(calibration.to_bytes(calibrated), digest_size=16).hexdigest()
         for (value,) in self.store.database.rows(_LOAD):
             try:
-                kept = _kept(value)
+                kept = _decode_state(value)
             except (msgspec.MsgspecError, TypeError):
                 continue
             if kept.audit.calibration == digest:
                 state = msgspec.structs.replace(kept.audit, share=share)
                 return msgspec.structs.replace(kept, audit=state)
-        return _SavedState(audit=audit.begin(c.threshold, c.epsilon, c.confidence, share, digest))
+        return _SavedState(
+            audit=audit.begin(
+                calibrated.threshold, calibrated.epsilon, calibrated.confidence, share, digest
+            )
+        )
 
     def _save(self) -> None:
         with self._lock:
@@ -283,9 +287,10 @@ def describe_embedding(vector: Array, text: str = "", *, text_guard: bool) -> De
     return Described(direction, text_signature(text) if text_guard else "")
 
 
-def _space(c: Calibration) -> str:
+def _space(calibrated: Calibration) -> str:
     """Entries are good only for the same model, vectors and rule."""
     parts = msgspec.json.encode(
-        (_FORMAT, c.model, c.descriptor, c.rule, c.text_guard), order="sorted"
+        (_FORMAT, calibrated.model, calibrated.descriptor, calibrated.rule, calibrated.text_guard),
+        order="sorted",
     )
     return hashlib.blake2b(parts, digest_size=16).hexdigest()

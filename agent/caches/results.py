@@ -51,8 +51,8 @@ class ResultCache:
 
     def get(self, model: str, key: bytes) -> Feeds | None:
         """Outputs that were put under ``key``, as arrays of their own; None if there are none."""
-        found = self.store.get(model, key)
-        return None if found is None else unpack(found)
+        packed = self.store.get(model, key)
+        return None if packed is None else unpack(packed)
 
     def put(self, model: str, key: bytes, outputs: Feeds) -> None:
         """Remember ``outputs``; returns at once and may drop them."""
@@ -67,22 +67,27 @@ class ResultCache:
 def input_key(seed: int, model: str, inputs: Feeds | bytes, salt: bytes = b"") -> bytes:
     """XXH3-128 over everything that makes two inputs different, in an unambiguous order."""
     if isinstance(inputs, bytes):
-        h = xxhash.xxh3_128(_encode((model, salt, len(inputs))), seed)
-        h.update(inputs)
-        return h.digest()
+        hasher = xxhash.xxh3_128(_encode((model, salt, len(inputs))), seed)
+        hasher.update(inputs)
+        return hasher.digest()
     arrays = sorted(inputs.items())
-    head = [(name, a.dtype.str, a.shape) for name, a in arrays]
-    h = xxhash.xxh3_128(_encode((model, salt, head)), seed)
-    for _, a in arrays:
-        h.update(a.data if a.dtype.kind in "iufb" and a.flags.c_contiguous else _data(a))
-    return h.digest()
+    head = [(name, array.dtype.str, array.shape) for name, array in arrays]
+    hasher = xxhash.xxh3_128(_encode((model, salt, head)), seed)
+    for _, array in arrays:
+        hasher.update(
+            array.data if array.dtype.kind in "iufb" and array.flags.c_contiguous else _data(array)
+        )
+    return hasher.digest()
 
 
 def pack(arrays: Feeds) -> bytes:
     """Named arrays as compact bytes; TypeError if one holds objects other than strings."""
-    data = [_data(a) for a in arrays.values()]
+    data = [_data(array) for array in arrays.values()]
     head = _encode(
-        [(n, a.dtype.str, a.shape, len(d)) for (n, a), d in zip(arrays.items(), data, strict=True)]
+        [
+            (name, array.dtype.str, array.shape, len(block))
+            for (name, array), block in zip(arrays.items(), data, strict=True)
+        ]
     )
     return b"".join((_LENGTH.pack(len(head)), head, *data))
 
@@ -90,16 +95,16 @@ def pack(arrays: Feeds) -> bytes:
 def unpack(packed: bytes | memoryview) -> Feeds:
     """What pack() was given, in memory of its own."""
     begin = _LENGTH.size + _LENGTH.unpack_from(packed)[0]
-    found: Feeds = {}
+    arrays: Feeds = {}
     for name, dtype, shape, size in _layout(bytes(packed[_LENGTH.size : begin])):
         if dtype.hasobject:
-            a: Array = np.empty(shape, object)
-            a.flat[:] = _decode_strings(packed[begin : begin + size])
+            array: Array = np.empty(shape, object)
+            array.flat[:] = _decode_strings(packed[begin : begin + size])
         else:  # copied, because it is not aligned there and may not be written
-            a = np.ndarray(shape, dtype, packed, begin).copy()
-        found[name] = a
+            array = np.ndarray(shape, dtype, packed, begin).copy()
+        arrays[name] = array
         begin += size
-    return found
+    return arrays
 
 
 @lru_cache(64)  # the answers of a model have one layout
@@ -107,12 +112,12 @@ def _layout(head: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int]
     return [(name, np.dtype(dtype), shape, size) for name, dtype, shape, size in _decode(head)]
 
 
-def _data(a: Array) -> bytes:
-    if a.dtype.kind == _STRINGS:
-        items = a.ravel().tolist()
-        if not all(isinstance(s, str | bytes) for s in items):
+def _data(array: Array) -> bytes:
+    if array.dtype.kind == _STRINGS:
+        items = array.ravel().tolist()
+        if not all(isinstance(item, str | bytes) for item in items):
             raise TypeError("an array of objects that are no strings")
         return _encode(items)
-    if a.dtype.kind == "V":  # records and foreign types, whose names say too little
-        raise TypeError(f"an array of {a.dtype}")
-    return a.tobytes()
+    if array.dtype.kind == "V":  # records and foreign types, whose names say too little
+        raise TypeError(f"an array of {array.dtype}")
+    return array.tobytes()

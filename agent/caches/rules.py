@@ -29,17 +29,22 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     output: str = ""  # the tensor that counts; "" = the first one (exact: all of them)
     tolerance: Annotated[float, Meta(ge=0)] = 0.0  # in the output's unit
 
-    def differ(self, a: Feeds, b: Feeds) -> bool:
+    def differ(self, answer: Feeds, expected: Feeds) -> bool:
         """Would it be wrong to give ``a`` where the model says ``b``?"""
         if self.kind == "exact":
-            names = [self.output] if self.output else sorted({*a, *b})
-            return not all(n in a and n in b and np.array_equal(a[n], b[n]) for n in names)
-        x, y = self._tensor(a), self._tensor(b)
-        if x.shape != y.shape or x.size == 0:
+            names = [self.output] if self.output else sorted({*answer, *expected})
+            return not all(
+                name in answer and name in expected and np.array_equal(answer[name], expected[name])
+                for name in names
+            )
+        scores, expected_scores = self._tensor(answer), self._tensor(expected)
+        if scores.shape != expected_scores.shape or scores.size == 0:
             return True
         if self.kind == "top1":
-            return int(x.argmax()) != int(y.argmax())
-        return not float(np.max(np.abs(x.astype(np.float64) - y))) <= self.tolerance
+            return int(scores.argmax()) != int(expected_scores.argmax())
+        return (
+            not float(np.max(np.abs(scores.astype(np.float64) - expected_scores))) <= self.tolerance
+        )
 
     def reach(self, answer: Feeds) -> float:
         """What distances to this answer's input are divided by: 0..1, more is farther."""

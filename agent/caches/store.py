@@ -81,7 +81,7 @@ def _create_schema(db: sqlite3.Connection) -> None:
 
 
 @lru_cache(256)
-def number(model: str) -> int:
+def model_number(model: str) -> int:
     """A model's digest as a small integer. Keys tell models apart; this only groups rows."""
     return xxhash.xxh3_64_intdigest(model.encode()) & 0x7FFFFFFF
 
@@ -125,10 +125,10 @@ class Store:
         """The value stored under ``key``, or None; counted, and noted as its last use."""
         known = self._recent.get(key)
         row = known or self._read(key)
-        why = self._unfit(row, model)
+        why = self._miss_reason(row, model)
         with self._lock:
             if why:
-                self._missed(key, why)
+                self._count_miss(key, why)
                 return None
             self._count["hits"] += 1
             place, _, value = row
@@ -141,11 +141,11 @@ class Store:
     def peek(self, model: str, key: bytes) -> memoryview | None:
         """The same without a trace."""
         row = self._recent.get(key) or self._read(key)
-        return None if self._unfit(row, model) else memoryview(row[2])[_HEAD:]
+        return None if self._miss_reason(row, model) else memoryview(row[2])[_HEAD:]
 
     def put(self, model: str, key: bytes, value: bytes) -> None:
         """Store ``value`` soon; at once for get()."""
-        owner = number(model)
+        owner = model_number(model)
         if self._kept is not None and owner not in self._kept:
             return  # a request that ends after its model was replaced
         sealed = _seal(key, int(self._clock() * 1000), value)
@@ -161,7 +161,7 @@ class Store:
 
     def keep_only(self, models: Collection[str]) -> int:
         """Remove every other model's entries, now and in future; how many were removed."""
-        kept = self._kept = frozenset(map(number, models))
+        kept = self._kept = frozenset(map(model_number, models))
         self.database.flush()
         with self._lock:
             for key in [k for k, (_, owner, _) in self._recent.items() if owner not in kept]:
@@ -173,8 +173,8 @@ class Store:
             ((after,),) = rows
             if after is None:
                 break
-            while after not in kept and (n := self.database.call(_flusher(after))):
-                flushed += n
+            while after not in kept and (removed := self.database.call(_flusher(after))):
+                flushed += removed
         with self._lock:
             self._count["flushed"] += flushed
         return flushed
@@ -184,12 +184,12 @@ class Store:
 
         New and moved entries always get the highest place.
         """
-        while rows := self.database.rows(_WALK, (number(model), after)):
+        while rows := self.database.rows(_WALK, (model_number(model), after)):
             for after, key, value in rows:
-                if isinstance(key, bytes) and _sound(key, value):
+                if isinstance(key, bytes) and _is_intact(key, value):
                     yield after, key, memoryview(value)[_HEAD:]
 
-    def lost(self) -> int:
+    def loss_count(self) -> int:
         """Grows by one for each entry that is gone, and by much when all are."""
         db = self.database
         return (
@@ -226,14 +226,14 @@ class Store:
         if waiting is not None:
             return _NO_PLACE, waiting[1], waiting[2]
         for place, owner, value in self.database.rows(_GET, (key,)):
-            if isinstance(place, int) and _sound(key, value):  # a damaged file holds anything
+            if isinstance(place, int) and _is_intact(key, value):  # a damaged file holds anything
                 return place, owner, value
             return _DAMAGED
         return _NONE
 
-    def _unfit(self, row: _Row, model: str) -> str:
+    def _miss_reason(self, row: _Row, model: str) -> str:
         """Why a row is no hit: the counter that it belongs to; "" if it is one."""
-        if row[1] != number(model):
+        if row[1] != model_number(model):
             return "damaged" if row is _DAMAGED else "misses"
         # A device without a battery-backed clock jumps; a far future is as unknown as a far past.
         age = self._clock() * 1000 - _TIME(row[2], _CHECK)[0]
@@ -241,7 +241,7 @@ class Store:
 
     # Under the lock
 
-    def _missed(self, key: bytes, why: str) -> None:
+    def _count_miss(self, key: bytes, why: str) -> None:
         self._count["misses"] += 1
         if why == "misses":
             return
@@ -279,7 +279,7 @@ class Store:
 
     def _totals(self) -> dict[str, int]:
         now = {"evicted": self.database.evicted, "dropped": self.database.dropped}
-        return {name: n + now[name] for name, n in self._before.items()}
+        return {name: count + now[name] for name, count in self._before.items()}
 
     # In the writer's transaction
 
@@ -308,8 +308,8 @@ class Store:
         with self._lock:
             for counts in (self._count, self._before):
                 for name in counts:
-                    n = saved.get(name)
-                    counts[name] += n if isinstance(n, int) else 0
+                    count = saved.get(name)
+                    counts[name] += count if isinstance(count, int) else 0
         self._loaded = True
 
 
@@ -330,11 +330,11 @@ def _seal(key: bytes, made: int, value: bytes) -> bytes:
 
 
 def _checksum(key: bytes, timed: bytes | memoryview) -> bytes:
-    a, b = _HALVES(key)
-    return xxhash.xxh3_64_digest(timed, a ^ b)
+    low, high = _HALVES(key)
+    return xxhash.xxh3_64_digest(timed, low ^ high)
 
 
-def _sound(key: bytes, sealed: object) -> bool:
+def _is_intact(key: bytes, sealed: object) -> bool:
     if not isinstance(sealed, bytes) or len(sealed) < _HEAD:
         return False
     return _checksum(key, memoryview(sealed)[_CHECK:]) == sealed[:_CHECK]

@@ -128,9 +128,9 @@ _SIDES = {form: forms[0] for line in SIDES.split("\n") if (forms := line.split()
 def text_signature(text: str) -> str:
     """Negations, numbers with units, and words with an opposite, in a form to compare."""
     words = _WORD.findall(_CONTRACTED.sub(" not", text.casefold()))
-    negations = sum(w in _NEGATIONS for w in words)
-    numbers = [n for n in map(_number, words) if n]
-    sides = sorted({_SIDES[w] for w in words if w in _SIDES})
+    negations = sum(word in _NEGATIONS for word in words)
+    numbers = [number for number in map(_number, words) if number]
+    sides = sorted({_SIDES[word] for word in words if word in _SIDES})
     return f"{negations}|{' '.join(numbers)}|{' '.join(sides)}"
 
 

@@ -39,8 +39,8 @@ from agent.caches.bounds import (
     SINGLE,
     binomial_tail,
     log_wealth,
-    needed,
     p_value,
+    required_trials,
     upper_bound,
 )
 from agent.caches.calibration import Calibration, ThresholdEvidence
@@ -105,20 +105,20 @@ def replay_cache(
     samples: Sequence[CalibrationSample], rule: Rule, grid: Sequence[float] = GRID
 ) -> Replay:
     """Run the cache over ``trials`` once for every threshold, all in one pass."""
-    columns = _columns(samples)
+    columns = _number_groups(samples)
     hits, wrong = (np.zeros((len(grid), max(columns) + 1), np.int64) for _ in range(2))
     by_tag: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         by_tag.setdefault(sample.item.tag, []).append(i)
     for members in by_tag.values():  # entries with different tags never meet
-        reused = _reuses([samples[i] for i in members], rule, np.array(grid))
+        reused = _replay_tag([samples[i] for i in members], rule, np.array(grid))
         for i, (hit, bad) in zip(members, reused, strict=True):
             hits[hit, columns[i]] += 1
             wrong[bad, columns[i]] += 1
     return Replay(hits, wrong, np.bincount(columns))
 
 
-def _reuses(
+def _replay_tag(
     samples: list[CalibrationSample], rule: Rule, limits: Array
 ) -> Iterator[tuple[Array, Array]]:
     """For each trial: at which thresholds it is a hit, and at which a wrong one."""
@@ -134,7 +134,9 @@ def _reuses(
             nearest = order[stored[order].argmax(axis=0)]
             hit = stored[nearest, every] & (chords[nearest] <= limits * reach[nearest])
             sources = np.unique(nearest[hit])
-            other = [s for s in sources if rule.differ(samples[s].answer, sample.answer)]
+            other = [
+                source for source in sources if rule.differ(samples[source].answer, sample.answer)
+            ]
             bad = hit & np.isin(nearest, other)
         stored[i] = ~hit
         yield hit, bad
@@ -148,7 +150,7 @@ def choose_threshold(
     stakes = (SINGLE,) if counts.sizes.max() == 1 else STAKES
     pilot = np.arange(len(counts.sizes)) % PILOT == 0
     reused, wrong = counts.hits / counts.sizes, counts.wrong / counts.sizes
-    begin, stake = _begin(reused[:, pilot], wrong[:, pilot], epsilon, alpha, stakes)
+    begin, stake = _choose_start(reused[:, pilot], wrong[:, pilot], epsilon, alpha, stakes)
     reused, wrong = reused[:, ~pilot], wrong[:, ~pilot]
     proven = begin - 1
     for k in range(begin, len(grid)):
@@ -156,20 +158,20 @@ def choose_threshold(
             break
         proven = k
     if proven < begin:
-        return None, _refusal(reused[begin], wrong[begin], epsilon, alpha, stake)
-    h, w = reused[proven], wrong[proven]
+        return None, _explain_refusal(reused[begin], wrong[begin], epsilon, alpha, stake)
+    level_reused, level_wrong = reused[proven], wrong[proven]
     evidence = ThresholdEvidence(
         threshold=grid[proven],
-        groups=int((h > 0).sum()),
+        groups=int((level_reused > 0).sum()),
         hits=int(counts.hits[proven, ~pilot].sum()),
         wrong=int(counts.wrong[proven, ~pilot].sum()),
-        rate=float(w.sum() / h.sum()),
-        upper=upper_bound(h, w, confidence, stake),
+        rate=float(level_wrong.sum() / level_reused.sum()),
+        upper=upper_bound(level_reused, level_wrong, confidence, stake),
     )
     return evidence, ""
 
 
-def _begin(
+def _choose_start(
     reused: Array, wrong: Array, epsilon: float, alpha: float, stakes: Sequence[float]
 ) -> tuple[int, float]:
     """Where the test begins and with which stake: what the groups set aside say of the others.
@@ -178,45 +180,55 @@ def _begin(
     that is likeliest to pass.
     """
     expected = []
-    for h, w in zip(reused, wrong, strict=True):
-        spare = h[h > 0].mean(keepdims=True) if h.any() else np.zeros(1)
-        more = np.tile(h, PILOT - 1), np.tile(w, PILOT - 1)
+    for level_reused, level_wrong in zip(reused, wrong, strict=True):
+        spare = (
+            level_reused[level_reused > 0].mean(keepdims=True)
+            if level_reused.any()
+            else np.zeros(1)
+        )
+        more = np.tile(level_reused, PILOT - 1), np.tile(level_wrong, PILOT - 1)
         careful = np.append(more[0], spare), np.append(more[1], spare)
-        with_spare, stake = min((p_value(*careful, epsilon, s), s) for s in stakes)
+        with_spare, stake = min(
+            (p_value(*careful, epsilon, candidate), candidate) for candidate in stakes
+        )
         expected.append((with_spare, p_value(*more, epsilon, stake), stake))
-    for k, (with_spare, _, stake) in enumerate(expected):
+    for level, (with_spare, _, stake) in enumerate(expected):
         if with_spare <= alpha:
-            return k, stake
-    best = min(range(len(expected)), key=lambda k: expected[k][1])
+            return level, stake
+    best = min(range(len(expected)), key=lambda level: expected[level][1])
     return best, expected[best][2]
 
 
-def _refusal(reused: Array, wrong: Array, epsilon: float, alpha: float, stake: float) -> str:
+def _explain_refusal(
+    reused: Array, wrong: Array, epsilon: float, alpha: float, stake: float
+) -> str:
     """Why not even the first threshold is proven, and how much data would do."""
     if not reused.any():
         return (
             f"no sample was near an earlier one; a wrong rate below {epsilon:.2%} takes "
-            f"{needed(epsilon, 1 - alpha)} reuses in different groups, none of them wrong"
+            f"{required_trials(epsilon, 1 - alpha)} reuses in different groups, none of them wrong"
         )
-    rate, n = wrong.sum() / reused.sum(), int((reused > 0).sum())
-    found = f"{rate:.2%} of the reuses in {n} groups were wrong"
+    rate, group_count = wrong.sum() / reused.sum(), int((reused > 0).sum())
+    summary = f"{rate:.2%} of the reuses in {group_count} groups were wrong"
     if rate >= epsilon:
-        return f"{found}; the limit is {epsilon:.2%}"
+        return f"{summary}; the limit is {epsilon:.2%}"
     times = 1.0
-    while times < MOST_TIMES and _repeated(reused, wrong, epsilon, stake, times) > alpha:
+    while times < MOST_TIMES and _repeat_p_value(reused, wrong, epsilon, stake, times) > alpha:
         times *= 1.05
     total = math.ceil(times * len(reused) * PILOT / (PILOT - 1))  # with those set aside
-    return f"{found}; to prove a rate below {epsilon:.2%} from that takes about {total} groups"
+    return f"{summary}; to prove a rate below {epsilon:.2%} from that takes about {total} groups"
 
 
-def _repeated(reused: Array, wrong: Array, epsilon: float, stake: float, times: float) -> float:
+def _repeat_p_value(
+    reused: Array, wrong: Array, epsilon: float, stake: float, times: float
+) -> float:
     """p_value() of so many times the data."""
     if stake == SINGLE:
         return binomial_tail(round(times * wrong.sum()), int(times * reused.sum()), epsilon)
     return math.exp(-max(0.0, times * log_wealth(reused, wrong, epsilon, stake)))
 
 
-def _columns(samples: Sequence[CalibrationSample]) -> list[int]:
+def _number_groups(samples: Sequence[CalibrationSample]) -> list[int]:
     """The group's number for each trial, in order of first appearance."""
     numbers: dict[tuple[bool, Hashable], int] = {}
     return [

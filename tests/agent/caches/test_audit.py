@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.caches import audit
-from agent.caches.audit import State, begin, evidence, step, wants
+from agent.caches.audit import State, begin, evidence, should_audit, step
 from agent.caches.threshold_search import GRID
 
 EPSILON = 0.05
@@ -23,7 +23,7 @@ def flat(rate: float) -> Rate:
     return lambda distance: rate
 
 
-def audited(state: State, rng: np.random.Generator, count: int, rate: Rate) -> State:
+def run_audits(state: State, rng: np.random.Generator, count: int, rate: Rate) -> State:
     """``count`` audits of hits at random distances within the threshold."""
     for _ in range(count):
         if state.state == "off":
@@ -37,30 +37,30 @@ def test_a_cache_within_its_budget_is_left_alone_for_ever():
     """At a rate of just epsilon at most 5 % may ever see an alarm; far below it none does."""
     rng, runs = np.random.default_rng(1), 100
     start = begin(0.4, EPSILON, 0.95)
-    at_limit = sum(audited(start, rng, 2500, flat(EPSILON)).alarms > 0 for _ in range(runs))
+    at_limit = sum(run_audits(start, rng, 2500, flat(EPSILON)).alarms > 0 for _ in range(runs))
     assert at_limit <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
     for _ in range(20):
-        assert audited(start, rng, 2500, flat(EPSILON / 3)).alarms == 0
+        assert run_audits(start, rng, 2500, flat(EPSILON / 3)).alarms == 0
 
 
 @pytest.mark.parametrize(("rate", "most"), [(0.5, 40), (0.2, 250), (0.1, 1500)])
 def test_trouble_is_noticed_from_the_start(rate, most):
     rng, start = np.random.default_rng(2), begin(0.4, EPSILON, 0.95)
-    assert all(audited(start, rng, most, flat(rate)).alarms for _ in range(20))
+    assert all(run_audits(start, rng, most, flat(rate)).alarms for _ in range(20))
 
 
 def test_trouble_is_noticed_after_a_long_good_time():
     """Without money that is kept back, 3000 good audits would hide the bad ones for ages."""
     rng, start = np.random.default_rng(3), begin(0.4, EPSILON, 0.95)
-    good = audited(start, rng, 3000, flat(0.005))
+    good = run_audits(start, rng, 3000, flat(0.005))
     assert good.alarms == 0
-    assert all(audited(good, rng, 60, flat(0.5)).alarms for _ in range(20))
+    assert all(run_audits(good, rng, 60, flat(0.5)).alarms for _ in range(20))
 
 
 def test_wrong_answers_far_away_tighten_the_threshold_to_where_there_are_none():
     rng, start = np.random.default_rng(4), begin(0.4, EPSILON, 0.95)
     for _ in range(10):
-        state = audited(start, rng, 6000, lambda d: 0.3 if d > 0.1 else 0.0)
+        state = run_audits(start, rng, 6000, lambda d: 0.3 if d > 0.1 else 0.0)
         assert state.state == "calibrated"  # proven again, at the new threshold
         assert 0.02 < state.threshold < 0.13
         assert state.alarms >= 1
@@ -69,7 +69,7 @@ def test_wrong_answers_far_away_tighten_the_threshold_to_where_there_are_none():
 def test_wrong_answers_everywhere_turn_the_cache_off_and_it_stays_off():
     rng, start = np.random.default_rng(5), begin(0.4, EPSILON, 0.95)
     for _ in range(20):
-        state = audited(start, rng, 2000, flat(0.4))
+        state = run_audits(start, rng, 2000, flat(0.4))
         assert (state.state, state.threshold) == ("off", 0.0)
         assert step(state, 0.1, False).state == "off"
 
@@ -83,16 +83,16 @@ def test_one_wrong_answer_is_no_alarm():
 def test_more_hits_are_audited_on_probation():
     calm = begin(0.4, EPSILON, 0.95, share=0.05)
     trial = msgspec.structs.replace(calm, state="probation")
-    assert wants(calm, 0.049)
-    assert not wants(calm, 0.05)
-    assert wants(trial, 0.2)
-    assert not wants(begin(0.4, EPSILON, 0.95, share=0.0), 0.0)
+    assert should_audit(calm, 0.049)
+    assert not should_audit(calm, 0.05)
+    assert should_audit(trial, 0.2)
+    assert not should_audit(begin(0.4, EPSILON, 0.95, share=0.0), 0.0)
 
 
 def test_an_audit_of_a_hit_before_the_tightening_is_counted_and_no_evidence():
     state = begin(0.2, EPSILON, 0.95)
     after = step(state, 0.3, True)
-    assert (after.audited, after.wrong, after.n, evidence(after)) == (1, 1, 0, 1)
+    assert (after.audited, after.wrong, after.audit_count, evidence(after)) == (1, 1, 0, 1)
 
 
 @given(
@@ -130,7 +130,7 @@ def test_the_bets_are_fair_at_epsilon(wrong, epsilon):
 
 
 def test_the_state_survives_its_encoding():
-    state = audited(begin(0.4, EPSILON, 0.95), np.random.default_rng(6), 300, flat(0.03))
+    state = run_audits(begin(0.4, EPSILON, 0.95), np.random.default_rng(6), 300, flat(0.03))
     raw = msgspec.msgpack.encode(state)
     assert len(raw) < 10_000
     assert msgspec.msgpack.decode(raw, type=State) == state

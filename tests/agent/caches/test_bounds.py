@@ -14,8 +14,8 @@ from agent.caches.bounds import (
     SINGLE,
     binomial_tail,
     clopper_pearson,
-    needed,
     p_value,
+    required_trials,
     upper_bound,
 )
 from edge_core.tensors import Array
@@ -63,7 +63,7 @@ def test_the_ends_of_the_scale_are_no_surprise():
 
 @pytest.mark.parametrize("epsilon", [0.001, 0.01, 0.02, 0.05, 0.2])
 def test_the_needed_number_without_an_error_is_the_least_that_proves(epsilon):
-    n = needed(epsilon)
+    n = required_trials(epsilon)
     assert n == math.ceil(math.log(0.05) / math.log(1 - epsilon))
     assert p_value(*trials(0, n), epsilon, SINGLE) <= 0.05
     assert p_value(*trials(0, n - 1), epsilon, SINGLE) > 0.05

@@ -28,7 +28,7 @@ COUNT = 300
 OPENED: list[Store | Database] = []
 
 
-def opened(folder: Path) -> ResultCache:
+def open_cache(folder: Path) -> ResultCache:
     cache = ResultCache(folder / "results.db", max_bytes=2 * MIN_BYTES, ttl_s=3600)
     OPENED.append(cache.store)
     return cache
@@ -51,7 +51,7 @@ def key(n: int) -> bytes:
     return b"%016d" % n
 
 
-def right(cache: ResultCache, count: int = COUNT) -> int:
+def count_right(cache: ResultCache, count: int = COUNT) -> int:
     """How many of the first answers are there; none may be wrong."""
     hits = 0
     for n in range(count):
@@ -68,7 +68,7 @@ def fill(cache: ResultCache, count: int = COUNT) -> None:
         cache.put(MODEL, key(n), answer(n))
 
 
-def works(cache: ResultCache) -> None:
+def assert_works(cache: ResultCache) -> None:
     cache.put(MODEL, b"works now" + bytes(7), answer(7))
     assert cache.store.flush(), cache.store.health()
     found = cache.get(MODEL, b"works now" + bytes(7))
@@ -87,37 +87,37 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 
 
 def test_a_disk_that_fills_up_costs_new_answers_but_no_old_ones(disk):
-    cache = opened(disk / "caches")
+    cache = open_cache(disk / "caches")
     fill(cache, 100)
     assert cache.store.flush()
     fill(cache, 1500)
     cache.store.flush()
     assert "full" in cache.store.health()
-    told = cache.store.counters()
-    assert told.dropped > 100
-    assert right(cache, 100) == 100
-    assert right(cache, 1500) < 1500
+    counters = cache.store.counters()
+    assert counters.dropped > 100
+    assert count_right(cache, 100) == 100
+    assert count_right(cache, 1500) < 1500
     cache.store.close()
 
 
 def test_a_disk_that_is_full_from_the_start_costs_all_answers(disk):
     with pytest.raises(OSError, match="No space"):
         (disk / "filler").write_bytes(bytes(4_000_000))
-    cache = opened(disk)
+    cache = open_cache(disk)
     fill(cache)
     assert "full" in cache.store.health() or "no space" in cache.store.health()
-    assert right(cache) == 0
+    assert count_right(cache) == 0
     assert cache.store.counters().dropped == COUNT
     assert cache.store.keep_only([MODEL]) == 0
     cache.store.close()
 
 
 def test_a_disk_that_stays_full_is_looked_at_now_and_then_and_not_all_the_time(disk):
-    cache = opened(disk)
+    cache = open_cache(disk)
     cache.store.close()
     with pytest.raises(OSError, match="No space"):
         (disk / "filler").write_bytes(bytes(4_000_000))
-    again = opened(disk)
+    again = open_cache(disk)
     assert again.store.health()
     begin = time.process_time()
     time.sleep(0.5)
@@ -128,7 +128,7 @@ def test_a_disk_that_stays_full_is_looked_at_now_and_then_and_not_all_the_time(d
 def test_writing_begins_again_when_there_is_space_again(disk):
     filler = disk / "filler"
     filler.write_bytes(bytes(2_000_000))
-    db = database(disk)
+    db = open_database(disk)
     insert = "INSERT INTO t (v) VALUES (?)"
     until(lambda: not all(db.write(insert, (bytes(4000),)) for _ in range(99)) and db.health())
     assert "full" in db.health()
@@ -142,7 +142,7 @@ def test_writing_begins_again_when_there_is_space_again(disk):
     db.close()
 
 
-def database(folder: Path) -> Database:
+def open_database(folder: Path) -> Database:
     db = Database(
         folder / "t.db",
         (lambda db: db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)"),),
@@ -163,7 +163,7 @@ def database(folder: Path) -> Database:
 @pytest.fixture
 def read_only(disk: Path) -> Iterator[Path]:
     """A file system with a filled cache that may only be read."""
-    cache = opened(disk)
+    cache = open_cache(disk)
     fill(cache)
     cache.store.close()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
@@ -172,17 +172,17 @@ def read_only(disk: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_disk_costs_the_cache_only(read_only):
-    cache = opened(read_only)
+    cache = open_cache(read_only)
     assert "read-only" in cache.store.health()
     fill(cache)
-    assert right(cache) == 0
+    assert count_right(cache) == 0
     assert not cache.store.flush()
     assert cache.store.counters().dropped == COUNT
     cache.store.close()
 
 
 def test_a_disk_that_may_be_written_again_is_used_again(read_only):
-    db = database(read_only)
+    db = open_database(read_only)
     assert "read-only" in db.health()
     subprocess.run(["mount", "-o", "remount,rw", read_only], check=True)
     until(lambda: not db.health())
@@ -192,9 +192,9 @@ def test_a_disk_that_may_be_written_again_is_used_again(read_only):
 
 def test_a_place_that_cannot_be_a_folder_costs_the_cache_only(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    cache = opened(tmp_path / "file" / "caches")
+    cache = open_cache(tmp_path / "file" / "caches")
     fill(cache, 3)
-    assert right(cache, 3) == 0
+    assert count_right(cache, 3) == 0
     assert str(tmp_path) in cache.store.health()
     assert cache.store.counters().dropped == 3
     cache.store.close()
@@ -274,7 +274,7 @@ DAMAGES = (
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("filled")
-    cache = opened(folder)
+    cache = open_cache(folder)
     fill(cache)
     cache.store.close()
     return folder / "results.db"
@@ -286,50 +286,50 @@ def test_a_damaged_file_gives_no_wrong_answer_and_is_used_or_recreated(
 ):
     shutil.copy(filled, tmp_path)
     damage(tmp_path / "results.db", random.Random(seed))
-    cache = opened(tmp_path)
-    right(cache)
+    cache = open_cache(tmp_path)
+    count_right(cache)
     fill(cache)  # whoever meets the damage, all that comes after it is stored
-    right(cache)
+    count_right(cache)
     cache.store.flush()
     fill(cache)
     assert cache.store.flush(), cache.store.health()
-    assert right(cache) > 0.9 * COUNT  # a damaged index may hide a few for ever
-    works(cache)
+    assert count_right(cache) > 0.9 * COUNT  # a damaged index may hide a few for ever
+    assert_works(cache)
     anew = bool(cache.store.health())
     cache.store.close()
-    assert sound(tmp_path / "results.db") or not anew
+    assert is_sound(tmp_path / "results.db") or not anew
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_damage_under_a_running_cache_gives_no_wrong_answer(seed, filled, tmp_path):
     shutil.copy(filled, tmp_path)
-    cache = opened(tmp_path)
-    right(cache, 5)
+    cache = open_cache(tmp_path)
+    count_right(cache, 5)
     flip(tmp_path / "results.db", random.Random(seed))
-    right(cache)
+    count_right(cache)
     for start in range(0, COUNT, 50):
         for n in range(start, start + 50):
             cache.put(MODEL, key(n), answer(n))
         cache.store.flush()
-        right(cache)
+        count_right(cache)
     cache.store.close()
-    again = opened(tmp_path)
-    right(again)
-    works(again)
+    again = open_cache(tmp_path)
+    count_right(again)
+    assert_works(again)
     again.store.close()
 
 
 def test_a_file_that_is_no_database_is_replaced_and_reported(filled, tmp_path):
     shutil.copy(filled, tmp_path)
     another_format(tmp_path / "results.db", random.Random())
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     assert "recreated" in cache.store.health()
-    assert right(cache) == 0
-    works(cache)
+    assert count_right(cache) == 0
+    assert_works(cache)
     cache.store.close()
-    again = opened(tmp_path)
+    again = open_cache(tmp_path)
     assert again.store.health() == ""
-    works(again)
+    assert_works(again)
     again.store.close()
 
 
@@ -346,11 +346,11 @@ def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled,
         plain.execute("DELETE FROM entries WHERE key = ?", (key(9),))
         plain.execute("UPDATE entries SET key = ? WHERE key = ?", (key(9), key(10)))
     plain.close()
-    cache = opened(tmp_path)
-    assert right(cache, 11) == 5
+    cache = open_cache(tmp_path)
+    assert count_right(cache, 11) == 5
     assert cache.get(MODEL, b"x" * 16) is None
-    told = cache.store.counters()
-    assert (told.damaged, told.misses) == (5, 7)
+    counters = cache.store.counters()
+    assert (counters.damaged, counters.misses) == (5, 7)
     cache.store.flush()
     assert cache.store.counters().entries == COUNT - 6
     cache.store.close()
@@ -371,7 +371,7 @@ def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
         with (folder / "results.db").open("r+b") as f:
             f.seek(4096 * (root - 1))
             f.write(b"\xff" * 4096)
-        cache = opened(folder)
+        cache = open_cache(folder)
         assert cache.store.flush() or found
         until(lambda cache=cache, found=found: bool(cache.store.health()) == found)
         cache.store.close()
@@ -383,20 +383,20 @@ def test_a_file_whose_entries_are_mostly_wrong_is_recreated(filled, tmp_path):
     with plain:
         plain.execute("UPDATE entries SET value = CAST(value || x'00' AS BLOB)")
     plain.close()
-    cache = opened(tmp_path)
-    assert right(cache) == 0
+    cache = open_cache(tmp_path)
+    assert count_right(cache) == 0
     until(cache.store.health)
     assert "checksums" in cache.store.health()
     fill(cache)
     assert cache.store.flush()
-    assert right(cache) == COUNT
+    assert count_right(cache) == COUNT
     cache.store.close()
 
 
 def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
     """SQLite quotes the damaged schema, and sqlite3 raises UnicodeDecodeError instead."""
     shutil.copy(filled, tmp_path)
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     plain = sqlite3.connect(tmp_path / "results.db")
     with plain:
         plain.execute("PRAGMA writable_schema=1")
@@ -406,10 +406,10 @@ def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
         (version,) = plain.execute("PRAGMA schema_version").fetchone()
         plain.execute(f"PRAGMA schema_version={version + 1}")
     plain.close()
-    assert right(cache) == 0
+    assert count_right(cache) == 0
     until(cache.store.health)
     assert "recreated" in cache.store.health()
-    works(cache)
+    assert_works(cache)
     cache.store.close()
 
 
@@ -420,14 +420,14 @@ def test_embeddings_of_a_file_recreated_under_way_are_found(tmp_path):
         cache.put(MODEL, f"text {n}", np.full(4, n + 1, np.float32))
     cache.store.close()
     cache = EmbeddingCache(path, max_bytes=MIN_BYTES, ttl_s=3600)
-    assert len(cache.nearest(MODEL, np.ones(4, np.float32), k=50)) == 50
+    assert len(cache.nearest(MODEL, np.ones(4, np.float32), limit=50)) == 50
     with path.open("r+b") as f:
         f.write(b"damaged " * 4096)
     until(
         lambda: (cache.get(MODEL, "text 1") is None and cache.store.health()) or write_more(cache)
     )
     cache.put(MODEL, "new", np.ones(4, np.float32))
-    found = cache.nearest(MODEL, np.ones(4, np.float32), k=50)
+    found = cache.nearest(MODEL, np.ones(4, np.float32), limit=50)
     assert "new" in [m.text for m in found]
     assert len(found) < 50
     cache.store.close()
@@ -453,7 +453,7 @@ def test_embeddings_survive_a_damaged_file_too(tmp_path):
     again.store.close()
 
 
-def sound(path: Path) -> bool:
+def is_sound(path: Path) -> bool:
     db = sqlite3.connect(path)
     found = db.execute("PRAGMA integrity_check").fetchall()
     db.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from agent.caches.embeddings import EmbeddingCache, normal
+from agent.caches.embeddings import EmbeddingCache, normalise_text
 from edge_core.errors import InputError
 from edge_core.runtimes import onnxruntime as adapter
 from edge_core.tensors import Array
@@ -27,13 +27,13 @@ class Clock:
         return self.now
 
 
-def opened(path: Path, **more: object) -> EmbeddingCache:
+def open_cache(path: Path, **more: object) -> EmbeddingCache:
     return EmbeddingCache(path / "e.db", **{"max_bytes": 4_000_000, "ttl_s": 3600.0, **more})
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[EmbeddingCache]:
-    c = opened(tmp_path)
+    c = open_cache(tmp_path)
     yield c
     c.store.close()
 
@@ -72,7 +72,9 @@ def test_an_application_finds_its_own_result_by_meaning(cache, embed):
     }
     for text, result in answers.items():
         cache.put(MODEL, text, embed(text), result=result)
-    best, second = cache.nearest(MODEL, embed("What is the temperature in the greenhouse?"), k=2)
+    best, second = cache.nearest(
+        MODEL, embed("What is the temperature in the greenhouse?"), limit=2
+    )
     assert (best.text, best.result) == ("How warm is it in the greenhouse?", b"23 C")
     assert best.similarity > 0.7 > 0.5 > second.similarity
     np.testing.assert_array_equal(
@@ -100,13 +102,13 @@ def test_opposite_sentences_are_near_which_is_why_it_only_tells_the_similarity(c
     ],
 )
 def test_texts_that_differ_in_form_only_share_an_entry(a, b, same, cache):
-    assert (normal(a) == normal(b)) == same
+    assert (normalise_text(a) == normalise_text(b)) == same
     cache.put(MODEL, a, unit(10))
     assert (cache.get(MODEL, b) is not None) == same
 
 
 def test_vectors_come_back_with_their_type_and_shape_after_a_restart(tmp_path):
-    first = opened(tmp_path)
+    first = open_cache(tmp_path)
     vectors = {
         "float16": np.arange(4, dtype=np.float16),
         "batch of one": np.ones((1, 4), np.float32),
@@ -117,7 +119,7 @@ def test_vectors_come_back_with_their_type_and_shape_after_a_restart(tmp_path):
     feeds = {"input_ids": np.array([[101, 102]])}
     first.put(MODEL, feeds, unit(1))
     first.store.close()
-    again = opened(tmp_path)
+    again = open_cache(tmp_path)
     for text, v in vectors.items():
         found = again.get(MODEL, text)
         assert (found.dtype, found.shape) == (v.dtype, v.shape)
@@ -133,7 +135,7 @@ def test_nearest_ranks_by_angle_and_not_by_length(cache):
         cache.put(MODEL, f"{degrees} degrees", unit(degrees) * (degrees + 1))
     cache.put(OTHER, "of another model", unit(15))
     cache.put(MODEL, "tokens", np.ones((5, 2), np.float32))
-    found = cache.nearest(MODEL, unit(15), k=10)
+    found = cache.nearest(MODEL, unit(15), limit=10)
     assert [m.text for m in found] == [f"{d} degrees" for d in (20, 0, 50, 180)]
     assert found[0].similarity == pytest.approx(np.cos(np.deg2rad(5)), abs=1e-6)
     assert found[-1].similarity == pytest.approx(np.cos(np.deg2rad(165)), abs=1e-6)
@@ -141,37 +143,38 @@ def test_nearest_ranks_by_angle_and_not_by_length(cache):
 
 def test_nearest_sees_what_was_put_changed_and_removed_since(tmp_path):
     clock = Clock()
-    cache = opened(tmp_path, ttl_s=60, clock=clock)
-    assert cache.nearest(MODEL, unit(0), k=5) == ()
+    cache = open_cache(tmp_path, ttl_s=60, clock=clock)
+    assert cache.nearest(MODEL, unit(0), limit=5) == ()
     cache.put(MODEL, "old", unit(0))
     clock.now += 40
     cache.put(MODEL, "turns", unit(10), result=b"before")
-    assert [m.text for m in cache.nearest(MODEL, unit(0), k=5)] == ["old", "turns"]
+    assert [m.text for m in cache.nearest(MODEL, unit(0), limit=5)] == ["old", "turns"]
     cache.put(MODEL, "turns", unit(90), result=b"after")
     cache.put(MODEL, "new", unit(30))
-    found = cache.nearest(MODEL, unit(0), k=5)
+    found = cache.nearest(MODEL, unit(0), limit=5)
     assert [(m.text, m.result) for m in found] == [("old", b""), ("new", b""), ("turns", b"after")]
     clock.now += 40
-    assert [m.text for m in cache.nearest(MODEL, unit(0), k=5)] == ["new", "turns"]
+    assert [m.text for m in cache.nearest(MODEL, unit(0), limit=5)] == ["new", "turns"]
     assert cache.keep_only([OTHER]) == 3
-    assert cache.nearest(MODEL, unit(0), k=5) == ()
+    assert cache.nearest(MODEL, unit(0), limit=5) == ()
     cache.store.close()
 
 
 def test_nearest_keeps_up_with_evictions(tmp_path):
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     rng = np.random.default_rng(1)
     n = 0
     while cache.store.counters().evicted < 700:
         for _ in range(100):
             cache.put(MODEL, f"text {n}", rng.normal(size=500).astype(np.float32))
             n += 1
-        found = cache.nearest(MODEL, cache.get(MODEL, f"text {n - 1}"), k=3)
+        found = cache.nearest(MODEL, cache.get(MODEL, f"text {n - 1}"), limit=3)
         assert found[0].text == f"text {n - 1}"
         assert found[0].similarity == pytest.approx(1, abs=1e-5)
-    assert "text 0" not in {m.text for m in cache.nearest(MODEL, np.ones(500, np.float32), k=n)}
+    assert "text 0" not in {m.text for m in cache.nearest(MODEL, np.ones(500, np.float32), limit=n)}
     assert (
-        len(cache.nearest(MODEL, np.ones(500, np.float32), k=n)) == cache.store.counters().entries
+        len(cache.nearest(MODEL, np.ones(500, np.float32), limit=n))
+        == cache.store.counters().entries
     )
     cache.store.close()
 

@@ -25,7 +25,7 @@ MODELS = ("sha256:" + "a" * 64, "sha256:" + "b" * 64)
 WRONG = 3
 
 
-def opened(path: Path) -> ResultCache:
+def open_cache(path: Path) -> ResultCache:
     return ResultCache(path, max_bytes=4_000_000, ttl_s=3600)
 
 
@@ -35,10 +35,11 @@ def answer(key: bytes) -> Feeds:
     return {"y": rng.random(rng.integers(10, 1000), np.float32), "key": np.array(list(key))}
 
 
-def right(key: bytes, found: Feeds) -> bool:
-    wanted = answer(key)
-    return found.keys() == wanted.keys() and all(
-        found[n].dtype == wanted[n].dtype and np.array_equal(found[n], wanted[n]) for n in wanted
+def is_right(key: bytes, outputs: Feeds) -> bool:
+    expected = answer(key)
+    return outputs.keys() == expected.keys() and all(
+        outputs[name].dtype == array.dtype and np.array_equal(outputs[name], array)
+        for name, array in expected.items()
     )
 
 
@@ -48,7 +49,7 @@ def question(n: int) -> Feeds:
 
 def write_for_ever(path: Path, seed: int, count: int, flushing: bool) -> None:
     """The child: ask, put what is missing, tell what is surely stored."""
-    cache = opened(path)
+    cache = open_cache(path)
     rng = random.Random(seed)
     model = MODELS[seed % 2]
     if flushing:
@@ -58,11 +59,11 @@ def write_for_ever(path: Path, seed: int, count: int, flushing: bool) -> None:
     while True:
         n = rng.randrange(count)
         key = cache.key(model, question(n))
-        found = cache.get(model, key)
-        if found is None:
+        outputs = cache.get(model, key)
+        if outputs is None:
             cache.put(model, key, answer(key))
             put.append(n)
-        elif not right(key, found):
+        elif not is_right(key, outputs):
             os._exit(WRONG)
         if len(put) >= 40 and cache.store.flush():
             print(*put, flush=True)
@@ -74,7 +75,7 @@ def make_for_ever(path: Path, seed: int) -> None:
     print("ready", flush=True)
     while True:
         for n in range(3):
-            cache = opened(path)
+            cache = open_cache(path)
             key = cache.key(MODELS[0], question(n))
             cache.put(MODELS[0], key, answer(key))
             cache.store.close()
@@ -92,9 +93,9 @@ def run_and_kill(job: Callable[..., None], path: Path, seed: int, *more: object)
     assert child.stdout.readline() == "ready\n"
     time.sleep(random.Random(seed).uniform(0, 0.25))
     child.kill()
-    told, _ = child.communicate()
+    output, _ = child.communicate()
     assert child.returncode == -9, f"the child saw a wrong answer or broke: {child.returncode}"
-    whole_lines = told[: told.rfind("\n") + 1]
+    whole_lines = output[: output.rfind("\n") + 1]
     return [int(n) for n in whole_lines.split()]
 
 
@@ -103,16 +104,16 @@ def look(path: Path, count: int, surely: dict[str, set[int]]) -> int:
     plain = sqlite3.connect(path)
     assert plain.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     plain.close()
-    cache = opened(path)
+    cache = open_cache(path)
     hits = 0
     for model in MODELS:
         for n in range(count):
             key = cache.key(model, question(n))
-            found = cache.get(model, key)
-            if found is None:
+            outputs = cache.get(model, key)
+            if outputs is None:
                 assert n not in surely.get(model, ()), f"{n} was committed and is lost"
             else:
-                assert right(key, found)
+                assert is_right(key, outputs)
                 hits += 1
     assert cache.store.health() == ""
     assert cache.store.counters().damaged == 0
@@ -137,16 +138,16 @@ def test_nothing_is_wrong_after_kills_amid_evictions_and_flushes_of_models(tmp_p
         assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 4_000_000
         if seed % 3 == 1 or seed == ROUNDS - 1:
             assert look(path, count, {}) > 0
-    cache = opened(path)
-    told = cache.store.counters()
+    cache = open_cache(path)
+    counters = cache.store.counters()
     cache.store.close()
-    assert told.evicted > before
-    assert told.flushed > 0
+    assert counters.evicted > before
+    assert counters.flushed > 0
 
 
 def fill_up(path: Path, count: int) -> int:
     """Fill the file to its bound; how many were evicted for it."""
-    cache = opened(path)
+    cache = open_cache(path)
     for n in range(count):
         key = cache.key(MODELS[0], question(n))
         cache.put(MODELS[0], key, answer(key))

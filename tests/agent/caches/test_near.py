@@ -45,18 +45,18 @@ def off(angle: float) -> Array:
     return np.array([np.cos(angle), np.sin(angle)], np.float32)
 
 
-def said(text: str) -> Feeds:
+def make_answer(text: str) -> Feeds:
     return {"answer": np.array(text)}
 
 
-def opened(path: Path, made: Calibration = TEXTS, **more) -> NearCache:
+def open_cache(path: Path, made: Calibration = TEXTS, **more) -> NearCache:
     more = {"max_bytes": MIN_BYTES, "ttl_s": HOUR, "audit_share": 0.0, **more}
     return NearCache(path / "near" / "model.db", made, **more)
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[NearCache]:
-    c = opened(tmp_path)
+    c = open_cache(tmp_path)
     yield c
     c.close()
 
@@ -66,19 +66,24 @@ def cache(tmp_path: Path) -> Iterator[NearCache]:
 
 def test_what_is_near_hits_and_what_is_far_does_not(cache):
     assert cache.lookup_embedding(MODEL, off(0)) is None
-    cache.add_embedding(MODEL, off(0), said("zero"))
+    cache.add_embedding(MODEL, off(0), make_answer("zero"))
     near = cache.lookup_embedding(MODEL, off(0.2))
     assert near is not None
-    assert near.outputs == said("zero")
+    assert near.outputs == make_answer("zero")
     assert near.distance == pytest.approx(2 * np.sin(0.1), abs=1e-3)
     assert not near.audit
     assert cache.lookup_embedding(MODEL, off(0.4)) is None
-    told = cache.counters()
-    assert (told.hits, told.misses, told.entries, told.state) == (1, 2, 1, "calibrated")
+    counters = cache.counters()
+    assert (counters.hits, counters.misses, counters.entries, counters.state) == (
+        1,
+        2,
+        1,
+        "calibrated",
+    )
 
 
 def test_an_answer_with_a_small_lead_reaches_less_far(tmp_path):
-    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, rule=Rule(kind="top1")))
+    cache = open_cache(tmp_path, msgspec.structs.replace(TEXTS, rule=Rule(kind="top1")))
     cache.add_embedding(MODEL, off(0), {"y": np.array([0.9, 0.1])})
     cache.add_embedding(MODEL, off(1), {"y": np.array([0.55, 0.45])})
     assert cache.lookup_embedding(MODEL, off(0.2)) is not None  # 0.2 / 0.8 <= 0.3
@@ -88,35 +93,37 @@ def test_an_answer_with_a_small_lead_reaches_less_far(tmp_path):
 
 def test_an_input_with_a_near_answer_is_not_stored_again(cache):
     for angle in (0.0, 0.1, 0.2):
-        cache.add_embedding(MODEL, off(angle), said("zero"))
+        cache.add_embedding(MODEL, off(angle), make_answer("zero"))
     assert cache.counters().entries == 1
 
 
 def test_texts_that_the_guard_tells_apart_never_meet(cache):
-    cache.add_embedding(MODEL, off(0), said("on"), "turn the lamp on")
+    cache.add_embedding(MODEL, off(0), make_answer("on"), "turn the lamp on")
     assert cache.lookup_embedding(MODEL, off(0), "turn the lamp off") is None
     assert cache.lookup_embedding(MODEL, off(0), "don't turn the lamp on") is None
     assert cache.lookup_embedding(MODEL, off(0), "turn lamp on, please") is not None
 
 
 def test_another_model_gets_and_leaves_nothing(cache):
-    cache.add_embedding(OTHER, off(0), said("other"))
+    cache.add_embedding(OTHER, off(0), make_answer("other"))
     assert cache.lookup_embedding(MODEL, off(0)) is None
-    cache.add_embedding(MODEL, off(0), said("mine"))
+    cache.add_embedding(MODEL, off(0), make_answer("mine"))
     assert cache.lookup_embedding(OTHER, off(0)) is None
     assert cache.counters().entries == 1
 
 
 def test_what_has_no_direction_is_computed(cache):
-    cache.add_embedding(MODEL, np.zeros(2), said("nothing"))
-    cache.add_embedding(MODEL, np.array([np.nan, 1]), said("nothing"))
+    cache.add_embedding(MODEL, np.zeros(2), make_answer("nothing"))
+    cache.add_embedding(MODEL, np.array([np.nan, 1]), make_answer("nothing"))
     assert cache.lookup_embedding(MODEL, np.zeros(2)) is None
     assert cache.counters().entries == 0
 
 
 def test_without_a_proven_threshold_it_does_nothing(tmp_path):
-    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, threshold=0.0, why="too few samples"))
-    cache.add_embedding(MODEL, off(0), said("zero"))
+    cache = open_cache(
+        tmp_path, msgspec.structs.replace(TEXTS, threshold=0.0, why="too few samples")
+    )
+    cache.add_embedding(MODEL, off(0), make_answer("zero"))
     assert cache.lookup_embedding(MODEL, off(0)) is None
     assert cache.health() == "too few samples"
     assert cache.counters().entries == cache.counters().misses == 0
@@ -127,11 +134,11 @@ def test_without_a_proven_threshold_it_does_nothing(tmp_path):
 
 
 def test_the_entry_that_was_used_longest_ago_goes_when_it_is_full(tmp_path):
-    cache = opened(tmp_path, max_entries=2)
-    cache.add_embedding(MODEL, off(0), said("a"))
-    cache.add_embedding(MODEL, off(1), said("b"))
+    cache = open_cache(tmp_path, max_entries=2)
+    cache.add_embedding(MODEL, off(0), make_answer("a"))
+    cache.add_embedding(MODEL, off(1), make_answer("b"))
     assert cache.lookup_embedding(MODEL, off(0)) is not None
-    cache.add_embedding(MODEL, off(2), said("c"))
+    cache.add_embedding(MODEL, off(2), make_answer("c"))
     assert cache.lookup_embedding(MODEL, off(1)) is None
     assert cache.lookup_embedding(MODEL, off(0)) is not None
     assert cache.counters().entries == 2
@@ -140,7 +147,7 @@ def test_the_entry_that_was_used_longest_ago_goes_when_it_is_full(tmp_path):
 
 
 def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
-    cache = opened(tmp_path, max_bytes=MIN_BYTES)
+    cache = open_cache(tmp_path, max_bytes=MIN_BYTES)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(1500, 64)).astype(np.float32)
     for i, v in enumerate(vectors):
@@ -161,15 +168,15 @@ def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
 
 def test_an_old_answer_is_stale(tmp_path):
     now = [1_700_000_000.0]
-    cache = opened(tmp_path, clock=lambda: now[0])
-    cache.add_embedding(MODEL, off(0), said("old"))
+    cache = open_cache(tmp_path, clock=lambda: now[0])
+    cache.add_embedding(MODEL, off(0), make_answer("old"))
     now[0] += HOUR - 1
     assert cache.lookup_embedding(MODEL, off(0)) is not None
     now[0] += 2
     assert cache.lookup_embedding(MODEL, off(0)) is None
     assert cache.counters().stale == 1
-    cache.add_embedding(MODEL, off(0), said("new"))
-    assert cache.lookup_embedding(MODEL, off(0)).outputs == said("new")
+    cache.add_embedding(MODEL, off(0), make_answer("new"))
+    assert cache.lookup_embedding(MODEL, off(0)).outputs == make_answer("new")
     cache.close()
 
 
@@ -177,37 +184,37 @@ def test_an_old_answer_is_stale(tmp_path):
 
 
 def test_a_restart_keeps_answers_counters_and_the_audit(tmp_path):
-    cache = opened(tmp_path, audit_share=1.0)
-    cache.add_embedding(MODEL, off(0), said("zero"), "set 5")
+    cache = open_cache(tmp_path, audit_share=1.0)
+    cache.add_embedding(MODEL, off(0), make_answer("zero"), "set 5")
     for _ in range(3):
         near = cache.lookup_embedding(MODEL, off(0.1), "set 5")
         assert near.audit
-        cache.record_audit(MODEL, near, said("zero"))
+        cache.record_audit(MODEL, near, make_answer("zero"))
     before = cache.counters()
     cache.close()
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     assert cache.counters() == msgspec.structs.replace(before, bytes=cache.counters().bytes)
     assert before.audited == 3
-    assert cache.lookup_embedding(MODEL, off(0.1), "set 5").outputs == said("zero")
+    assert cache.lookup_embedding(MODEL, off(0.1), "set 5").outputs == make_answer("zero")
     assert cache.lookup_embedding(MODEL, off(0.1), "set 6") is None
     cache.close()
 
 
 def test_a_new_model_begins_empty_and_the_old_entries_leave_the_file(tmp_path):
-    cache = opened(tmp_path)
-    cache.add_embedding(MODEL, off(0), said("old model"))
+    cache = open_cache(tmp_path)
+    cache.add_embedding(MODEL, off(0), make_answer("old model"))
     cache.close()
-    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, model=OTHER))
+    cache = open_cache(tmp_path, msgspec.structs.replace(TEXTS, model=OTHER))
     assert cache.lookup_embedding(OTHER, off(0)) is None
     assert cache.counters().flushed == 1
     cache.close()
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     assert cache.lookup_embedding(MODEL, off(0)) is None
     cache.close()
 
 
 def test_it_forgets_when_its_model_serves_no_more(cache):
-    cache.add_embedding(MODEL, off(0), said("zero"))
+    cache.add_embedding(MODEL, off(0), make_answer("zero"))
     assert cache.keep_only((MODEL, OTHER)) == 0
     assert cache.lookup_embedding(MODEL, off(0)) is not None
     assert cache.keep_only((OTHER,)) == 1
@@ -216,23 +223,23 @@ def test_it_forgets_when_its_model_serves_no_more(cache):
 
 def test_a_tightened_threshold_survives_a_restart_and_ends_with_a_new_calibration(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    cache = opened(tmp_path, audit_share=1.0)
+    cache = open_cache(tmp_path, audit_share=1.0)
     for place in np.eye(16, dtype=np.float32)[:15]:
-        cache.add_embedding(MODEL, place, said("stored"))
+        cache.add_embedding(MODEL, place, make_answer("stored"))
         beside = place + np.float32(0.1) * np.eye(16, dtype=np.float32)[15]
         near = cache.lookup_embedding(MODEL, beside)
         if near is None:
             break
-        cache.record_audit(MODEL, near, said("something else"))
-    told = cache.counters()
-    assert (told.state, told.alarms) == ("probation", 1)
-    assert told.threshold < 0.1
+        cache.record_audit(MODEL, near, make_answer("something else"))
+    counters = cache.counters()
+    assert (counters.state, counters.alarms) == ("probation", 1)
+    assert counters.threshold < 0.1
     assert "wrong answers above 0.05" in caplog.text
     cache.close()
-    cache = opened(tmp_path)
-    assert cache.counters().threshold == told.threshold
+    cache = open_cache(tmp_path)
+    assert cache.counters().threshold == counters.threshold
     cache.close()
-    cache = opened(tmp_path, msgspec.structs.replace(TEXTS, samples=1))
+    cache = open_cache(tmp_path, msgspec.structs.replace(TEXTS, samples=1))
     assert cache.counters().threshold == TEXTS.threshold
     assert cache.counters().audited == 0
     cache.close()
@@ -269,9 +276,11 @@ def test_a_tightened_threshold_and_the_answers_survive_kill_9(tmp_path):
         flushed, threshold = child.stdout.readline().split()
         child.kill()
     assert flushed == "True"
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     assert cache.counters().threshold == float(threshold) < TEXTS.threshold
-    assert cache.lookup_embedding(MODEL, np.eye(16, dtype=np.float32)[0]).outputs == said("stored")
+    assert cache.lookup_embedding(MODEL, np.eye(16, dtype=np.float32)[0]).outputs == make_answer(
+        "stored"
+    )
     cache.close()
 
 
@@ -279,12 +288,12 @@ def test_a_tightened_threshold_and_the_answers_survive_kill_9(tmp_path):
 
 
 def test_a_wrong_hit_is_remembered_with_the_right_answer(tmp_path):
-    cache = opened(tmp_path, audit_share=1.0)
-    cache.add_embedding(MODEL, off(0), said("zero"))
+    cache = open_cache(tmp_path, audit_share=1.0)
+    cache.add_embedding(MODEL, off(0), make_answer("zero"))
     near = cache.lookup_embedding(MODEL, off(0.2))
-    cache.record_audit(MODEL, near, said("point two"))
-    assert cache.lookup_embedding(MODEL, off(0.21)).outputs == said("point two")
-    assert cache.lookup_embedding(MODEL, off(0.02)).outputs == said("zero")
+    cache.record_audit(MODEL, near, make_answer("point two"))
+    assert cache.lookup_embedding(MODEL, off(0.21)).outputs == make_answer("point two")
+    assert cache.lookup_embedding(MODEL, off(0.02)).outputs == make_answer("zero")
     assert (cache.counters().audited, cache.counters().wrong) == (1, 1)
     cache.close()
 
@@ -314,23 +323,23 @@ def test_a_full_disk_costs_answers_and_no_request(small_disk):
 
 
 def test_a_damaged_file_is_recreated(tmp_path):
-    cache = opened(tmp_path)
-    cache.add_embedding(MODEL, off(0), said("zero"))
+    cache = open_cache(tmp_path)
+    cache.add_embedding(MODEL, off(0), make_answer("zero"))
     cache.close()
     path = tmp_path / "near" / "model.db"
     path.write_bytes(b"no database" * 1000)
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     assert "damaged" in cache.health()
     assert cache.lookup_embedding(MODEL, off(0)) is None
-    cache.add_embedding(MODEL, off(0), said("again"))
-    assert cache.lookup_embedding(MODEL, off(0)).outputs == said("again")
+    cache.add_embedding(MODEL, off(0), make_answer("again"))
+    assert cache.lookup_embedding(MODEL, off(0)).outputs == make_answer("again")
     cache.close()
 
 
 def test_a_folder_that_cannot_be_made_leaves_it_empty(tmp_path):
     (tmp_path / "near").write_text("a file is in the way")
-    cache = opened(tmp_path)
-    cache.add_embedding(MODEL, off(0), said("zero"))
+    cache = open_cache(tmp_path)
+    cache.add_embedding(MODEL, off(0), make_answer("zero"))
     assert cache.lookup_embedding(MODEL, off(0)) is None
     assert cache.health()
     cache.close()
@@ -338,7 +347,7 @@ def test_a_folder_that_cannot_be_made_leaves_it_empty(tmp_path):
 
 
 def test_threads_find_their_own_answers(tmp_path):
-    cache = opened(tmp_path, max_entries=50, audit_share=0.5)
+    cache = open_cache(tmp_path, max_entries=50, audit_share=0.5)
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(200, 32)).astype(np.float32)
     problems: list[object] = []
@@ -348,11 +357,11 @@ def test_threads_find_their_own_answers(tmp_path):
         for i in order.integers(0, 200, 400):
             found = cache.lookup_embedding(MODEL, vectors[i])
             if found is None:
-                cache.add_embedding(MODEL, vectors[i], said(str(i)))
-            elif found.outputs != said(str(i)):
+                cache.add_embedding(MODEL, vectors[i], make_answer(str(i)))
+            elif found.outputs != make_answer(str(i)):
                 problems.append((i, found))
             elif found.audit:
-                cache.record_audit(MODEL, found, said(str(i)))
+                cache.record_audit(MODEL, found, make_answer(str(i)))
 
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
     for t in threads:
@@ -360,9 +369,9 @@ def test_threads_find_their_own_answers(tmp_path):
     for t in threads:
         t.join()
     assert problems == []
-    told = cache.counters()
-    assert told.hits + told.misses == 6 * 400
-    assert told.entries <= 50
+    counters = cache.counters()
+    assert counters.hits + counters.misses == 6 * 400
+    assert counters.entries <= 50
     cache.close()
 
 
@@ -409,13 +418,17 @@ def serve(cache: NearCache, model: OrtSession, stream: list[Array]) -> tuple[int
 
 def test_a_cache_within_its_budget_keeps_its_threshold(tmp_path, digit_model, pixels, calibrated):
     chance = np.random.default_rng(1).random
-    cache = opened(tmp_path, calibrated, audit_share=0.3, chance=chance)
+    cache = open_cache(tmp_path, calibrated, audit_share=0.3, chance=chance)
     hits, wrong = serve(cache, digit_model, pixels[1500:])
-    told = cache.counters()
+    counters = cache.counters()
     assert hits > 800
     assert wrong / hits < calibrated.epsilon
-    assert told.audited > 300
-    assert (told.state, told.threshold, told.alarms) == ("calibrated", calibrated.threshold, 0)
+    assert counters.audited > 300
+    assert (counters.state, counters.threshold, counters.alarms) == (
+        "calibrated",
+        calibrated.threshold,
+        0,
+    )
     cache.close()
 
 
@@ -424,14 +437,14 @@ def test_drift_tightens_the_threshold(tmp_path, digit_model, pixels, calibrated)
     dark = pixels[0].min()
     faded = [(x - dark) * np.float32(0.1) + dark for x in pixels]
     chance = np.random.default_rng(1).random
-    cache = opened(tmp_path, calibrated, audit_share=0.3, chance=chance)
+    cache = open_cache(tmp_path, calibrated, audit_share=0.3, chance=chance)
     serve(cache, digit_model, pixels[1500:3000])
     assert cache.counters().alarms == 0
     before = serve(cache, digit_model, faded[3000:3300])
-    told = cache.counters()
+    counters = cache.counters()
     assert before[1] / before[0] > 0.5  # it was that bad
-    assert told.alarms >= 1
-    assert told.threshold <= calibrated.threshold / 2
+    assert counters.alarms >= 1
+    assert counters.threshold <= calibrated.threshold / 2
     after = serve(cache, digit_model, faded[3300:])
     assert after[1] < before[1] / 2  # in six times as many requests
     cache.close()
@@ -501,8 +514,8 @@ def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(t
             continue
         for guard in (False, True):
             made = msgspec.structs.replace(usual, text_guard=guard)
-            cache = opened(tmp_path / f"{i}{guard}", made)
-            cache.add_embedding(MODEL, embed(a), said(a), a)
+            cache = open_cache(tmp_path / f"{i}{guard}", made)
+            cache.add_embedding(MODEL, embed(a), make_answer(a), a)
             hit = cache.lookup_embedding(MODEL, embed(b), b) is not None
             fooled += hit and not guard
             kept += not hit and guard

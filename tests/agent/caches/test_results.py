@@ -33,13 +33,15 @@ class Clock:
         return self.now
 
 
-def opened(path: Path, *, max_bytes: int = MIN_BYTES, ttl_s: float = HOUR, **more) -> ResultCache:
+def open_cache(
+    path: Path, *, max_bytes: int = MIN_BYTES, ttl_s: float = HOUR, **more
+) -> ResultCache:
     return ResultCache(path / "results.db", max_bytes=max_bytes, ttl_s=ttl_s, **more)
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[ResultCache]:
-    c = opened(tmp_path)
+    c = open_cache(tmp_path)
     yield c
     c.store.close()
 
@@ -76,8 +78,8 @@ def test_outputs_come_back_as_they_were_before_and_after_the_commit(cache):
     assert same(cache.get(MODEL, key), outputs)
     assert cache.store.flush()
     assert same(cache.get(MODEL, key), outputs)
-    told = cache.store.counters()
-    assert (told.hits, told.misses, told.entries, told.dropped) == (2, 1, 1, 0)
+    counters = cache.store.counters()
+    assert (counters.hits, counters.misses, counters.entries, counters.dropped) == (2, 1, 1, 0)
     assert cache.store.health() == ""
 
 
@@ -101,22 +103,22 @@ def test_another_models_key_finds_nothing(cache):
 
 
 def test_keys_answers_and_counters_survive_a_restart(tmp_path):
-    first = opened(tmp_path)
+    first = open_cache(tmp_path)
     key = first.key(MODEL, question(1))
     first.put(MODEL, key, answer(1))
     first.get(MODEL, key)
     first.get(MODEL, b"?" * 16)
     first.store.close()
-    again = opened(tmp_path)
+    again = open_cache(tmp_path)
     assert again.key(MODEL, question(1)) == key
     assert same(again.get(MODEL, key), answer(1))
-    told = again.store.counters()
-    assert (told.hits, told.misses, told.entries) == (2, 1, 1)
+    counters = again.store.counters()
+    assert (counters.hits, counters.misses, counters.entries) == (2, 1, 1)
     again.store.close()
 
 
 def test_each_file_has_a_secret_of_its_own(tmp_path):
-    a, b = opened(tmp_path / "a"), opened(tmp_path / "b")
+    a, b = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
     assert a.key(MODEL, question(1)) != b.key(MODEL, question(1))
     a.store.close()
     b.store.close()
@@ -136,7 +138,7 @@ def test_outputs_that_are_no_plain_arrays_are_dropped_and_counted(bad, cache):
 
 def test_an_older_answer_is_stale_and_a_new_one_replaces_it(tmp_path):
     clock = Clock()
-    cache = opened(tmp_path, ttl_s=60, clock=clock)
+    cache = open_cache(tmp_path, ttl_s=60, clock=clock)
     cache.put(MODEL, b"k" * 16, answer(1))
     cache.store.flush()
     clock.now += 59
@@ -146,15 +148,15 @@ def test_an_older_answer_is_stale_and_a_new_one_replaces_it(tmp_path):
     cache.put(MODEL, b"k" * 16, answer(2))
     cache.store.flush()
     assert same(cache.get(MODEL, b"k" * 16), answer(2))
-    told = cache.store.counters()
-    assert (told.hits, told.misses, told.stale, told.entries) == (2, 1, 1, 1)
+    counters = cache.store.counters()
+    assert (counters.hits, counters.misses, counters.stale, counters.entries) == (2, 1, 1, 1)
     cache.store.close()
 
 
 def test_an_answer_from_the_far_future_is_stale(tmp_path):
     """A device without a battery-backed clock starts in the past."""
     clock = Clock()
-    cache = opened(tmp_path, ttl_s=60, clock=clock)
+    cache = open_cache(tmp_path, ttl_s=60, clock=clock)
     cache.put(MODEL, b"k" * 16, answer(1))
     clock.now -= 30
     assert cache.get(MODEL, b"k" * 16)
@@ -173,8 +175,8 @@ def test_a_new_model_flushes_what_the_old_one_said_and_says_after_it(cache):
     assert cache.get(OTHER, b"o" * 16)
     cache.put(MODEL, b"late" * 4, answer(1))
     assert cache.get(MODEL, b"late" * 4) is None
-    told = cache.store.counters()
-    assert (told.flushed, told.entries, told.evicted) == (700, 1, 0)
+    counters = cache.store.counters()
+    assert (counters.flushed, counters.entries, counters.evicted) == (700, 1, 0)
     assert cache.store.keep_only([OTHER]) == 0
 
 
@@ -188,7 +190,7 @@ def test_a_flush_takes_what_was_not_even_committed(cache):
 def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
     """It is kept in memory, too."""
     clock = Clock()
-    cache = opened(tmp_path, ttl_s=60, clock=clock)
+    cache = open_cache(tmp_path, ttl_s=60, clock=clock)
     often = b"k" * 16
 
     def ask() -> Feeds | None:
@@ -211,8 +213,8 @@ def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
     assert same(ask(), answer(3))
     cache.store.keep_only([OTHER])
     assert ask() is None
-    told = cache.store.counters()
-    assert (told.hits, told.misses, told.stale, told.flushed) == (20, 11, 5, 1)
+    counters = cache.store.counters()
+    assert (counters.hits, counters.misses, counters.stale, counters.flushed) == (20, 11, 5, 1)
     cache.store.close()
 
 
@@ -221,7 +223,7 @@ def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
 
 @pytest.mark.parametrize(("size", "batch"), [(10, 500), (1000, 100), (20_000, 20)])
 def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     n = largest = 0
     while cache.store.counters().evicted < 200:
         for _ in range(batch):
@@ -230,20 +232,20 @@ def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
         cache.store.flush()
         largest = max(largest, sum(p.stat().st_size for p in tmp_path.iterdir()))
     assert MIN_BYTES / 4 < largest <= MIN_BYTES
-    told = cache.store.counters()
-    assert told.entries == n - told.evicted
-    assert told.bytes <= MIN_BYTES
-    assert told.dropped == 0
+    counters = cache.store.counters()
+    assert counters.entries == n - counters.evicted
+    assert counters.bytes <= MIN_BYTES
+    assert counters.dropped == 0
     held = [cache.get(MODEL, cache.key(MODEL, question(i))) for i in range(n)]
     assert held[0] is None
     assert all(found is None or same(found, answer(i, size)) for i, found in enumerate(held))
-    newest = held[n - told.entries // 2 :]  # looking at the older half moves it, and may evict
+    newest = held[n - counters.entries // 2 :]  # looking at the older half moves it, and may evict
     assert all(newest)
     cache.store.close()
 
 
 def test_answers_in_use_outlive_older_and_newer_ones_that_are_not(tmp_path):
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     n = 0
     while cache.store.counters().evicted < 1000:
         for _ in range(20):
@@ -254,7 +256,7 @@ def test_answers_in_use_outlive_older_and_newer_ones_that_are_not(tmp_path):
     assert cache.get(MODEL, b"%016d" % 8) is None
     assert cache.get(MODEL, b"%016d" % 300) is None
     cache.store.close()
-    again = opened(tmp_path)  # and not only in memory
+    again = open_cache(tmp_path)  # and not only in memory
     assert again.get(MODEL, b"%016d" % 7)
     again.store.close()
 
@@ -298,10 +300,10 @@ def test_many_threads_get_right_answers_and_exact_counters(cache):
         t.start()
     for t in threads:
         t.join()
-    told = cache.store.counters()
+    counters = cache.store.counters()
     assert not wrong
-    assert told.hits + told.misses == 8 * asked
-    assert told.hits > told.misses
+    assert counters.hits + counters.misses == 8 * asked
+    assert counters.hits > counters.misses
     assert cache.store.health() == ""
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.caches.bounds import binomial_tail, needed
+from agent.caches.bounds import binomial_tail, required_trials
 from agent.caches.calibrate_model import calibrate_model, choose_descriptor, read_clips
 from agent.caches.calibration import ThresholdEvidence, read_calibration, write_calibration
 from agent.caches.descriptors import Described, Descriptor, Index, describe, unit
@@ -96,7 +96,7 @@ def test_the_replay_counts_what_a_cache_at_each_threshold_does(seed, n, tags):
 # The proof
 
 
-def drawn(rng: np.random.Generator, groups: int, size: int, rate: Array) -> Replay:
+def draw_counts(rng: np.random.Generator, groups: int, size: int, rate: Array) -> Replay:
     """Groups whose hits have distances spread over the grid, wrong at ``rate`` by threshold.
 
     The trials of a group are wrong together: with more than one the group has one coin.
@@ -112,7 +112,7 @@ def drawn(rng: np.random.Generator, groups: int, size: int, rate: Array) -> Repl
     )
 
 
-def proven(counts: Replay, epsilon: float) -> ThresholdEvidence | None:
+def find_proven(counts: Replay, epsilon: float) -> ThresholdEvidence | None:
     return choose_threshold(counts, epsilon, 0.95)[0]
 
 
@@ -121,7 +121,9 @@ def proven(counts: Replay, epsilon: float) -> ThresholdEvidence | None:
 def test_a_rate_above_epsilon_is_accepted_in_at_most_five_percent_of_runs(size, excess):
     rng, epsilon, runs = np.random.default_rng(11), 0.1, 400
     flat = np.full(len(GRID), excess * epsilon)
-    fooled = sum(proven(drawn(rng, 120, size, flat), epsilon) is not None for _ in range(runs))
+    fooled = sum(
+        find_proven(draw_counts(rng, 120, size, flat), epsilon) is not None for _ in range(runs)
+    )
     assert fooled <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
 
 
@@ -131,7 +133,7 @@ def test_the_chosen_threshold_is_too_large_in_at_most_five_percent_of_runs():
     rate = np.linspace(0, 0.5, len(GRID)) ** 2
     true = np.cumsum(rate) / np.arange(1, len(GRID) + 1)  # of all hits up to a threshold
     limit = max(t for t, r in zip(GRID, true, strict=True) if r <= epsilon)
-    found = [proven(drawn(rng, 400, 1, rate), epsilon) for _ in range(runs)]
+    found = [find_proven(draw_counts(rng, 400, 1, rate), epsilon) for _ in range(runs)]
     levels = [f.threshold for f in found if f is not None]
     assert len(levels) > 0.9 * runs  # it does find one
     assert np.median(levels) > limit / 2  # and no needlessly small one
@@ -144,10 +146,10 @@ def test_taking_the_best_of_all_thresholds_would_be_fooled_more_often():
     rng, epsilon, runs = np.random.default_rng(13), 0.1, 300
     naive = ours = 0
     for _ in range(runs):
-        counts = drawn(rng, 300, 1, np.full(len(GRID), epsilon))
+        counts = draw_counts(rng, 300, 1, np.full(len(GRID), epsilon))
         sums = zip(counts.wrong.sum(axis=1), counts.hits.sum(axis=1), strict=True)
         naive += any(binomial_tail(int(w), int(n), epsilon) <= 0.05 for w, n in sums)
-        ours += proven(counts, epsilon) is not None
+        ours += find_proven(counts, epsilon) is not None
     assert naive > 0.08 * runs
     assert ours <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
 
@@ -182,7 +184,7 @@ def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
     assert enough.evidence.upper <= 0.1
     if grouped:  # the groups that say where to begin prove nothing
         assert enough.evidence.groups == enough.groups - math.ceil(enough.groups / 5)
-    assert needed(0.1) == 29
+    assert required_trials(0.1) == 29
     assert asked > 29 * 5 / 4  # a fifth is set aside, and not every request is a reuse
     assert made(int(asked * 0.35)).threshold == 0
 
@@ -207,7 +209,7 @@ def test_a_refusal_tells_wrong_answers_from_missing_neighbours():
     apart = [make_sample(np.eye(50)[i], i) for i in range(50)]
     made = calibrate_threshold(apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
     assert "no sample was near an earlier one" in made.why
-    assert f"takes {needed(0.05)} reuses" in made.why
+    assert f"takes {required_trials(0.05)} reuses" in made.why
 
 
 @pytest.mark.parametrize(

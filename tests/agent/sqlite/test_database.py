@@ -30,7 +30,7 @@ def evict(db: sqlite3.Connection) -> int:
     return db.execute("DELETE FROM t WHERE id IN (SELECT id FROM t ORDER BY id LIMIT 20)").rowcount
 
 
-def opened(
+def open_database(
     path: Path, *steps: sqlite_file.Migration, max_bytes: int = MIN_BYTES, **more: float
 ) -> Database:
     db = Database(
@@ -49,18 +49,18 @@ def until(condition: object, seconds: float = 20) -> None:
 
 
 def test_what_is_written_is_found_after_its_commit_and_after_a_restart(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     assert db.write(INSERT, (b"one",))
     assert db.flush()
     assert db.rows("SELECT v FROM t") == [(b"one",)]
     db.close()
-    again = opened(tmp_path / "a.db")
+    again = open_database(tmp_path / "a.db")
     assert again.rows("SELECT v FROM t") == [(b"one",)]
     again.close()
 
 
 def test_a_row_is_committed_soon_without_anyone_asking(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     db.write(INSERT, (b"one",), key=b"k")
     assert db.pending == {b"k": (b"one",)}
     until(lambda: db.rows("SELECT v FROM t"))
@@ -69,7 +69,7 @@ def test_a_row_is_committed_soon_without_anyone_asking(tmp_path):
 
 
 def test_closing_commits_what_waits_and_removes_the_log(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     for i in range(500):
         db.write(INSERT, (b"%d" % i,))
     db.close()
@@ -83,7 +83,7 @@ def test_closing_commits_what_waits_and_removes_the_log(tmp_path):
 
 @pytest.mark.parametrize("size", [100, 4000, MIN_BYTES // 40 - 100])
 def test_file_log_and_index_never_exceed_the_bound(size, tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     seen: list[int] = []
     stop = threading.Event()
 
@@ -106,14 +106,14 @@ def test_file_log_and_index_never_exceed_the_bound(size, tmp_path):
 
 
 def test_a_lowered_bound_shrinks_the_file_and_keeps_the_newest_rows(tmp_path):
-    db = opened(tmp_path / "a.db", max_bytes=4 * MIN_BYTES)
+    db = open_database(tmp_path / "a.db", max_bytes=4 * MIN_BYTES)
     for _ in range(1500):
         db.write(INSERT, (os.urandom(4000),), size=10)
         if db.dropped:
             db.flush()
     db.close()
     assert (tmp_path / "a.db").stat().st_size > MIN_BYTES
-    smaller = opened(tmp_path / "a.db")
+    smaller = open_database(tmp_path / "a.db")
     until(lambda: smaller.disk_bytes() <= MIN_BYTES)
     ((count, low, high),) = smaller.rows("SELECT count(*), min(id), max(id) FROM t")
     assert 100 < count == high - low + 1
@@ -123,14 +123,14 @@ def test_a_lowered_bound_shrinks_the_file_and_keeps_the_newest_rows(tmp_path):
 
 
 def test_a_row_that_is_too_large_is_dropped_and_counted(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     assert not db.write(INSERT, (bytes(MIN_BYTES),), size=MIN_BYTES)
     assert db.dropped == 1
     db.close()
 
 
 def test_the_queue_is_bounded_while_the_disk_is_slow(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     inside, go = threading.Event(), threading.Event()
 
     def slow(connection: sqlite3.Connection) -> None:
@@ -150,14 +150,14 @@ def test_the_queue_is_bounded_while_the_disk_is_slow(tmp_path):
 
 
 def test_a_job_sees_what_was_queued_before_it_and_gives_its_result(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     db.write(INSERT, (b"one",))
     assert db.call(lambda c: c.execute("SELECT count(*) FROM t").fetchone()) == (1,)
     db.close()
 
 
 def test_a_job_with_a_bug_loses_its_group_and_nothing_else(tmp_path):
-    db = opened(tmp_path / "a.db", retry_s=0.01)
+    db = open_database(tmp_path / "a.db", retry_s=0.01)
     db.write(INSERT, (b"one",))
     db.flush()
     with pytest.raises(ZeroDivisionError):
@@ -172,7 +172,7 @@ def test_a_job_with_a_bug_loses_its_group_and_nothing_else(tmp_path):
 def test_all_files_are_for_their_owner_only_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
-        db = opened(tmp_path / "caches" / "a.db")
+        db = open_database(tmp_path / "caches" / "a.db")
         db.write(INSERT, (b"one",))
         db.flush()
         modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "caches").iterdir()}
@@ -185,9 +185,9 @@ def test_all_files_are_for_their_owner_only_whatever_the_umask(tmp_path):
 
 
 def test_a_file_that_others_could_read_is_closed_to_them(tmp_path):
-    opened(tmp_path / "a.db").close()
+    open_database(tmp_path / "a.db").close()
     (tmp_path / "a.db").chmod(0o644)
-    opened(tmp_path / "a.db").close()
+    open_database(tmp_path / "a.db").close()
     assert (tmp_path / "a.db").stat().st_mode & 0o777 == 0o600
 
 
@@ -196,10 +196,10 @@ def second_step(db: sqlite3.Connection) -> None:
 
 
 def test_an_older_file_is_brought_to_the_newest_schema_with_its_rows(tmp_path):
-    old = opened(tmp_path / "a.db", table)
+    old = open_database(tmp_path / "a.db", table)
     old.write(INSERT, (b"kept",))
     old.close()
-    new = opened(tmp_path / "a.db", table, second_step)
+    new = open_database(tmp_path / "a.db", table, second_step)
     assert new.rows("SELECT value FROM t") == [(b"kept",)]
     assert new.rows("PRAGMA user_version") == [(2,)]
     assert new.health() == ""
@@ -207,7 +207,7 @@ def test_an_older_file_is_brought_to_the_newest_schema_with_its_rows(tmp_path):
 
 
 def test_a_step_that_fails_half_way_changes_nothing_and_is_tried_again(tmp_path):
-    opened(tmp_path / "a.db", table).close()
+    open_database(tmp_path / "a.db", table).close()
     works = threading.Event()
 
     def step(db: sqlite3.Connection) -> None:
@@ -215,7 +215,7 @@ def test_a_step_that_fails_half_way_changes_nothing_and_is_tried_again(tmp_path)
         if not works.is_set():
             raise ValueError("half way")
 
-    db = opened(tmp_path / "a.db", table, step, retry_s=0.01)
+    db = open_database(tmp_path / "a.db", table, step, retry_s=0.01)
     assert "half way" in db.health()
     plain = sqlite3.connect(tmp_path / "a.db")
     assert [c[1] for c in plain.execute("PRAGMA table_info(t)")] == ["id", "v"]
@@ -228,10 +228,10 @@ def test_a_step_that_fails_half_way_changes_nothing_and_is_tried_again(tmp_path)
 
 
 def test_the_file_of_a_newer_version_is_recreated(tmp_path):
-    newer = opened(tmp_path / "a.db", table, second_step)
+    newer = open_database(tmp_path / "a.db", table, second_step)
     newer.write("INSERT INTO t (value) VALUES (?)", (b"new",))
     newer.close()
-    db = opened(tmp_path / "a.db", table)
+    db = open_database(tmp_path / "a.db", table)
     assert "schema 2" in db.health()
     assert db.write(INSERT, (b"old",))
     assert db.flush()
@@ -240,7 +240,7 @@ def test_the_file_of_a_newer_version_is_recreated(tmp_path):
 
 
 def test_readers_do_not_pile_up_with_threads(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     db.write(INSERT, (b"one",))
     db.flush()
 
@@ -258,7 +258,7 @@ def test_readers_do_not_pile_up_with_threads(tmp_path):
 
 
 def test_a_cache_is_shown_as_its_tables(tmp_path):
-    db = opened(tmp_path / "a.db")
+    db = open_database(tmp_path / "a.db")
     db.write(INSERT, (b"one",))
     db.flush()
     (shown,) = sqlite_file.read_tables(tmp_path / "a.db")
@@ -269,7 +269,7 @@ def test_a_cache_is_shown_as_its_tables(tmp_path):
 
 def test_a_bound_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(InputError, match="at least"):
-        opened(tmp_path / "a.db", max_bytes=MIN_BYTES - 1)
+        open_database(tmp_path / "a.db", max_bytes=MIN_BYTES - 1)
 
 
 def test_importing_caches_and_databases_loads_no_sqlite():
