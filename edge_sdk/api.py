@@ -74,13 +74,13 @@ def verify(package: StrPath, *, variant: str = "") -> Verified:
 
     ``variant`` names the one to replay; without it, it is the first that matches this machine.
     """
-    return verify_package(Path(package), _facts(), variant=variant)
+    return verify_package(Path(package), _detect_facts(), variant=variant)
 
 
 def run(package: StrPath, source: StrPath, *, variant: str = "", top: int = 5) -> Answer:
     """Run a package on one image, .npz or .npy; ``variant`` as in verify()."""
-    return run_package(Path(package), Path(source), _facts(), variant=variant, top=top)
+    return run_package(Path(package), Path(source), _detect_facts(), variant=variant, top=top)
 
 
-def _facts() -> DeviceFacts:
+def _detect_facts() -> DeviceFacts:
     return detect.detect_facts(registry.installed_runtimes())

@@ -12,9 +12,8 @@ from edge_core.console import Json
 from edge_core.machine.detect import detect_facts
 from edge_core.package import format as package_format
 from edge_core.package.bench import bench_package
-from edge_core.package.run import run_package
-from edge_core.package.verify import verify_package
 from edge_core.runtimes.registry import installed_runtimes
+from edge_sdk import api
 from edge_sdk.commands.options import PackageFile
 from edge_sdk.commands.render import render_answer, render_timings, render_verification
 
@@ -44,7 +43,7 @@ def verify(path: PackageFile, variant: VariantName = "", as_json: Json = False) 
 
     Exit code 2: the digests are right, and the answers on this machine are not.
     """
-    verification = verify_package(path, detect_facts(installed_runtimes()), variant=variant)
+    verification = api.verify(path, variant=variant)
     if as_json:
         console.print_json(verification)
     else:
@@ -60,8 +59,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run PACKAGE on one INPUT and print the labels or the outputs."""
-    facts = detect_facts(installed_runtimes())
-    answer = run_package(path, source, facts, variant=variant, top=top)
+    answer = api.run(path, source, variant=variant, top=top)
     if as_json:
         console.print_json(answer)
     else:
