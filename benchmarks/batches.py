@@ -26,6 +26,7 @@ import numpy as np
 from converters import registry as converters
 from converters.layouts import to_artifact
 from converters.onnx import fixed_shapes, ort_facts
+from converters.onnx.format import ONNX
 from converters.onnx.model_file import load_model
 from converters.onnx.preparation import prepare_model
 from converters.spec import Ceiling, Job
@@ -34,7 +35,6 @@ from edge_core.errors import ConvertError
 from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.adapter import Session
 from edge_core.tensors import Feeds
-from edge_sdk.build import reader
 from examples import data, models
 
 SAMPLES = {
@@ -116,7 +116,7 @@ def model(name: str, folder: Path) -> Iterator[tuple[str, Found | str]]:
     source = models.BUILDERS[name](folder / "user.onnx")
     prepared = folder / "prepared.onnx"
     prepare_model(source, prepared, fixed_shapes.add_batch_of_one(load_model(source), {}))
-    inputs, _ = reader.border(prepared)
+    inputs, _ = ONNX.read_io_specs(prepared)
     known = {sample.name: sample for sample in inputs}
 
     def some(which: str, count: int) -> list[Feeds]:

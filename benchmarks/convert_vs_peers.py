@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks import tflite_vs_peers
 from converters import registry as converters
+from converters.onnx.format import ONNX
 from converters.spec import Ceiling
 from edge_core import console
 from edge_core.files import sha256_file
@@ -94,7 +95,7 @@ def ours(float_model: Path, samples: list[dict], cache: Path) -> tuple[Path, flo
     folder = work.cache / "feeds" / sample_store.digest(samples)
     sample_store.write(folder, samples)
     start = time.perf_counter()
-    prepared = convert.prepare(work, float_model, sha256_file(float_model), {})
+    prepared = convert.prepare(work, float_model, ONNX, sha256_file(float_model), {})
     candidate = Candidate(
         spec=converters.get("onnx-int8-static-u8s8").SPEC,
         runtime=Runtime(name="onnxruntime", version=adapter.version()),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from converters import registry as converters
+from converters.onnx.format import ONNX
 from converters.spec import Ceiling
 from edge_core.profile import Runtime
 from edge_core.runtimes import registry as runtimes
@@ -21,7 +22,7 @@ from edge_sdk.build.workspace import Workspace
 def make_file(model: str, candidate: str, feeds: str, out: str) -> None:
     """One candidate through the stages of `edge build`, with nothing in the cache."""
     work = Workspace(Path(out).with_suffix(".cache"), jobs=1)
-    prepared = convert.prepare(work, Path(model), convert.digest(Path(model)), {})
+    prepared = convert.prepare(work, Path(model), ONNX, ONNX.digest(Path(model)), {})
     chosen = Candidate(
         spec=converters.get(candidate).SPEC,
         runtime=Runtime(name="litert", version=runtimes.get("litert").version()),

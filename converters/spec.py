@@ -1,24 +1,33 @@
-"""What every converter is: a module, or an object like one, with a SPEC and a convert().
+"""What every converter and every format is.
+
+A converter is a module, or an object like one, with a SPEC and a convert():
 
     SPEC = Spec(name="onnx-fp16", ...)
     def convert(job: Job) -> Converted: ...
 
-convert() runs in a child process with a folder of its own; it may crash. Importing a converter
-is cheap: heavy packages are imported inside convert(), through need().
+convert() runs in a child process with a folder of its own; it may crash. A format is a value,
+Format(name="onnx", ...): what the rest of the product knows about model files of one kind.
+Importing either is cheap: heavy packages are imported inside the functions, through need().
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
+from edge_core.errors import InputError
+from edge_core.files import sha256_file
+from edge_core.profile import Runtime
 from edge_core.tensors import Feeds, TensorSpec
 
 Layout = Literal["NHWC", "NCHW"]
 Batch = Literal["fixed", "dynamic"]
+Specs = tuple[TensorSpec, ...]
+# What --shape fixes: a dimension or scalar input by name, or a whole input.
+Shapes = Mapping[str, int | tuple[int, ...]]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +35,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str  # "<target>-<precision>[-<recipe>]"
     title: str  # one line for tables
-    target: Literal["onnx", "tflite"]
+    target: str  # name of the format that it writes
+    sources: tuple[str, ...] = ("onnx",)  # names of the formats that it reads, once prepared
     runtimes: tuple[str, ...]  # names of edge_core.runtimes that open it, the better one first
     precision: Literal["fp32", "fp16", "int8", "int4"]
     scheme: Literal["float", "storage", "static", "dynamic", "weight-only"]
@@ -42,9 +52,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ceiling(msgspec.Struct, frozen=True):
-    """The newest ONNX file that the device's runtime loads; 0 for a runtime of another format."""
+    """The newest ONNX file that a runtime loads; 0 for a runtime of another format."""
 
-    opset: int
+    opset: int  # of the standard domain
     ir: int
 
 
@@ -85,3 +95,81 @@ class Converter(Protocol):
     def convert(self, job: Job) -> Converted:
         """Write the file; raises ConvertError naming the op and a way out."""
         ...
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes and gives, what it is made of and what it costs."""
+
+    inputs: Specs
+    outputs: Specs
+    opset: int = 0  # 0 where the format has none
+    ir: int = 0
+    ops: dict[str, int]  # "Conv" or "com.microsoft:Attention" -> count
+    parameters: int
+    weight_bytes: int
+    macs: int | None  # of one inference; None when a shape is not known
+    dynamic: tuple[str, ...] = ()  # names of the dimensions that --shape must fix
+    # What policy rules look at: shares of MACs and weights by kind.
+    facets: dict[str, float] = {}
+
+
+class Preparation(msgspec.Struct, frozen=True):
+    """What the reader of a report should know about a prepared file."""
+
+    notes: tuple[str, ...]
+    inputs_fixed: bool  # is an input of the original now a constant?
+
+
+class Support(msgspec.Struct, frozen=True):
+    """What a runtime version lacks for a model, as far as that is known."""
+
+    missing: tuple[str, ...] = ()  # ops without a CPU kernel
+    opset: str = ""  # "17 of at most 21"
+
+
+def _no_versions(path: Path) -> dict[str, str]:
+    return {}
+
+
+def _no_ceiling(runtime: Runtime) -> Ceiling:
+    return Ceiling(opset=0, ir=0)
+
+
+def _no_support(model: Description, runtime: Runtime) -> Support:
+    return Support()
+
+
+class Format(msgspec.Struct, frozen=True, kw_only=True):
+    """Model files of one kind. ``name`` is what converters' specs and policy rules say.
+
+    describe(path, shapes)  the model; ``shapes`` fixes free dimensions by name; raises InputError
+                            for a file that is no model of this format
+    read_io_specs(path)     its inputs and outputs only
+    digest(path)            SHA-256 of all that the file consists of; raises InputError for a
+                            damaged one
+    export(path, out)       write it in the format ``exports_to``, whose functions take over
+    prepare(path, out, shapes, batch)
+                            write the form with fixed shapes that converters read; raises
+                            ConvertError; without it they read the file as it is
+    read_versions(path)     what a written file needs of a runtime: {"opset": "17", "ir": "8"}
+    find_ceiling(runtime)   the newest file that a device's runtime loads
+    find_support(model, runtime)  what a device's runtime lacks for it
+    """
+
+    name: str
+    suffixes: tuple[str, ...]  # of users' files
+    runtimes: tuple[str, ...]  # that run it, on the host and on devices; the better one first
+    describe: Callable[[Path, Shapes], Description]
+    read_io_specs: Callable[[Path], tuple[Specs, Specs]]
+    digest: Callable[[Path], str] = sha256_file
+    export: Callable[[Path, Path], None] | None = None
+    exports_to: str = ""
+    prepare: Callable[[Path, Path, Shapes, Batch], Preparation] | None = None
+    toolchain: tuple[str, ...] = ()  # distributions whose versions decide what prepare() writes
+    read_versions: Callable[[Path], dict[str, str]] = _no_versions
+    find_ceiling: Callable[[Runtime], Ceiling] = _no_ceiling
+    find_support: Callable[[Description, Runtime], Support] = _no_support
+
+    def __post_init__(self) -> None:
+        if bool(self.export) != bool(self.exports_to):
+            raise InputError(f"format '{self.name}': export and exports_to belong together")

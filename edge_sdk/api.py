@@ -19,6 +19,7 @@ from pathlib import Path
 import device_profiles
 from edge_core.facts import DeviceFacts
 from edge_core.machine import detect
+from converters.spec import Shapes
 from edge_core.package.run import Answer, run_package
 from edge_core.package.verify import Verified, verify_package
 from edge_core.profile import Profile
@@ -27,7 +28,7 @@ from edge_sdk.build import inspection, pipeline, planner
 from edge_sdk.build.inspection import Inspection
 from edge_sdk.build.packaging import Built
 from edge_sdk.build.request import BuildOptions, StrPath, make_request
-from edge_sdk.build.stages import Plan, Shapes
+from edge_sdk.build.stages import Plan
 from edge_sdk.build.workspace import Progress, Workspace, silent
 
 

@@ -16,17 +16,11 @@ from importlib.resources import files
 
 import msgspec
 
+from converters.spec import Ceiling
 from edge_core.errors import InputError
 
 STANDARD = ("", "ai.onnx")
 Line = tuple[int, int]  # (major, minor)
-
-
-class Ceiling(msgspec.Struct, frozen=True):
-    """The newest file that a version loads."""
-
-    opset: int  # of the standard domain
-    ir: int
 
 
 class _Facts(msgspec.Struct, frozen=True):

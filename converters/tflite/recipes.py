@@ -117,13 +117,14 @@ def _make_spec(
     needs_samples: bool = False,
     takes_samples: bool = False,
     is_reference: bool = False,
+    sources: tuple[str, ...] = ("onnx", "tflite"),
     rescues: tuple[str, ...] = (),
 ) -> Spec:
     return Spec(
         name=f"tflite-{name}", title=title, target="tflite", precision=precision, scheme=scheme,
         runtimes=("litert", "tflite-runtime"), suffix=".tflite", extra="tflite",
         needs_samples=needs_samples, takes_samples=takes_samples, is_reference=is_reference,
-        rescues=rescues, toolchain=TOOLS,
+        sources=sources, rescues=rescues, toolchain=TOOLS,
     )  # fmt: skip
 
 
@@ -146,11 +147,19 @@ def _make_weights(
 
 
 GIVEN = TfliteConverter(
-    _make_spec("given", "the .tflite file as it is", "fp32", "float", is_reference=True),
+    _make_spec(
+        "given",
+        "the .tflite file as it is",
+        "fp32",
+        "float",
+        is_reference=True,
+        sources=("tflite",),
+    ),
     _write_unchanged,
 )
 FP32 = TfliteConverter(
-    _make_spec("fp32", "float", "fp32", "float", is_reference=True), _write_unchanged
+    _make_spec("fp32", "float", "fp32", "float", is_reference=True, sources=("onnx",)),
+    _write_unchanged,
 )
 FP16 = TfliteConverter(
     _make_spec("fp16", "float, weights stored in fp16", "fp16", "storage"),

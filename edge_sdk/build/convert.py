@@ -8,7 +8,6 @@ main() is the child's entry point (see edge_core.runtimes.command_loop), with th
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -17,26 +16,13 @@ import msgspec
 
 from converters import registry as converters
 from converters.batch_tracker import free_leading_dimension
-from converters.onnx import (
-    fixed_shapes,
-    preparation,
-    torch_export,
-)
-from converters.onnx.batch import free_onnx_batch
-from converters.onnx.candidate_file import read_versions
-from converters.onnx.model_file import iter_weights, load_model
-from converters.onnx.preparation import prepare_model
-from converters.spec import Batch, Job, Layout
-from converters.tflite import flatbuffer
-from converters.tflite.versions import find_min_runtime
+from converters.spec import Batch, Format, Job, Layout, Preparation, Shapes
 from edge_core.errors import ConvertError, InputError
-from edge_core.extras import need
 from edge_core.files import sha256_file, whole_dir
 from edge_core.runtimes import command_loop, sample_store
 from edge_core.runtimes.command_loop import Reply
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import reader
-from edge_sdk.build.stages import Artifact, Candidate, Shapes, from_json, to_json
+from edge_sdk.build.stages import Artifact, Candidate, from_json, to_json
 from edge_sdk.build.workspace import Workspace, code, versions
 
 TIMEOUT_S = 3600.0
@@ -54,16 +40,12 @@ class PrepareJob(msgspec.Struct, frozen=True):
 class Prepared(msgspec.Struct, frozen=True):
     """What every converter of a build starts from."""
 
-    path: Path  # a static ONNX file, or the user's .tflite file
+    format: Format  # of that file and of the original
+    path: Path  # with fixed shapes: a static ONNX file, or the user's .tflite file
     sha256: str  # of that file
     original: Path  # the file as the user gave it, or as the .pt2 was exported
     original_sha256: str
     notes: tuple[str, ...]
-
-
-class PreparedJson(msgspec.Struct, frozen=True):
-    notes: tuple[str, ...]
-    inputs_fixed: bool  # is an input of the original now a constant?
 
 
 class ConvertJob(msgspec.Struct, frozen=True):
@@ -75,58 +57,52 @@ class ConvertJob(msgspec.Struct, frozen=True):
     feeds: Path | None
 
 
-def digest(model: Path) -> str:
-    """The file's SHA-256; with external data, one over the file and all that it refers to."""
-    if model.suffix != ".onnx":
-        return sha256_file(model)
-    proto = need("onnx", "onnx").load(model, load_external_data=False)
-    outside = {
-        entry.value
-        for tensor in iter_weights(proto)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    files = [model, *(model.parent / name for name in sorted(outside))]
-    sums = [sha256_file(f) for f in files]
-    return hashlib.sha256("".join(sums).encode()).hexdigest() if outside else sums[0]
-
-
 def prepare(
     workspace: Workspace,
     model: Path,
+    source: Format,
     model_sha256: str,
     shapes: Shapes,
     batch: Batch = "fixed",
 ) -> Prepared:
-    """Make the static ONNX file; raises ConvertError naming the op or dimension in the way.
+    """The file that converters read; raises ConvertError naming the op or dimension in the way.
 
-    With a dynamic batch the file is made for one row, and no file if its ops do not keep rows
-    apart. A .tflite file is taken as it is.
+    ``source`` is the format of ``model``. With a dynamic batch the file is made for one row, and
+    no file if its ops do not keep rows apart. A format that is not prepared is taken as it is.
     """
-    if model.suffix == ".tflite":
-        if shapes:
-            raise InputError(f"{model.name}: --shape is for ONNX; a .tflite file has its shapes")
-        return Prepared(model, model_sha256, model, model_sha256, notes=())
-    tools = versions(("onnx", "onnxruntime", "onnxscript", "onnxslim", "torch"))
-    asked = (shapes, batch)
-    folder = workspace.entry("prepared", model_sha256, asked, tools, code(preparation), GENERATION)
+    target = converters.prepared_format(source)
+    check_shapes(model, target, shapes)
+    if not (source.export or target.prepare):
+        return Prepared(target, model, model_sha256, model, model_sha256, notes=())
+    tools, about = versions(target.toolchain), (shapes, batch)
+    folder = workspace.entry(
+        "prepared", model_sha256, about, tools, code(target.describe), GENERATION
+    )
     if not folder.is_dir():
         with whole_dir(folder) as d:
             job = PrepareJob(model.resolve(), d, dict(shapes), batch)
             _run_child(workspace, "prepare", job)
-    told = from_json((folder / "prepared.json").read_bytes(), PreparedJson)
-    exported = folder / "exported.onnx"
-    original = exported if exported.is_file() else model
-    if told.inputs_fixed:  # callers no longer feed them; prepare_model() compared the two
-        original = folder / "model.onnx"
-    prepared = folder / "model.onnx"
+    done = from_json((folder / "prepared.json").read_bytes(), Preparation)
+    original = folder / f"exported{target.suffixes[0]}" if source.export else model
+    prepared = folder / f"model{target.suffixes[0]}" if target.prepare else original
+    if done.inputs_fixed:  # callers no longer feed them; prepare() compared the two
+        original = prepared
     return Prepared(
+        format=target,
         path=prepared,
         sha256=sha256_file(prepared),
         original=original,
         original_sha256=model_sha256 if original == model else sha256_file(original),
-        notes=told.notes,
+        notes=done.notes,
     )
+
+
+def check_shapes(model: Path, target: Format, shapes: Shapes) -> None:
+    """Raise InputError for shapes that a format cannot fix."""
+    if shapes and not target.prepare:
+        raise InputError(
+            f"{model.name}: --shape is for ONNX; a {target.suffixes[0]} file has its shapes"
+        )
 
 
 def convert(
@@ -167,19 +143,16 @@ def _run_child(workspace: Workspace, command: str, job: msgspec.Struct) -> None:
 
 
 def _prepare(job: PrepareJob) -> None:
-    source = job.model
-    if source.suffix == ".pt2":
-        source = job.out / "exported.onnx"
-        torch_export.export_program(job.model, source)
-    out = job.out / "model.onnx"
-    shapes = dict(job.shapes)
-    if job.batch == "dynamic":
-        shapes = fixed_shapes.add_batch_of_one(load_model(source), shapes)
-    notes = prepare_model(source, out, shapes)
-    if job.batch == "dynamic":
-        free_onnx_batch(load_model(out))  # raises for a model that no candidate can batch
-    before, after = (len(load_model(p).graph.input) for p in (source, out))
-    (job.out / "prepared.json").write_bytes(to_json(PreparedJson(notes, before != after)))
+    source = converters.find_format(job.model)
+    target = converters.prepared_format(source)
+    suffix, model = target.suffixes[0], job.model
+    if source.export:
+        model = job.out / f"exported{suffix}"
+        source.export(job.model, model)
+    done = Preparation((), inputs_fixed=False)
+    if target.prepare:
+        done = target.prepare(model, job.out / f"model{suffix}", job.shapes, job.batch)
+    (job.out / "prepared.json").write_bytes(to_json(done))
 
 
 def _convert(job: ConvertJob) -> None:
@@ -197,7 +170,7 @@ def _convert(job: ConvertJob) -> None:
             samples=sample_store.read(job.feeds) if job.feeds else (),
         )
     )
-    inputs, outputs = reader.border(job.model)
+    inputs, outputs = converters.find_format(job.model).read_io_specs(job.model)
     inputs, outputs = done.inputs or inputs, done.outputs or outputs
     if job.batch == "dynamic":
         if done.fixed is None:
@@ -209,7 +182,7 @@ def _convert(job: ConvertJob) -> None:
         fixed=Path(done.fixed.name) if done.fixed else None,
         sha256=sha256_file(done.path),
         bytes=done.path.stat().st_size,
-        written_for=_written_for(done.path),
+        written_for=converters.get_format(converter.SPEC.target).read_versions(done.path),
         options=done.options,
         inputs=inputs,
         outputs=outputs,
@@ -225,13 +198,6 @@ def _convert(job: ConvertJob) -> None:
 
 def _batched(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     return tuple(msgspec.structs.replace(s, shape=free_leading_dimension(s.shape)) for s in specs)
-
-
-def _written_for(path: Path) -> dict[str, str]:
-    if path.suffix == ".tflite":
-        return {"min_runtime": find_min_runtime(flatbuffer.read(path))}
-    opset, ir = read_versions(path)
-    return {"opset": str(opset), "ir": str(ir)}
 
 
 def main() -> NoReturn:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import msgspec
 
-from converters.onnx import ort_facts, torch_export
-from converters.onnx.preparation import prepare_model
+from converters import registry as converters
+from converters.spec import Format, Shapes
 from edge_core.errors import EdgeError, InputError
 from edge_core.files import sha256_file
 from edge_core.profile import Profile
-from edge_sdk.build import reader
-from edge_sdk.build.stages import Model, Shapes
+from edge_sdk.build import convert, reader
+from edge_sdk.build.stages import Model
 
 
-class Support(msgspec.Struct, frozen=True, kw_only=True):
+class ProfileSupport(msgspec.Struct, frozen=True, kw_only=True):
     """What one profile's runtime makes of the model."""
 
     profile: str
@@ -28,7 +28,7 @@ class Support(msgspec.Struct, frozen=True, kw_only=True):
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
-    support: tuple[Support, ...] = ()
+    support: tuple[ProfileSupport, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -36,47 +36,51 @@ def inspect(path: Path, shapes: Shapes, profiles: Sequence[Profile]) -> Inspecti
     """Describe a model; its MACs and facets come from a static copy in a temporary folder."""
     if not path.is_file():
         raise InputError(f"no model at {path}")
-    reader.check_suffix(path)
-    if path.suffix == ".tflite":
-        if shapes:
-            raise InputError(f"{path.name}: --shape is for ONNX; a .tflite file has its shapes")
-        found = reader.read(path)
-        return Inspection(model=found, support=tuple(_support(found, p) for p in profiles))
+    source = converters.find_format(path)
+    target = converters.prepared_format(source)
+    convert.check_shapes(path, target, shapes)
     with tempfile.TemporaryDirectory(prefix="edge-inspect-") as folder:
-        source = path
-        if path.suffix == ".pt2":
-            source = Path(folder) / "exported.onnx"
-            torch_export.export_program(path, source)
-        raw = reader.read(source, shapes)
-        model = msgspec.structs.replace(
-            raw, path=path, sha256=sha256_file(path), bytes=path.stat().st_size,
-            format=reader.SUFFIXES[path.suffix],
-        )  # fmt: skip
-        try:
-            notes = prepare_model(source, Path(folder) / "static.onnx", shapes)
-            static = reader.read(Path(folder) / "static.onnx")
-            model = msgspec.structs.replace(
-                model, macs=static.macs, facets=static.facets, parameters=static.parameters,
-                weight_bytes=static.weight_bytes, outputs=static.outputs,
-            )  # fmt: skip
-        except EdgeError as e:  # still worth showing: the user may be looking for the reason
-            notes = (f"cannot be converted yet: {e.what}", *([e.hint] if e.hint else []))
-    return Inspection(model=model, notes=notes, support=tuple(_support(model, p) for p in profiles))
+        original = path
+        if source.export:
+            original = Path(folder) / f"exported{target.suffixes[0]}"
+            source.export(path, original)
+        description = target.describe(original, shapes)
+        model = reader.make_model(path, source, sha256_file(path), description)
+        notes: tuple[str, ...] = ()
+        if target.prepare:
+            model, notes = _add_costs(model, target, original, Path(folder), shapes)
+    support = tuple(_find_support(model, target, p) for p in profiles)
+    return Inspection(model=model, notes=notes, support=support)
 
 
-def _support(model: Model, profile: Profile) -> Support:
-    if model.format == "tflite":
-        found = profile.runtime("litert") or profile.runtime("tflite-runtime")
-        name = f"{found.name} {found.version}" if found else "none for TFLite"
-        return Support(profile=profile.name, runtime=name, missing=(), opset="")
-    runtime = profile.runtime("onnxruntime")
+def _add_costs(
+    model: Model, target: Format, original: Path, folder: Path, shapes: Shapes
+) -> tuple[Model, tuple[str, ...]]:
+    """The model with what only its static form tells, and notes on that form."""
+    assert target.prepare
+    static = folder / f"static{target.suffixes[0]}"
+    try:
+        notes = target.prepare(original, static, shapes, "fixed").notes
+        known = target.describe(static, {})
+    except EdgeError as e:  # still worth showing: the user may be looking for the reason
+        return model, (f"cannot be converted yet: {e.what}", *([e.hint] if e.hint else []))
+    costs = {
+        field: getattr(known, field)
+        for field in ("macs", "facets", "parameters", "weight_bytes", "outputs")
+    }
+    return msgspec.structs.replace(model, **costs), notes
+
+
+def _find_support(model: Model, target: Format, profile: Profile) -> ProfileSupport:
+    runtime = next(filter(None, map(profile.runtime, target.runtimes)), None)
     if runtime is None:
         listed = ", ".join(f"{r.name} {r.version}" for r in profile.runtimes)
-        return Support(profile=profile.name, runtime=listed or "none", missing=(), opset="")
-    top = ort_facts.find_ceiling(runtime.version)
-    return Support(
+        name = f"none of {listed}" if listed else "none"
+        return ProfileSupport(profile=profile.name, runtime=name, missing=(), opset="")
+    support = target.find_support(model, runtime)
+    return ProfileSupport(
         profile=profile.name,
         runtime=f"{runtime.name} {runtime.version}",
-        missing=ort_facts.find_missing_ops(runtime.version, model.ops, min(model.opset, top.opset)),
-        opset=f"{model.opset} of at most {top.opset}",
+        missing=support.missing,
+        opset=support.opset,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.onnx.model_file import load_model
+from converters import registry as converters
 from edge_core.errors import InputError
 from edge_core.machine import detect
 from edge_core.profile import Profile
@@ -46,14 +46,15 @@ def gather(request: BuildRequest, workspace: Workspace, clock: Clock) -> Materia
     with clock.stage("read"):
         if not request.model.is_file():
             raise InputError(f"no model at {request.model}")
-        reader.check_suffix(request.model)
-        if request.model.suffix == ".onnx":
-            load_model(request.model)  # a damaged file fails before anything is started
-        sha256 = convert.digest(request.model)
+        source = converters.find_format(request.model)
+        sha256 = source.digest(request.model)  # a damaged file fails before anything is started
     with clock.stage("convert"):
-        prepared = convert.prepare(workspace, request.model, sha256, request.shapes, request.batch)
+        prepared = convert.prepare(
+            workspace, request.model, source, sha256, request.shapes, request.batch
+        )
     with clock.stage("read"):
-        model = reader.with_costs(request.model, sha256, prepared.path)
+        description = prepared.format.describe(prepared.path, {})
+        model = reader.make_model(request.model, source, sha256, description)
         evaluation, calibration = _samples(request, model)
         metric = _metric(request.metric, evaluation, model)
         _check_names(request.class_names, model)

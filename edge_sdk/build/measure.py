@@ -87,7 +87,7 @@ def subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
 def original(prepared: Prepared, model: Model) -> Subject:
     """The original file on the host's own runtime: what candidates are compared with."""
     path = prepared.original
-    env = runtime_env.installed("litert" if path.suffix == ".tflite" else "onnxruntime")
+    env = runtime_env.installed(prepared.format.runtimes[0])
     return Subject(path, prepared.original_sha256, {}, env, model.inputs, model.inputs)
 
 

@@ -11,11 +11,9 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from converters import registry as converters
-from converters.onnx import ort_facts
-from converters.spec import Ceiling, Spec
+from converters.spec import Spec
 from edge_core.errors import InputError
 from edge_core.profile import Profile, Runtime
-from edge_core.runtimes import onnxruntime
 from edge_sdk.build import policy
 from edge_sdk.build.stages import Candidate, Decision, Model, Plan
 
@@ -56,6 +54,7 @@ def facts(
     spec: Spec, candidate: Candidate | None, model: Model, profile: Profile, samples: bool
 ) -> dict[str, Any]:
     """Everything a policy rule may look at, by name; no ``candidate``: the device cannot run it."""
+    source = converters.prepared_format(converters.get_format(model.format))
     runtime = candidate.runtime if candidate else None
     opset = candidate.ceiling.opset if candidate else 0
     return {
@@ -66,6 +65,8 @@ def facts(
         "isa": profile.cpu.isa,
         "format": model.format,
         "target": spec.target,
+        "sources": " or ".join(spec.sources),
+        "format_read": source.name in spec.sources,
         "runtime": runtime.name if runtime else " or ".join(spec.runtimes),
         "runtimes": ", ".join(f"{r.name} {r.version}" for r in profile.runtimes) or "none",
         "has_runtime": runtime is not None,
@@ -93,16 +94,11 @@ def resolve(spec: Spec, profile: Profile) -> Candidate | None:
     if runtime is None:
         return None
     return Candidate(
-        spec=spec, runtime=runtime, ceiling=ceiling(runtime), arch=profile.platform.arch
+        spec=spec,
+        runtime=runtime,
+        ceiling=converters.get_format(spec.target).find_ceiling(runtime),
+        arch=profile.platform.arch,
     )
-
-
-def ceiling(runtime: Runtime) -> Ceiling:
-    """The newest ONNX file that a device's runtime loads."""
-    if runtime.name != onnxruntime.SPEC.name:
-        return Ceiling(opset=0, ir=0)
-    top = ort_facts.find_ceiling(runtime.version)
-    return Ceiling(opset=top.opset, ir=top.ir)
 
 
 def _decide(

@@ -1,240 +1,30 @@
-"""Reading a model: what it takes and gives, what it is made of, what it costs. No conversion.
+"""Reading a model: its file and what its format says about it. No conversion.
 
-    read(path, shapes) -> Model
-
-MACs count multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and the recurrent ops; other
-ops are not counted. They need static shapes: give the dynamic dimensions with ``shapes``.
+read(path, shapes) -> Model
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from converters.onnx.model_file import (
-    count_tensor_bytes,
-    iter_graphs,
-    iter_nodes,
-    load_model,
-    read_opset,
-)
-from converters.tflite import flatbuffer, io_specs
-from edge_core.errors import InputError
-from edge_core.extras import need
+from converters import registry as converters
+from converters.spec import Description, Format, Shapes
 from edge_core.files import sha256_file
-from edge_core.tensors import TensorSpec
-from edge_sdk.build import tflite_reader
-from edge_sdk.build.stages import Model, Shapes
-
-SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".tflite": "tflite"}
-RECURRENT = ("LSTM", "GRU", "RNN")
-QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulNBits")
-Shape = tuple[int, ...]
+from edge_sdk.build.stages import Model
 
 
 def read(path: Path, shapes: Shapes | None = None) -> Model:
-    """Describe an .onnx or a .tflite file; a .pt2 is exported first (converters.onnx.torch_export).
+    """Describe a file of a format that needs no export; raises InputError for no such model."""
+    source = converters.find_format(path)
+    return make_model(path, source, sha256_file(path), source.describe(path, shapes or {}))
 
-    ``shapes`` fixes dynamic dimensions by name. Raises InputError for a file that is no model.
-    """
-    if path.suffix == ".tflite":
-        return tflite_reader.read(path)
-    onnx = need("onnx", "onnx")
-    model = load_model(path)
-    graph = model.graph
-    _fix_dimensions(graph, shapes or {})
-    known = _shapes(onnx, model)
-    weights = constants(model)
-    nodes = list(iter_nodes(model))
-    costs = Costs()
-    for node in nodes:
-        costs.add(node, known, weights)
-    inputs = tuple(_spec(onnx, v) for v in graph.input if v.name not in weights)
-    outputs = tuple(_spec(onnx, v) for v in graph.output)
+
+def make_model(path: Path, source: Format, sha256: str, description: Description) -> Model:
+    """The user's file with the description of the form that it was prepared into."""
     return Model(
         path=path,
-        format="onnx",
-        sha256=sha256_file(path),
-        bytes=path.stat().st_size,
-        opset=read_opset(model),
-        ir=model.ir_version,
-        inputs=inputs,
-        outputs=outputs,
-        ops=dict(sorted(Counter(map(op_name, nodes)).items())),
-        parameters=sum(math.prod(t.dims) for t in weights.values() if _learnt(onnx, t)),
-        weight_bytes=sum(map(count_tensor_bytes, weights.values())),
-        macs=costs.total,
-        dynamic=tuple(dict.fromkeys(d for i in inputs for d in i.dynamic)),
-        facets=costs.facets(nodes, weights),
-    )
-
-
-def border(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of an .onnx or a .tflite file."""
-    if path.suffix == ".tflite":
-        return io_specs.read_io_specs(flatbuffer.read(path))
-    onnx, model = need("onnx", "onnx"), load_model(path)
-    weights = constants(model)
-    inputs = tuple(_spec(onnx, v) for v in model.graph.input if v.name not in weights)
-    return inputs, tuple(_spec(onnx, v) for v in model.graph.output)
-
-
-def with_costs(path: Path, sha256: str, static: Path) -> Model:
-    """Describe the user's file by its static form, whose shapes and weights are all known."""
-    return msgspec.structs.replace(
-        read(static),
-        path=path,
-        format=SUFFIXES[path.suffix],
+        format=source.name,
         sha256=sha256,
         bytes=path.stat().st_size,
+        **{f: getattr(description, f) for f in Description.__struct_fields__},
     )
-
-
-def check_suffix(path: Path) -> None:
-    """Raise InputError unless the file's name says a format that is read."""
-    if path.suffix not in SUFFIXES:
-        raise InputError(
-            f"{path}: models are read from {' or '.join(SUFFIXES)}, not '{path.suffix}'",
-            hint="export to ONNX with the framework's own exporter",
-        )
-
-
-def constants(model: Any) -> dict[str, Any]:
-    """Every weight by name: initializers and Constant nodes, those of subgraphs included."""
-    found = {}
-    for graph in iter_graphs(model.graph):
-        found.update({t.name: t for t in graph.initializer})
-        for node in graph.node:
-            if node.op_type == "Constant":
-                found |= {
-                    name: a.t for a in node.attribute if a.name == "value" for name in node.output
-                }
-    return found
-
-
-def _learnt(onnx: Any, t: Any) -> bool:
-    """Is it a parameter? int64, bool and string constants are shapes, indices and tables."""
-    kinds = onnx.TensorProto
-    return t.data_type not in (kinds.INT64, kinds.BOOL, kinds.STRING)
-
-
-def op_name(node: Any) -> str:
-    """'Conv', or 'domain:op' outside the standard domain."""
-    return f"{node.domain}:{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-
-
-class Costs:
-    """Adds up MACs by kind; the total is None as soon as one shape is not known."""
-
-    def __init__(self) -> None:
-        self.total: int | None = 0
-        self.by_kind: Counter[str] = Counter()
-        self.recurrent = 0
-
-    def add(self, node: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Any]) -> None:
-        """Count one node."""
-        self.recurrent += node.op_type in RECURRENT
-        kind, macs = _macs(node, shapes, weights)
-        if not kind:
-            return
-        if macs is None:
-            self.total = None
-            macs = 0
-        elif self.total is not None:
-            self.total += macs
-        # Unknown MACs still leave a trace, so that the shares below tell a conv net from a
-        # transformer when the batch is dynamic.
-        self.by_kind[kind] += max(macs, 1)
-
-    def facets(self, nodes: Sequence[Any], weights: Mapping[str, Any]) -> dict[str, float]:
-        """Shares (0..1) and counts that policy rules look at."""
-        total = sum(self.by_kind.values()) or 1
-        sizes = {n: count_tensor_bytes(t) for n, t in weights.items()}
-        all_bytes = sum(sizes.values()) or 1
-        tables = {i for n in nodes if n.op_type == "Gather" for i in n.input[:1] if i in sizes}
-        return {
-            "conv_share": (self.by_kind["conv"] + self.by_kind["depthwise"]) / total,
-            "depthwise_convs": float(_depthwise(nodes, weights)),
-            "matmul_share": self.by_kind["matmul"] / total,
-            "recurrent_ops": float(self.recurrent),
-            "embedding_share": sum(sizes[t] for t in tables) / all_bytes,
-            "quantised_ops": float(sum(n.op_type in QUANTISED for n in nodes)),
-            "weight_mb": all_bytes / 1e6,
-        }
-
-
-def _macs(
-    node: Any, shapes: Mapping[str, Shape], weights: Mapping[str, Any]
-) -> tuple[str, int | None]:
-    op = node.op_type
-    out = shapes.get(node.output[0]) if node.output else None
-    second = node.input[1] if len(node.input) > 1 else ""
-    w = tuple(weights[second].dims) if second in weights else shapes.get(second)
-    first = shapes.get(node.input[0]) if node.input else None
-    if op == "Conv":
-        kind = "depthwise" if w and w[1] == 1 and w[0] > 1 else "conv"
-        return kind, math.prod(out) * math.prod(w[1:]) if out and w else None
-    if op == "ConvTranspose":
-        return "conv", math.prod(first) * math.prod(w[1:]) if first and w else None
-    if op in ("Gemm", "MatMul"):
-        depth = first[-1 - _int_attribute(node, "transA")] if first and len(first) > 1 else None
-        return "matmul", math.prod(out) * depth if out and depth else None
-    if op in RECURRENT:
-        steps = math.prod(first[:2]) if first else None  # sequence and batch
-        third = node.input[2] if len(node.input) > 2 else ""
-        r = tuple(weights[third].dims) if third in weights else None
-        return "recurrent", steps * (math.prod(w) + math.prod(r)) if steps and w and r else None
-    return "", 0
-
-
-def _int_attribute(node: Any, name: str) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == name), 0)
-
-
-def _depthwise(nodes: Sequence[Any], weights: Mapping[str, Any]) -> int:
-    return sum(
-        n.op_type == "Conv"
-        and n.input[1] in weights
-        and weights[n.input[1]].dims[1] == 1
-        and weights[n.input[1]].dims[0] > 1
-        for n in nodes
-    )
-
-
-def _fix_dimensions(graph: Any, shapes: Shapes) -> None:
-    for v in graph.input:
-        for d in v.type.tensor_type.shape.dim:
-            if isinstance(fixed := shapes.get(d.dim_param), int):
-                d.dim_value = fixed
-
-
-def _shapes(onnx: Any, model: Any) -> dict[str, Shape]:
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # noqa: BLE001  (an op without a schema; MACs stay unknown then)
-        inferred = model
-    found: dict[str, Shape] = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    g = inferred.graph
-    for v in (*g.value_info, *g.input, *g.output):
-        dims = v.type.tensor_type.shape.dim
-        if v.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            found[v.name] = tuple(d.dim_value for d in dims)
-    return found
-
-
-def _spec(onnx: Any, v: Any) -> TensorSpec:
-    t = v.type.tensor_type
-    if not v.type.HasField("tensor_type") or not t.elem_type:
-        raise InputError(f"'{v.name}' is a {v.type.WhichOneof('value')}; only tensors are read")
-    name = onnx.TensorProto.DataType.Name(t.elem_type)
-    dtype = "string" if name == "STRING" else str(onnx.helper.tensor_dtype_to_np_dtype(t.elem_type))
-    shape = tuple(
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or f"{v.name}.{i}")
-        for i, d in enumerate(t.shape.dim)
-    )
-    return TensorSpec(name=v.name, dtype=dtype, shape=shape)

@@ -12,12 +12,11 @@ from typing import Annotated, get_args
 import msgspec
 from msgspec import Meta
 
-from converters.spec import Batch, Layout
+from converters.spec import Batch, Layout, Shapes
 from edge_core.errors import InputError
 from edge_core.package.preprocess import ImageRecipe
 from edge_core.profile import Profile
 from edge_sdk.build import judge, samples
-from edge_sdk.build.stages import Shapes
 
 StrPath = str | PathLike[str]
 

@@ -6,41 +6,28 @@ judge -> Verdict    package -> Built
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
 
-from converters.spec import Ceiling, Spec
+from converters.spec import Ceiling, Description, Spec
 from edge_core.errors import InputError
 from edge_core.profile import Runtime
 from edge_core.runtimes.xnnpack import Delegation
 from edge_core.tensors import TensorSpec
 
 T = TypeVar("T")
-# What --shape fixes: a dimension or scalar input by name, or a whole input.
-Shapes = Mapping[str, int | tuple[int, ...]]
 Outcome = Literal["pass", "fail", "inconclusive"]
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class Model(Description, frozen=True, kw_only=True):
     """What 'read' found in the user's file."""
 
     path: Path
-    format: Literal["onnx", "pt2", "tflite"]
+    format: str  # "onnx", "pt2", "tflite" or one of another package's
     sha256: str
     bytes: int
-    opset: int
-    ir: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    ops: dict[str, int]  # "Conv" or "com.microsoft:Attention" -> count
-    parameters: int
-    weight_bytes: int
-    macs: int | None  # of one inference; None when a shape is not known
-    dynamic: tuple[str, ...]  # names of the dimensions that --shape must fix
-    facets: dict[str, float]  # what policy rules look at: shares of MACs and weights by kind
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):

@@ -138,11 +138,11 @@ class Workspace:
 
 
 def code(part: object) -> str:
-    """SHA-256 of the sources of the package that a module or an object's class belongs to.
+    """SHA-256 of the sources of the package that a module, function or object's class is from.
 
     Part of a cache key: a converter or adapter that changed must not get old entries.
     """
-    name = part.__name__ if isinstance(part, ModuleType) else type(part).__module__
+    name = part.__name__ if isinstance(part, ModuleType) else part.__module__
     return _sources(name.partition(".")[0])
 
 

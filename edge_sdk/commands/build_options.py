@@ -21,10 +21,10 @@ import typer
 from msgspec import Meta
 from msgspec.structs import FieldInfo
 
+from converters.spec import Shapes
 from edge_core.errors import InputError
 from edge_core.package.preprocess import ImageRecipe
 from edge_sdk.build.request import BuildOptions, StrPath
-from edge_sdk.build.stages import Shapes
 
 
 def parse_shapes(texts: Iterable[str]) -> dict[str, int | tuple[int, ...]]:

@@ -19,6 +19,7 @@ from converters.batch_tracker import (
     stack_rows,
 )
 from converters.onnx.batch import free_onnx_batch
+from converters.onnx.format import ONNX
 from converters.onnx.preparation import prepare_model
 from converters.spec import Ceiling, Job
 from converters.tflite import flatbuffer, lower
@@ -365,7 +366,7 @@ def proven(tmp_path, path):
         tmp_path / "samples",
     )
     sample_store.write(samples, rows_of(s.model, 6))
-    prepared = convert.Prepared(fixed, fixed.name, fixed, fixed.name, ())
+    prepared = convert.Prepared(ONNX, fixed, fixed.name, fixed, fixed.name, ())
     original = measure.original(prepared, reader.read(fixed))
     answers = measure.answers(workspace, original, samples, host)
     batching.prove(workspace, s, samples, answers, s.outputs, tuple(range(6)), host)

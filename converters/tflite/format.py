@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from converters.foreign_errors import translate_foreign_errors
+from converters.spec import Description, Format, Shapes
 from converters.tflite import flatbuffer
 from converters.tflite.io_specs import Specs, read_io_specs
+from converters.tflite.versions import find_min_runtime
 from edge_core.errors import InputError
-from edge_core.files import sha256_file
-from edge_sdk.build.stages import Model
 
 CONVOLUTIONS = ("CONV_2D", "TRANSPOSE_CONV", "CONV_3D")
 RECURRENT = (
@@ -22,7 +22,7 @@ RECURRENT = (
 TABLES = ("GATHER", "EMBEDDING_LOOKUP")
 
 
-def read(path: Path) -> Model:
+def describe(path: Path, shapes: Shapes) -> Description:
     """Describe the first subgraph; raises InputError for a file that is no TFLite model, or one
     with free dimensions."""
     model = flatbuffer.read(path)
@@ -33,29 +33,22 @@ def read(path: Path) -> Model:
             hint="convert it with fixed shapes; an ONNX file can be given --shape",
         )
     with translate_foreign_errors(f"{path.name} is damaged"):  # such as weights without dimensions
-        return _described(path, model, inputs, outputs)
+        return _describe(model, inputs, outputs)
 
 
-def _described(path: Path, model: flatbuffer.Model, inputs: Specs, outputs: Specs) -> Model:
+def _describe(model: flatbuffer.Model, inputs: Specs, outputs: Specs) -> Description:
     graph = model.subgraphs[0]
     kinds = Counter(flatbuffer.op_name(model, op) for op in graph.operators)
     macs = Counter[str]()
     for kind, count in _macs(model):
         macs[kind] += count
-    return Model(
-        path=path,
-        format="tflite",
-        sha256=sha256_file(path),
-        bytes=path.stat().st_size,
-        opset=0,
-        ir=0,
+    return Description(
         inputs=inputs,
         outputs=outputs,
         ops=dict(sorted(kinds.items())),
         parameters=sum(math.prod(flatbuffer.shape(t)) for t in flatbuffer.iter_weights(model)),
         weight_bytes=sum(flatbuffer.count_weight_bytes(model)),
         macs=None if any(kinds[r] for r in RECURRENT) else macs.total(),
-        dynamic=(),
         facets=_facets(model, kinds, macs),
     )
 
@@ -100,3 +93,21 @@ def _facets(model: flatbuffer.Model, kinds: Counter[str], macs: Counter[str]) ->
         "quantised_ops": float(quantised),
         "weight_mb": weights / 1e6,
     }
+
+
+def _read_file_specs(path: Path) -> tuple[Specs, Specs]:
+    return read_io_specs(flatbuffer.read(path))
+
+
+def _read_needed_versions(path: Path) -> dict[str, str]:
+    return {"min_runtime": find_min_runtime(flatbuffer.read(path))}
+
+
+TFLITE = Format(
+    name="tflite",
+    suffixes=(".tflite",),
+    runtimes=("litert", "tflite-runtime"),
+    describe=describe,
+    read_io_specs=_read_file_specs,
+    read_versions=_read_needed_versions,
+)
