@@ -1,0 +1,124 @@
+"""A format, its converters and its runtime from another package, through every command.
+
+tests/plugins/edge_linear knows the product; the product does not know it.
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edge_core.machine import detect
+from edge_core.runtimes import registry
+from tests.cases import ROOT
+
+PLUGINS = str(ROOT / "tests" / "plugins")
+INPUTS, OUTPUTS = 8, 3
+AGENT = """
+import json, sys
+import numpy as np
+from agent import Agent, Config
+from agent.packages.install import install
+
+root, package, samples = sys.argv[1:]
+config = Config(data_dir=root)
+install(config, __import__("pathlib").Path(package))
+with Agent(config) as agent:
+    answer = agent.infer("plan-b", {"x": np.load(samples)[0]}, top=1)
+print(json.dumps(answer.outputs["y"].tolist()))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """model.lin, samples.npy and a profile of this machine that names its runtime."""
+    folder = tmp_path_factory.mktemp("linear")
+    rng = np.random.default_rng(1)
+    with (folder / "plan-b.lin").open("wb") as file:
+        np.savez(
+            file,
+            weights=rng.normal(size=(INPUTS, OUTPUTS)).astype(np.float32),
+            bias=rng.normal(size=OUTPUTS).astype(np.float32),
+        )
+    np.save(folder / "samples.npy", rng.normal(size=(40, 1, INPUTS)).astype(np.float32))
+    np.save(folder / "one.npy", np.load(folder / "samples.npy")[0])
+    here = detect.here()
+    (folder / "box.toml").write_text(
+        f'''extends = "x86-64"
+name = "box"
+title = "A box with a runtime of its own"
+runtimes = [{{name = "linear", version = "1.0"}}]
+precisions = ["fp32", "fp16"]
+[platform]
+arch = "{here.arch}"
+os = "{here.os}"
+''',
+        encoding="utf-8",
+    )
+    return folder
+
+
+def expected(folder):
+    with np.load(folder / "plan-b.lin") as arrays:
+        return np.load(folder / "one.npy") @ arrays["weights"] + arrays["bias"]
+
+
+@pytest.fixture(scope="module")
+def built(edge, folder):
+    out = folder / "dist"
+    edge("build", folder / "plan-b.lin", "-p", folder / "box.toml", "--eval",
+         folder / "samples.npy", "--objective", "bytes", "--out", out, PYTHONPATH=PLUGINS)  # fmt: skip
+    (package,) = out.glob("*.edgepkg")
+    return package
+
+
+def test_it_is_inspected(edge, folder):
+    done = edge("inspect", folder / "plan-b.lin", "-p", folder / "box.toml", "--json",
+                PYTHONPATH=PLUGINS)  # fmt: skip
+    inspected = json.loads(done.stdout)
+    assert inspected["model"]["format"] == "linear"
+    assert inspected["model"]["macs"] == INPUTS * OUTPUTS
+    assert inspected["support"][0]["runtime"] == "linear 1.0"
+
+
+def test_its_converters_are_planned_and_ours_are_not(edge, folder):
+    done = edge("plan", folder / "plan-b.lin", "-p", folder / "box.toml", "--json",
+                PYTHONPATH=PLUGINS)  # fmt: skip
+    (plan,) = json.loads(done.stdout)
+    assert [c["spec"]["name"] for c in plan["chosen"]] == ["linear-fp16", "linear-fp32"]
+    assert {d["verdict"] for d in plan["decisions"] if "linear" not in d["candidate"]} == {"out"}
+
+
+def test_a_package_is_built_verified_and_run(edge, folder, built):
+    edge("verify", built, PYTHONPATH=PLUGINS)
+    done = edge("run", built, folder / "one.npy", "--json", PYTHONPATH=PLUGINS)
+    answer = np.array(json.loads(done.stdout)["outputs"]["y"])
+    np.testing.assert_allclose(answer, expected(folder), atol=0.02)
+
+
+def test_the_report_shows_its_candidates(built):
+    (html,) = built.parent.glob("*.report.html")
+    text = html.read_text()
+    assert "linear-fp16" in text
+    assert "linear-fp32" in text
+    assert "linear 1.0" in text
+
+
+def test_the_agent_installs_and_serves_it(edge, folder, built, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", AGENT, str(tmp_path), str(built), str(folder / "samples.npy")],
+        cwd=ROOT, env=edge.environment(PYTHONPATH=PLUGINS), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = np.array(json.loads(done.stdout))
+    np.testing.assert_allclose(answer, expected(folder), atol=0.02)
+
+
+def test_without_the_package_its_names_are_refused_with_those_that_are_known(edge, folder):
+    assert "linear" not in registry.by_name()
+    done = edge("plan", folder / "plan-b.lin", "-p", folder / "box.toml", ok=1)
+    assert "no runtime 'linear' is known" in done.stderr
+    assert "one of: onnxruntime, litert" in done.stderr
