@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import device_profiles
+from converters.spec import Shapes
 from edge_core.facts import DeviceFacts
 from edge_core.machine import detect
-from converters.spec import Shapes
 from edge_core.package.run import Answer, run_package
 from edge_core.package.verify import Verified, verify_package
 from edge_core.profile import Profile

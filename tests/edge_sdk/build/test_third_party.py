@@ -69,7 +69,8 @@ def expected(folder):
 def built(edge, folder):
     out = folder / "dist"
     edge("build", folder / "plan-b.lin", "-p", folder / "box.toml", "--eval",
-         folder / "samples.npy", "--objective", "bytes", "--out", out, PYTHONPATH=PLUGINS)  # fmt: skip
+         folder / "samples.npy", "--objective", "bytes", "--out", out,
+         PYTHONPATH=PLUGINS)  # fmt: skip
     (package,) = out.glob("*.edgepkg")
     return package
 
