@@ -64,7 +64,7 @@ def stack_rows(rows: Sequence[Array], where: BatchAxis) -> Array:
     """One tensor of all rows."""
     shape = rows[0].shape
     split = (*shape[: where.axis], where.outer, -1, *shape[where.axis + 1 :])
-    joined = np.stack([r.reshape(split) for r in rows], axis=where.axis + 1)
+    joined = np.stack([row.reshape(split) for row in rows], axis=where.axis + 1)
     return joined.reshape(_multiply_dimension(shape, where.axis, len(rows)))
 
 
@@ -86,7 +86,11 @@ def locate_rows(
     Rows that are equal may be found in more than one place: ``likely`` ones are looked at first.
     """
     shape, count = alone[0].shape, len(alone)
-    axes = [i for i, (a, b) in enumerate(zip(shape, batch.shape, strict=False)) if a != b]
+    axes = [
+        i
+        for i, (first, second) in enumerate(zip(shape, batch.shape, strict=False))
+        if first != second
+    ]
     if (
         len(shape) != batch.ndim
         or len(axes) != 1
@@ -95,10 +99,11 @@ def locate_rows(
         return None
     size = shape[axes[0]]
     every = [BatchAxis(axes[0], outer) for outer in range(1, size + 1) if size % outer == 0]
-    first = [w for w in likely if w in every]
+    first = [place for place in likely if place in every]
     for where in dict.fromkeys([*first, *every]):
         if all(
-            _are_same(a, b) for a, b in zip(alone, split_rows(batch, where, count), strict=True)
+            _are_same(first, second)
+            for first, second in zip(alone, split_rows(batch, where, count), strict=True)
         ):
             return where
     return None
@@ -160,33 +165,44 @@ class BatchTracker:
         does not keep the rows apart.
         """
         names = list(dict.fromkeys(inputs))
-        given = {n: self.rows[n] for n in names if n in self.rows}
+        given = {name: self.rows[name] for name in names if name in self.rows}
         with translate_refusal(f"{label} does not run"):
-            run = load(given, {n: self.constants[n] for n in names if n in self.constants})
-            samples = [{n: self.sample(t) for n, t in given.items()} for _ in range(ROWS)]
-            alone = [run(s) for s in samples[: ROWS if given else 1]]
+            run = load(
+                given, {name: self.constants[name] for name in names if name in self.constants}
+            )
+            samples = [
+                {name: self.sample(tensor) for name, tensor in given.items()} for _ in range(ROWS)
+            ]
+            alone = [run(sample) for sample in samples[: ROWS if given else 1]]
         if not given:
-            self.constants |= {n: alone[0][n] for n in outputs}
+            self.constants |= {name: alone[0][name] for name in outputs}
             return
         with translate_refusal(f"{label} fixes the batch"):
-            batch = run({n: stack_rows([s[n] for s in samples], t.where) for n, t in given.items()})
-        likely = [t.where for t in given.values()]
-        for n in outputs:
-            where = locate_rows([a[n] for a in alone], batch[n], likely)
+            batch = run(
+                {
+                    name: stack_rows([sample[name] for sample in samples], tensor.where)
+                    for name, tensor in given.items()
+                }
+            )
+        likely = [tensor.where for tensor in given.values()]
+        for name in outputs:
+            where = locate_rows([first[name] for first in alone], batch[name], likely)
             if where is None:
                 raise make_batch_error(f"{label} mixes the rows of a batch, or fixes their number")
-            self.rows[n] = BatchedTensor(alone[0][n].shape, alone[0][n].dtype, where)
+            self.rows[name] = BatchedTensor(alone[0][name].shape, alone[0][name].dtype, where)
 
-    def sample(self, t: BatchedTensor) -> Array:
+    def sample(self, tensor: BatchedTensor) -> Array:
         """Values for one row: normal floats; integers that are valid as indices, or all."""
-        if t.dtype.kind == "f":
-            return self._rng.standard_normal(t.shape).astype(t.dtype)
-        if t.dtype.kind not in "iub":
-            raise make_batch_error(f"tensors of type {t.dtype} are not batched")
-        if t.dtype.name in WIDE_INTEGERS:
-            limits = np.iinfo(t.dtype)
-            return self._rng.integers(limits.min, limits.max, t.shape, t.dtype, endpoint=True)
-        return self._rng.integers(0, 2, t.shape).astype(t.dtype)
+        if tensor.dtype.kind == "f":
+            return self._rng.standard_normal(tensor.shape).astype(tensor.dtype)
+        if tensor.dtype.kind not in "iub":
+            raise make_batch_error(f"tensors of type {tensor.dtype} are not batched")
+        if tensor.dtype.name in WIDE_INTEGERS:
+            limits = np.iinfo(tensor.dtype)
+            return self._rng.integers(
+                limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True
+            )
+        return self._rng.integers(0, 2, tensor.shape).astype(tensor.dtype)
 
 
 @contextmanager
@@ -194,8 +210,8 @@ def translate_refusal(failed: str) -> Iterator[None]:
     """Say what failed, and that the model cannot take batches."""
     try:
         yield
-    except EdgeError as e:
-        raise make_batch_error(f"{failed}: {e.what}") from e
+    except EdgeError as error:
+        raise make_batch_error(f"{failed}: {error.what}") from error
 
 
 def free_leading_dimension(shape: Sequence[int | str]) -> tuple[int | str, ...]:
@@ -203,10 +219,10 @@ def free_leading_dimension(shape: Sequence[int | str]) -> tuple[int | str, ...]:
     return (BATCH_NAME, *shape[1:])
 
 
-def _are_same(a: Array, b: Array) -> bool:
-    half = a.dtype == np.float16
+def _are_same(first: Array, second: Array) -> bool:
+    half = first.dtype == np.float16
     try:
-        require_same_outputs({"": a}, {"": b}, TOLERANCE_FP16 if half else TOLERANCE)
+        require_same_outputs({"": first}, {"": second}, TOLERANCE_FP16 if half else TOLERANCE)
     except ConvertError:
         return False
     return True

@@ -53,7 +53,7 @@ class Correction(msgspec.Struct, frozen=True):
 def pick_samples(samples: Sequence[Feeds], count: int = MAX_SAMPLES) -> list[Feeds]:
     """At most ``count`` samples, evenly spread over the set."""
     indices = np.linspace(0, len(samples) - 1, min(len(samples), count)).round()
-    return [samples[int(i)] for i in indices]
+    return [samples[int(index)] for index in indices]
 
 
 def measure_inputs(

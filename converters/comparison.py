@@ -21,7 +21,7 @@ def make_random_feeds(inputs: tuple[TensorSpec, ...]) -> Feeds:
 
 
 def _make_random(rng: np.random.Generator, spec: TensorSpec) -> Array:
-    shape = [int(d) for d in spec.shape]
+    shape = [int(dim) for dim in spec.shape]
     if spec.dtype == "string":
         return np.full(shape, "a", dtype=object)
     dtype = np.dtype(spec.dtype)
@@ -32,24 +32,25 @@ def _make_random(rng: np.random.Generator, spec: TensorSpec) -> Array:
 
 def require_same_outputs(want: Feeds, got: Feeds, tolerance: float = TOLERANCE) -> None:
     """Raise ConvertError naming an output that differs by more than the tolerance."""
-    for name, a in want.items():
-        b = got[name]
-        if a.shape != b.shape or a.dtype != b.dtype:
+    for name, expected in want.items():
+        actual = got[name]
+        if expected.shape != actual.shape or expected.dtype != actual.dtype:
             raise ConvertError(
-                f"output '{name}' changed from {a.dtype}{list(a.shape)} to {b.dtype}{list(b.shape)}"
+                f"output '{name}' changed from {expected.dtype}{list(expected.shape)} "
+                f"to {actual.dtype}{list(actual.shape)}"
             )
-        limit = tolerance if a.dtype.kind == "f" else INT_TOLERANCE
-        off = _measure_distance(a, b)
+        limit = tolerance if expected.dtype.kind == "f" else INT_TOLERANCE
+        off = _measure_distance(expected, actual)
         if not off <= limit:  # NaN is off, too
             raise ConvertError(f"output '{name}' changed by {off:.2g} (limit {limit:g})")
 
 
-def _measure_distance(a: Array, b: Array) -> float:
+def _measure_distance(expected: Array, actual: Array) -> float:
     """Largest difference over the largest value; of other than floats the share that differs."""
-    if a.dtype.kind != "f":
-        return float(np.mean(a != b)) if a.size else 0.0
-    scale = float(np.max(np.abs(a), initial=1e-6, where=np.isfinite(a)))
+    if expected.dtype.kind != "f":
+        return float(np.mean(expected != actual)) if expected.size else 0.0
+    scale = float(np.max(np.abs(expected), initial=1e-6, where=np.isfinite(expected)))
     with np.errstate(invalid="ignore"):  # infinity minus infinity
-        apart = np.abs(a.astype(np.float64) - b)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
+        apart = np.abs(expected.astype(np.float64) - actual)
+    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
     return float(np.max(np.where(same, 0.0, apart), initial=0.0)) / scale

@@ -30,12 +30,12 @@ def translate_foreign_errors(what: str, *, hint: str = "") -> Iterator[None]:
             yield
     except EdgeError:
         raise
-    except Exception as e:  # these packages raise many unrelated types
-        raise ConvertError(f"{what}: {describe_error(e)}", hint=hint) from e
+    except Exception as error:  # these packages raise many unrelated types
+        raise ConvertError(f"{what}: {describe_error(error)}", hint=hint) from error
     finally:
         logging.disable(before)
 
 
-def describe_error(e: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The first line of an exception's text, or its type when it has none."""
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -50,7 +50,9 @@ def quantise_blocks(rows: Array) -> Blocks:
             best = new
         else:
             better = error < best[0]
-            best = tuple(np.where(better, b, a) for a, b in zip(best, new, strict=True))
+            best = tuple(
+                np.where(better, update, old) for old, update in zip(best, new, strict=True)
+            )
     assert best is not None
     _, codes, scale, zero = best
     return Blocks(

@@ -18,23 +18,30 @@ _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 def to_artifact(sample: Feeds, model: Specs, file: Specs) -> Feeds:
     """A sample of the model as the file takes it."""
-    theirs = {s.name: s for s in model}
-    return {s.name: quantise(_change_layout(sample[s.name], theirs[s.name], s), s) for s in file}
+    theirs = {spec.name: spec for spec in model}
+    return {
+        spec.name: quantise(_change_layout(sample[spec.name], theirs[spec.name], spec), spec)
+        for spec in file
+    }
 
 
 def to_model(outputs: Mapping[str, Array], model: Specs, file: Specs) -> Feeds:
     """One answer of the file as the model would have given it, in reals."""
-    mine = {s.name: s for s in file}
+    mine = {spec.name: spec for spec in file}
     return {
-        s.name: _change_layout(dequantise(outputs[s.name], mine[s.name]), mine[s.name], s)
-        for s in model
+        spec.name: _change_layout(
+            dequantise(outputs[spec.name], mine[spec.name]), mine[spec.name], spec
+        )
+        for spec in model
     }
 
 
 def has_same_interface(model: Specs, file: Specs) -> bool:
     """Does the file take, or give, exactly what the model does, and is it not quantised?"""
-    mine = {s.name: s for s in file}
-    return all(not _find_transpose(s, mine[s.name]) and not mine[s.name].scale for s in model)
+    mine = {spec.name: spec for spec in file}
+    return all(
+        not _find_transpose(spec, mine[spec.name]) and not mine[spec.name].scale for spec in model
+    )
 
 
 def _change_layout(array: Array, have: TensorSpec, want: TensorSpec) -> Array:

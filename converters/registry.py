@@ -27,9 +27,9 @@ FORMAT_GROUP = "edge_deploy.formats"
 def by_name() -> dict[str, Converter]:
     """Every converter that is installed, by the name of its recipe."""
     table: dict[str, Converter] = {}
-    for c in (*OURS, *(e.load() for e in entry_points(group=GROUP))):
-        if table.setdefault(c.SPEC.name, c) is not c:
-            raise InputError(f"two converters are named '{c.SPEC.name}'")
+    for converter in (*OURS, *(entry_point.load() for entry_point in entry_points(group=GROUP))):
+        if table.setdefault(converter.SPEC.name, converter) is not converter:
+            raise InputError(f"two converters are named '{converter.SPEC.name}'")
     return table
 
 

@@ -35,26 +35,28 @@ def free_onnx_batch(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     freed = onnx.ModelProto()
     freed.CopyFrom(model)
     graph, tracker = freed.graph, BatchTracker()
-    tracker.constants |= {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    ends = [v for v in graph.input if v.name not in tracker.constants]
-    for v in ends:
-        kind = v.type.tensor_type
-        shape = tuple(d.dim_value for d in kind.shape.dim)
-        tracker.input(v.name, shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    tracker.constants |= {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer
+    }
+    ends = [value for value in graph.input if value.name not in tracker.constants]
+    for value in ends:
+        kind = value.type.tensor_type
+        shape = tuple(dim.dim_value for dim in kind.shape.dim)
+        tracker.input(value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     draft, read = Draft(freed, tracker), _collect_reads(graph)
     nodes = [new for node in graph.node for new in _try_node(draft, tracker, node, read)]
-    shared = any(n.op_type == SHARED and n.input[0] in tracker.rows for n in nodes)
+    shared = any(node.op_type == SHARED and node.input[0] in tracker.rows for node in nodes)
     del graph.node[:], graph.value_info[:]  # shapes were told for one row
     graph.node.extend(nodes)
     _drop_unread(graph)
-    for v in graph.output:
-        tracker.output(v.name)
-        dims = v.type.tensor_type.shape.dim
+    for value in graph.output:
+        tracker.output(value.name)
+        dims = value.type.tensor_type.shape.dim
         del dims[:]  # some files leave them open
-        for size in tracker.rows[v.name].shape:
+        for size in tracker.rows[value.name].shape:
             dims.add().dim_value = size
-    for v in (*ends, *graph.output):
-        v.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME  # clears dim_value
+    for value in (*ends, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME  # clears dim_value
     return freed, (SHARED_NOTE,) if shared else ()
 
 
@@ -63,33 +65,37 @@ def _try_node(
 ) -> list[NodeProto]:
     """A node, or what takes its place."""
     label = f"{node.op_type} at '{node.output[0]}'"
-    rows = [n for n in node.input if n in tracker.rows]
-    x = tracker.rows[rows[0]] if rows else None
+    rows = [name for name in node.input if name in tracker.rows]
+    source = tracker.rows[rows[0]] if rows else None
     unit = [node]
-    if x is not None and node.domain in STANDARD_DOMAINS and node.op_type in REWRITES:
-        unit = REWRITES[node.op_type](draft, node, x)
-    if x is not None and node.op_type == SHARED:
-        made = draft.load(unit, {node.input[0]: x}, {})({node.input[0]: tracker.sample(x)})
-        tracker.rows[node.output[0]] = BatchedTensor(x.shape, made[node.output[0]].dtype, x.where)
-        tracker.constants |= {n: made[n] for n in node.output[1:]}
+    if source is not None and node.domain in STANDARD_DOMAINS and node.op_type in REWRITES:
+        unit = REWRITES[node.op_type](draft, node, source)
+    if source is not None and node.op_type == SHARED:
+        made = draft.load(unit, {node.input[0]: source}, {})(
+            {node.input[0]: tracker.sample(source)}
+        )
+        tracker.rows[node.output[0]] = BatchedTensor(
+            source.shape, made[node.output[0]].dtype, source.where
+        )
+        tracker.constants |= {name: made[name] for name in node.output[1:]}
         return unit
-    if any(a.g.node or a.graphs for a in node.attribute):
+    if any(attribute.g.node or attribute.graphs for attribute in node.attribute):
         raise make_batch_error(f"{label} is control flow: it takes one way for all rows of a batch")
-    made_here = {n for u in unit for n in u.output}
-    inputs = [n for u in unit for n in u.input if n and n not in made_here]
-    results = [n for n in node.output if n in read]
+    made_here = {name for member in unit for name in member.output}
+    inputs = [name for member in unit for name in member.input if name and name not in made_here]
+    results = [name for name in node.output if name in read]
     tracker.step(label, inputs, results, lambda rows, known: draft.load(unit, rows, known))
     return unit
 
 
 def _collect_reads(graph: GraphProto) -> set[str]:
     """Every name that a node or an output of the graph takes."""
-    inputs = {n for node in graph.node for n in node.input if n}
-    return inputs | {v.name for v in graph.output}
+    inputs = {name for node in graph.node for name in node.input if name}
+    return inputs | {value.name for value in graph.output}
 
 
 def _drop_unread(graph: GraphProto) -> None:
     read = _collect_reads(graph)
-    kept = [t for t in graph.initializer if t.name in read]
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -1,8 +1,8 @@
 """What ONNX exporters write down about the batch they saw, rewritten for any number of rows.
 
-    REWRITES["Reshape"](draft, node, x) -> nodes in its place
+    REWRITES["Reshape"](draft, node, batched) -> nodes in its place
 
-``x`` is the first input that has rows; only of Concat it need not be the first of all.
+``batched`` is the first input that has rows; only of Concat it need not be the first of all.
 
 A rewrite makes the same of one row, and asks how many rows there are where a constant said 1. None
 of them is believed: converters.onnx.batch tries what they return.
@@ -42,8 +42,8 @@ class Draft:
     def __init__(self, model: ModelProto, tracker: BatchTracker) -> None:
         self._onnx = need("onnx", "onnx")
         self._model, self._tracker = model, tracker
-        self._stored = {t.name: t for t in model.graph.initializer}
-        self._names = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._names = {name for node in model.graph.node for name in (*node.input, *node.output)}
         self._names.update(self._stored)
         self._lists: dict[tuple[int, ...], str] = {}
 
@@ -52,13 +52,13 @@ class Draft:
     ) -> RunUnit:
         """The nodes alone, on the real runtime, without optimisation."""
         onnx, ort = self._onnx, need("onnxruntime", "onnx")
-        made = sorted({n for node in unit for n in node.output if n})
+        made = sorted({name for node in unit for name in node.output if name})
         graph = onnx.helper.make_graph(
             unit,
             "unit",
-            [self._input(n, t) for n, t in rows.items()],
-            [onnx.ValueInfoProto(name=n) for n in made],
-            [self._tensor(n, a) for n, a in constants.items()],
+            [self._input(name, tensor) for name, tensor in rows.items()],
+            [onnx.ValueInfoProto(name=name) for name in made],
+            [self._tensor(name, array) for name, array in constants.items()],
         )
         alone = onnx.helper.make_model(
             graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
@@ -78,13 +78,13 @@ class Draft:
 
         return run
 
-    def _input(self, name: str, t: BatchedTensor) -> ValueInfoProto:
+    def _input(self, name: str, tensor: BatchedTensor) -> ValueInfoProto:
         """As in the graph: free where the rows lie, fixed elsewhere."""
         helper = self._onnx.helper
-        shape: list[int | str] = list(t.shape)
-        shape[t.where.axis] = BATCH_NAME
+        shape: list[int | str] = list(tensor.shape)
+        shape[tensor.where.axis] = BATCH_NAME
         made: ValueInfoProto = helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(t.dtype), shape
+            name, helper.np_dtype_to_tensor_dtype(tensor.dtype), shape
         )
         return made
 
@@ -99,17 +99,23 @@ class Draft:
             return None
         return self._tracker.constants.get(node.input[place])
 
-    def shape_alone(self, node: NodeProto, x: BatchedTensor) -> Shape | None:
+    def shape_alone(self, node: NodeProto, batched: BatchedTensor) -> Shape | None:
         """The shape of the result for one row of the first input; None where others have rows."""
-        others = [n for n in node.input[1:] if n]
-        if any(n not in self._tracker.constants for n in others):
+        others = [name for name in node.input[1:] if name]
+        if any(name not in self._tracker.constants for name in others):
             return None
-        run = self.load([node], {node.input[0]: x}, {n: self._tracker.constants[n] for n in others})
-        return tuple(run({node.input[0]: np.zeros(x.shape, x.dtype)})[node.output[0]].shape)
+        run = self.load(
+            [node],
+            {node.input[0]: batched},
+            {name: self._tracker.constants[name] for name in others},
+        )
+        return tuple(
+            run({node.input[0]: np.zeros(batched.shape, batched.dtype)})[node.output[0]].shape
+        )
 
     def ints(self, values: Sequence[int]) -> str:
         """A constant list of the graph; equal ones are one."""
-        key = tuple(int(v) for v in values)
+        key = tuple(int(value) for value in values)
         if key not in self._lists:
             name = self._lists[key] = self.name("_".join([BATCH_NAME, *map(str, key)]))
             self._tracker.constants[name] = np.array(key, np.int64)
@@ -133,8 +139,8 @@ class Draft:
         """A copy of a node with other inputs."""
         made: NodeProto = self._onnx.NodeProto()
         made.CopyFrom(node)
-        for i, name in inputs.items():
-            made.input[i] = name
+        for place, name in inputs.items():
+            made.input[place] = name
         return made
 
     def free_at(self, shape: Shape, place: int) -> str:
@@ -142,10 +148,10 @@ class Draft:
         return self.ints([*shape[:place], -1, *shape[place + 1 :]])
 
     def counted(
-        self, source: str, x: BatchedTensor, sizes: Sequence[int], name: str
+        self, source: str, batched: BatchedTensor, sizes: Sequence[int], name: str
     ) -> tuple[str, list[NodeProto]]:
         """A shape for other ops: ``sizes``, and the rows of ``source`` in their dimension."""
-        at = x.where.axis
+        at = batched.where.axis
         shape, rows, joined = (self.name(f"{name}_{n}") for n in ("shape", "rows", "sizes"))
         around = [list(sizes[:at]), list(sizes[at + 1 :])]
         parts = [*map(self.ints, around[:1]), rows, *map(self.ints, around[1:])]
@@ -156,18 +162,18 @@ class Draft:
         ]
 
 
-def reshape(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
+def reshape(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """The free dimension where the rows are. Where they are in the middle of one, they are moved
     to the front."""
-    want = draft.shape_alone(node, x)
+    want = draft.shape_alone(node, batched)
     if want is None:
         return [node]
     source, result = node.input[0], node.output[0]
-    place = find_free_dimension(x.where, x.shape, want)
+    place = find_free_dimension(batched.where, batched.shape, want)
     if place is not None:
         return [draft.make("Reshape", [source, draft.free_at(want, place)], result)]
-    before = math.prod(x.shape[: x.where.axis]) * x.where.outer
-    split = (before, 1, math.prod(x.shape) // before)
+    before = math.prod(batched.shape[: batched.where.axis]) * batched.where.outer
+    split = (before, 1, math.prod(batched.shape) // before)
     parts, moved = draft.name(f"{result}_rows"), draft.name(f"{result}_moved")
     return [
         draft.make("Reshape", [source, draft.free_at(split, 1)], parts),
@@ -176,24 +182,31 @@ def reshape(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     ]
 
 
-def squeeze(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
+def squeeze(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Another rank: a Reshape, if it concerns the dimension of the rows."""
-    want = draft.shape_alone(node, x)
+    want = draft.shape_alone(node, batched)
     if want is None:
         return [node]
-    kept = len(want) > len(x.shape) or want[: x.where.axis + 1] == x.shape[: x.where.axis + 1]
-    alone = x.shape[x.where.axis] == 1
-    return [node] if kept and alone else reshape(draft, node, x)
+    kept = (
+        len(want) > len(batched.shape)
+        or want[: batched.where.axis + 1] == batched.shape[: batched.where.axis + 1]
+    )
+    alone = batched.shape[batched.where.axis] == 1
+    return [node] if kept and alone else reshape(draft, node, batched)
 
 
-def gather(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
+def gather(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
-    axis = read_attribute(node, "axis", 0) % len(x.shape)
-    want = draft.shape_alone(node, x) if axis == x.where.axis and x.where.outer == 1 else None
+    axis = read_attribute(node, "axis", 0) % len(batched.shape)
+    want = (
+        draft.shape_alone(node, batched)
+        if axis == batched.where.axis and batched.where.outer == 1
+        else None
+    )
     if want is None:
         return [node]
-    split = (*x.shape[:axis], 1, *x.shape[axis:])
-    place = find_free_dimension(x.where, (*split[: axis + 1], *want[axis:]), want)
+    split = (*batched.shape[:axis], 1, *batched.shape[axis:])
+    place = find_free_dimension(batched.where, (*split[: axis + 1], *want[axis:]), want)
     if place is None:
         return [node]
     result = node.output[0]
@@ -205,34 +218,38 @@ def gather(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     ]
 
 
-def slice_(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
+def slice_(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """All of the rows, where it is all of the one row."""
-    starts, ends, axes, steps = (draft.constant(node, i) for i in (1, 2, 3, 4))
+    starts, ends, axes, steps = (draft.constant(node, place) for place in (1, 2, 3, 4))
     if starts is None or ends is None:
         return [node]
-    along = list(range(len(starts))) if axes is None else [int(a) % len(x.shape) for a in axes]
-    if x.where.axis not in along:
+    along = (
+        list(range(len(starts)))
+        if axes is None
+        else [int(axis) % len(batched.shape) for axis in axes]
+    )
+    if batched.where.axis not in along:
         return [node]
-    at, size = along.index(x.where.axis), x.shape[x.where.axis]
+    at, size = along.index(batched.where.axis), batched.shape[batched.where.axis]
     whole = starts[at] in (0, -size) and ends[at] >= size and (steps is None or steps[at] == 1)
     if not whole or starts.dtype != np.int64:
         return [node]
-    opened = [OPEN if i == at else int(e) for i, e in enumerate(ends)]
+    opened = [OPEN if i == at else int(end) for i, end in enumerate(ends)]
     return [draft.with_inputs(node, {2: draft.ints(opened)})]
 
 
-def resize(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
+def resize(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Sizes as they are, with as many rows as come in."""
     sizes = draft.constant(node, 3)
-    if sizes is None or len(sizes) != len(x.shape) or sizes[x.where.axis] != 1:
+    if sizes is None or len(sizes) != len(batched.shape) or sizes[batched.where.axis] != 1:
         return [node]
-    shape, before = draft.counted(node.input[0], x, sizes.tolist(), node.output[0])
+    shape, before = draft.counted(node.input[0], batched, sizes.tolist(), node.output[0])
     return [*before, draft.with_inputs(node, {3: shape})]
 
 
-def concat(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
+def concat(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Constants beside the rows, once for each: a class token."""
-    if x.shape[x.where.axis] != 1:
+    if batched.shape[batched.where.axis] != 1:
         return [node]
     source = next(n for i, n in enumerate(node.input) if draft.constant(node, i) is None)
     new: list[NodeProto] = []
@@ -240,16 +257,16 @@ def concat(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
     for i, name in enumerate(node.input):
         if (value := draft.constant(node, i)) is not None:
             at = f"{node.output[0]}_{i}"
-            shape, before = draft.counted(source, x, [1] * value.ndim, at)
+            shape, before = draft.counted(source, batched, [1] * value.ndim, at)
             inputs[i] = draft.name(f"{at}_wide")
             new += [*before, draft.make("Expand", [name, shape], inputs[i])]
     return [*new, draft.with_inputs(node, inputs)]
 
 
-def recurrent(draft: Draft, node: NodeProto, x: BatchedTensor) -> list[NodeProto]:
+def recurrent(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Without first states, which start from zeros for every row, where they are zeros."""
-    states = {i: draft.constant(node, i) for i in (5, 6)}
-    zeros = {i: "" for i, s in states.items() if s is not None and not s.any()}
+    states = {place: draft.constant(node, place) for place in (5, 6)}
+    zeros = {place: "" for place, state in states.items() if state is not None and not state.any()}
     return [draft.with_inputs(node, zeros)]
 
 

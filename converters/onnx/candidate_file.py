@@ -51,13 +51,13 @@ def clamp_versions(model: ModelProto, ceiling: Ceiling, min_opset: int = 0) -> M
         try:
             clamped = onnx.version_converter.convert_version(clamped, want)
             onnx.checker.check_model(clamped)
-        except (RuntimeError, onnx.checker.ValidationError) as e:
-            op = found[2] if (found := _NO_ADAPTER.search(str(e))) else ""
+        except (RuntimeError, onnx.checker.ValidationError) as error:
+            op = found[2] if (found := _NO_ADAPTER.search(str(error))) else ""
             raise ConvertError(
                 f"the model has opset {have} and cannot be converted to {want}: "
-                + (f"op {op} has no form there" if op else describe_error(e)),
+                + (f"op {op} has no form there" if op else describe_error(error)),
                 hint=f"export it with opset {want}",
-            ) from e
+            ) from error
     least = onnx.helper.find_min_ir_version_for(list(clamped.opset_import), ignore_unknown=True)
     # 8 is what every runtime since ONNX Runtime 1.10 loads; older ones bring nothing.
     clamped.ir_version = max(least, 8)
@@ -114,8 +114,8 @@ def _count_weight_bytes(model: ModelProto) -> tuple[int, int]:
     large = (kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE, kinds.INT32)
     tensors = list(iter_weights(model))
     return (
-        sum(count_tensor_bytes(t) for t in tensors if t.data_type in small),
-        sum(count_tensor_bytes(t) for t in tensors if t.data_type in large),
+        sum(count_tensor_bytes(tensor) for tensor in tensors if tensor.data_type in small),
+        sum(count_tensor_bytes(tensor) for tensor in tensors if tensor.data_type in large),
     )
 
 

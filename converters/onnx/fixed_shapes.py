@@ -30,8 +30,10 @@ def fix_shapes(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProt
     _drop_constant_inputs(fixed)
     given: Feeds = {}
     for key, value in shapes.items():
-        inputs = {v.name: v for v in fixed.graph.input}
-        names = [d.dim_param for v in inputs.values() for d in _read_dims(v) if d.dim_param]
+        inputs = {value.name: value for value in fixed.graph.input}
+        names = [
+            dim.dim_param for value in inputs.values() for dim in _read_dims(value) if dim.dim_param
+        ]
         if key in names and isinstance(value, int):
             if value < 1:
                 raise InputError(f"{path.name}: {key}={value} is no size", hint="give 1 or more")
@@ -45,7 +47,7 @@ def fix_shapes(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProt
             given[key] = _make_constant(fixed, inputs[key], value)
         else:
             _set_shape(fixed, inputs[key], (value,) if isinstance(value, int) else value, path)
-    if free := [v for v in fixed.graph.input if _is_free(v)]:
+    if free := [value for value in fixed.graph.input if _is_free(value)]:
         raise _make_free_error(free, path)
     for graph in iter_graphs(fixed.graph):
         del graph.value_info[:]  # told for other shapes; inferred anew later
@@ -54,8 +56,12 @@ def fix_shapes(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProt
 
 def add_batch_of_one(model: ModelProto, shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
     """``shapes``, and a batch of 1 where the first dimension of an input has a name and no size."""
-    dims = [_read_dims(v)[0] for v in model.graph.input if _read_dims(v) and v.name not in shapes]
-    return {**{d.dim_param: 1 for d in dims if d.dim_param}, **shapes}
+    dims = [
+        _read_dims(value)[0]
+        for value in model.graph.input
+        if _read_dims(value) and value.name not in shapes
+    ]
+    return {**{dim.dim_param: 1 for dim in dims if dim.dim_param}, **shapes}
 
 
 def _read_dims(value: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
@@ -64,19 +70,20 @@ def _read_dims(value: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
 
 def _is_free(value: ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
-    return not tensor.HasField("shape") or any(d.dim_value < 1 for d in tensor.shape.dim)
+    return not tensor.HasField("shape") or any(dim.dim_value < 1 for dim in tensor.shape.dim)
 
 
 def _format_shape(value: ValueInfoProto) -> str:
     return "x".join(
-        str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in _read_dims(value)
+        str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?"
+        for dim in _read_dims(value)
     )
 
 
 def _drop_constant_inputs(model: ModelProto) -> None:
     """Before IR version 4 every initializer was an input, too; none of them is fed."""
-    constant = {t.name for t in model.graph.initializer}
-    fed = [v for v in model.graph.input if v.name not in constant]
+    constant = {tensor.name for tensor in model.graph.initializer}
+    fed = [value for value in model.graph.input if value.name not in constant]
     del model.graph.input[:]
     model.graph.input.extend(fed)
 
@@ -121,12 +128,18 @@ def _make_constant(model: ModelProto, value: ValueInfoProto, given: int) -> Arra
 
 
 def _make_free_error(free: list[ValueInfoProto], path: Path) -> InputError:
-    named = list(dict.fromkeys(d.dim_param for v in free for d in _read_dims(v) if d.dim_param))
-    whole = [v for v in free if any(d.dim_value < 1 and not d.dim_param for d in _read_dims(v))]
-    whole += [v for v in free if not v.type.tensor_type.HasField("shape")]
+    named = list(
+        dict.fromkeys(dim.dim_param for value in free for dim in _read_dims(value) if dim.dim_param)
+    )
+    whole = [
+        value
+        for value in free
+        if any(dim.dim_value < 1 and not dim.dim_param for dim in _read_dims(value))
+    ]
+    whole += [value for value in free if not value.type.tensor_type.HasField("shape")]
     options = [f"--shape {name}=..." for name in named]
-    options += [f"--shape {v.name}={_format_shape(v) or '1x...'}" for v in whole]
-    told = ", ".join(f"'{v.name}' ({_format_shape(v) or 'no shape'})" for v in free)
+    options += [f"--shape {value.name}={_format_shape(value) or '1x...'}" for value in whole]
+    told = ", ".join(f"'{value.name}' ({_format_shape(value) or 'no shape'})" for value in free)
     return InputError(
         f"{path.name}: the shape of input {told} is not fixed",
         hint=f"give the sizes the device will use, numbers for names and ?: {' '.join(options)}",

@@ -36,21 +36,21 @@ def convert(job: Job) -> Converted:
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)
     # Scales must be constants for the runtime to join the ops around them.
-    kept = {i for n in model.graph.node if n.op_type in SCALED for i in n.input[1:]}
-    kept.update(v.name for v in model.graph.output)
+    kept = {name for node in model.graph.node if node.op_type in SCALED for name in node.input[1:]}
+    kept.update(value.name for value in model.graph.output)
     casts, notes = [], []
-    for t in model.graph.initializer:
-        if t.data_type != onnx.TensorProto.FLOAT or t.name in kept:
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name in kept:
             continue
-        values = onnx.numpy_helper.to_array(t)
+        values = onnx.numpy_helper.to_array(tensor)
         if values.size < MIN_VALUES:
             continue
         if np.abs(values).max() > MAX_FP16:
-            notes.append(f"'{t.name}' stays float: it has values above {MAX_FP16:.0f}")
+            notes.append(f"'{tensor.name}' stays float: it has values above {MAX_FP16:.0f}")
             continue
-        name = t.name
-        t.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
         to = onnx.TensorProto.FLOAT
-        casts.append(onnx.helper.make_node("Cast", [t.name], [name], f"{name}_float", to=to))
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], f"{name}_float", to=to))
     insert_first(model, casts)
     return write_smaller(model, job, original, notes=tuple(notes))

@@ -50,7 +50,7 @@ def convert(job: Job) -> Converted:
     model, notes = _store_tables(original, job.ceiling, version)
     for weight in list(find_weights(model, ("MatMul", "Gemm"))):
         _store_int4(model, weight)
-    if all(o.domain != DOMAIN for o in model.opset_import):
+    if all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.add(domain=DOMAIN, version=1)
     return write_quantised(model, job, original, notes=notes)
 
@@ -67,8 +67,8 @@ def _store_tables(
             clamped = clamp_versions(model, ceiling, TABLE_OPSET)
             store_tables_int4(clamped)
             return clamped, ()
-        except ConvertError as e:
-            why = e.what
+        except ConvertError as error:
+            why = error.what
     clamped = clamp_versions(model, ceiling)
     store_tables_int8(clamped)
     return clamped, (f"lookup tables take 8 bits, not 4: {why}",)
@@ -78,7 +78,9 @@ def _store_int4(model: ModelProto, weight: Weight) -> None:
     onnx = need("onnx", "onnx")
     name, node = weight.tensor.name, weight.node
     usual = (("transA", 0), ("alpha", 1.0), ("beta", 1.0))
-    if weight.values.ndim != 2 or any(read_attribute(node, k, v) != v for k, v in usual):
+    if weight.values.ndim != 2 or any(
+        read_attribute(node, name, value) != value for name, value in usual
+    ):
         return
     rows = weight.values if weight.axis == 0 else weight.values.T  # outputs x inputs
     made = int4.quantise_blocks(rows)

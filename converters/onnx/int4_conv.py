@@ -50,7 +50,7 @@ def convert(job: Job) -> Converted:
     """Write the model with 4-bit Conv weights; raises ConvertError if it has hardly any."""
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)
-    nodes = [_replace_weight(model, w) for w in find_weights(model, ("Conv",))]
+    nodes = [_replace_weight(model, weight) for weight in find_weights(model, ("Conv",))]
     insert_first(model, nodes)
     return write_quantised(model, job, original, options={"disable_quant_qdq": "1"})
 

@@ -34,7 +34,7 @@ OPS = ("MatMul",)  # Gemm is rewritten to it first
 
 def convert(job: Job) -> Converted:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
-    q = need("onnxruntime.quantization", SPEC.extra)
+    quantization = need("onnxruntime.quantization", SPEC.extra)
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)
     store_tables_int8(model)
@@ -44,9 +44,9 @@ def convert(job: Job) -> Converted:
         with translate_foreign_errors(
             "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
         ):
-            q.quantize_dynamic(
+            quantization.quantize_dynamic(
                 source, made, op_types_to_quantize=list(OPS), per_channel=True,
-                weight_type=q.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+                weight_type=quantization.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
             )  # fmt: skip
             model = load_checked(made)
     return write_quantised(model, job, original)

@@ -26,7 +26,7 @@ SPEC = msgspec.structs.replace(
 
 def convert(job: Job) -> Converted:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
-    q = need("onnxruntime.quantization", SPEC.extra)
+    quantization = need("onnxruntime.quantization", SPEC.extra)
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)
     with tempfile.TemporaryDirectory() as folder:
@@ -36,6 +36,8 @@ def convert(job: Job) -> Converted:
             "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
         ):
             # The CPU has a ConvInteger kernel for unsigned weights only.
-            q.quantize_dynamic(source, made, per_channel=False, weight_type=q.QuantType.QUInt8)
+            quantization.quantize_dynamic(
+                source, made, per_channel=False, weight_type=quantization.QuantType.QUInt8
+            )
             model = load_checked(made)
     return write_quantised(model, job, original)

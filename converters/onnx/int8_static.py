@@ -50,7 +50,7 @@ class StaticInt8(msgspec.Struct, frozen=True):
             )
         original = load_model(job.model)
         model = clamp_versions(original, job.ceiling, self.SPEC.min_opset)
-        if any(n.op_type == "DequantizeLinear" for n in model.graph.node):
+        if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
             raise ConvertError(
                 f"{job.model.name} is quantised already", hint="start from the float model"
             )
@@ -62,21 +62,21 @@ class StaticInt8(msgspec.Struct, frozen=True):
         return write_quantised(quantised, job, original, notes=notes)
 
     def _quantise(self, model: ModelProto, samples: Sequence[Feeds]) -> ModelProto:
-        q = need("onnxruntime.quantization", self.SPEC.extra)
+        quantization = need("onnxruntime.quantization", self.SPEC.extra)
         with tempfile.TemporaryDirectory() as folder:
             source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
             save_model(model, source)
             with translate_foreign_errors(
                 "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
             ):
-                q.quantize_static(
+                quantization.quantize_static(
                     source, made, _Reader(samples),
-                    quant_format=q.QuantFormat.QDQ,
+                    quant_format=quantization.QuantFormat.QDQ,
                     op_types_to_quantize=list(OPS),
                     per_channel=self.per_channel,
-                    activation_type=q.QuantType[self.activations],
-                    weight_type=q.QuantType.QInt8,
-                    calibrate_method=q.CalibrationMethod.MinMax,
+                    activation_type=quantization.QuantType[self.activations],
+                    weight_type=quantization.QuantType.QInt8,
+                    calibrate_method=quantization.CalibrationMethod.MinMax,
                 )  # fmt: skip
                 return load_checked(made)
 
@@ -93,7 +93,7 @@ class _Reader:
 
 def _name_nodes(model: ModelProto) -> None:
     """A name of its own for every node: the quantiser and correct_biases() find nodes by name."""
-    seen = Counter(n.name for n in model.graph.node)
+    seen = Counter(node.name for node in model.graph.node)
     for index, node in enumerate(model.graph.node):
         if not node.name or seen[node.name] > 1:
             node.name = f"{node.op_type}_{index}"
@@ -105,8 +105,8 @@ def _keep_outputs_float(model: ModelProto) -> None:
     Digits CNN: 31.4 dB signal to noise with 8-bit logits, 43.9 dB without; and equal logits make
     a top-1 class a matter of chance.
     """
-    made = {o: n for n in model.graph.node for o in n.output}
-    uses = Counter(i for n in model.graph.node for i in n.input)
+    made = {name: node for node in model.graph.node for name in node.output}
+    uses = Counter(name for node in model.graph.node for name in node.input)
     for output in model.graph.output:
         dequantise = made.get(output.name)
         quantise = made.get(dequantise.input[0]) if dequantise else None

@@ -30,6 +30,6 @@ def convert(job: Job) -> Converted:
     """Write the model with int8 weights; raises ConvertError if it has hardly any to convert."""
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)
-    nodes = [store_int8(model, w) for w in find_weights(model, OPS)]
+    nodes = [store_int8(model, weight) for weight in find_weights(model, OPS)]
     insert_first(model, nodes)
     return write_quantised(model, job, original, options={"disable_quant_qdq": "1"})

@@ -51,10 +51,14 @@ def load_model(path: Path) -> ModelProto:
         onnx.checker.check_model(_with_shapes(model))
     except EdgeError:
         raise
-    except onnx.checker.ValidationError as e:
-        raise InputError(f"{path} is not valid ONNX: {describe_error(e)}") from e
-    except Exception as e:  # protobuf's errors, and those of text and numbers where it is damaged
-        raise _unreadable(path, head, f"it is damaged or cut off ({describe_error(e)})") from e
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{path} is not valid ONNX: {describe_error(error)}") from error
+    except (
+        Exception
+    ) as error:  # protobuf's errors, and those of text and numbers where it is damaged
+        raise _unreadable(
+            path, head, f"it is damaged or cut off ({describe_error(error)})"
+        ) from error
     return model
 
 
@@ -79,8 +83,8 @@ def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """The graph itself, then those inside its If, Loop and Scan nodes."""
     yield graph
     for node in graph.node:
-        for a in node.attribute:
-            for inner in (a.g, *a.graphs):
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.output:
                     yield from iter_graphs(inner)
 
@@ -99,31 +103,38 @@ def iter_weights(model: ModelProto) -> Iterator[TensorProto]:
         yield from graph.initializer
         for node in graph.node:
             if node.op_type == "Constant":
-                yield from (a.t for a in node.attribute if a.name == "value")
+                yield from (
+                    attribute.t for attribute in node.attribute if attribute.name == "value"
+                )
 
 
-def count_tensor_bytes(t: TensorProto) -> int:
+def count_tensor_bytes(tensor: TensorProto) -> int:
     """Bytes of the values; types of less than 8 bits share bytes."""
     onnx = need("onnx", "onnx")
-    count: int = math.prod(t.dims)
-    kind = onnx.TensorProto.DataType.Name(t.data_type)
+    count: int = math.prod(tensor.dims)
+    kind = onnx.TensorProto.DataType.Name(tensor.data_type)
     if kind == "STRING":
-        return sum(map(len, t.string_data))
-    bits = _SMALL_TYPES.get(kind) or 8 * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+        return sum(map(len, tensor.string_data))
+    bits = (
+        _SMALL_TYPES.get(kind)
+        or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    )
     return int(-(-count * bits // 8))
 
 
 def read_opset(model: ModelProto) -> int:
     """The version of the standard operators."""
-    return next((o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS), 0)
+    return next(
+        (entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 0
+    )
 
 
 def _head(path: Path) -> tuple[bytes, int]:
     try:
-        with path.open("rb") as f:
-            return f.read(32), path.stat().st_size
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror}") from e
+        with path.open("rb") as file:
+            return file.read(32), path.stat().st_size
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _unreadable(path: Path, head: bytes, why: str) -> InputError:
@@ -146,32 +157,41 @@ def _too_large(path: Path, size: int) -> ConvertError:
 
 def _load_external(model: ModelProto, path: Path) -> None:
     onnx = need("onnx", "onnx")
-    outside = [t for t in iter_weights(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    outside = [
+        tensor
+        for tensor in iter_weights(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    ]
     total = model.ByteSize() + sum(map(count_tensor_bytes, outside))
     if total > MAX_BYTES:
         raise _too_large(path, total)
-    for t in outside:
-        entries = {e.key: e.value for e in t.external_data}
+    for tensor in outside:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
         where = entries.get("location", "")
         try:
-            onnx.external_data_helper.load_external_data_for_tensor(t, str(path.parent))
-        except Exception as e:  # OSError, ValueError and onnx's own for a path outside the folder
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (
+            Exception
+        ) as error:  # OSError, ValueError and onnx's own for a path outside the folder
             raise InputError(
-                f"{path}: external data '{where}' of tensor '{t.name}' cannot be read",
+                f"{path}: external data '{where}' of tensor '{tensor.name}' cannot be read",
                 hint="keep the data file next to the model, under the name it was exported with",
-            ) from e
-        if len(t.raw_data) != count_tensor_bytes(t):
+            ) from error
+        if len(tensor.raw_data) != count_tensor_bytes(tensor):
             raise InputError(
-                f"{path}: external data '{where}' is cut off: tensor '{t.name}' has "
-                f"{len(t.raw_data)} of {count_tensor_bytes(t)} bytes"
+                f"{path}: external data '{where}' is cut off: tensor '{tensor.name}' has "
+                f"{len(tensor.raw_data)} of {count_tensor_bytes(tensor)} bytes"
             )
-        t.data_location = onnx.TensorProto.DEFAULT
-        del t.external_data[:]
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
 def _with_shapes(model: ModelProto) -> ModelProto:
     """For the checker, which wants a shape at every input and output; runtimes do without."""
-    if all(v.type.tensor_type.HasField("shape") for v in (*model.graph.input, *model.graph.output)):
+    if all(
+        value.type.tensor_type.HasField("shape")
+        for value in (*model.graph.input, *model.graph.output)
+    ):
         return model
     shaped: ModelProto = need("onnx", "onnx").ModelProto()
     shaped.CopyFrom(model)
@@ -183,14 +203,14 @@ def _with_shapes(model: ModelProto) -> ModelProto:
 
 def _refuse_unknown_ops(model: ModelProto, path: Path) -> None:
     onnx = need("onnx", "onnx")
-    own = {(f.domain, f.name) for f in model.functions}
+    own = {(function.domain, function.name) for function in model.functions}
     version = read_opset(model)
     for node in iter_nodes(model):
         if node.domain in STANDARD_DOMAINS and (node.domain, node.op_type) not in own:
             try:
                 onnx.defs.get_schema(node.op_type, version, "")
-            except onnx.defs.SchemaError as e:
-                raise make_unknown_op_error(path, node.op_type, node.name) from e
+            except onnx.defs.SchemaError as error:
+                raise make_unknown_op_error(path, node.op_type, node.name) from error
 
 
 def make_unknown_op_error(path: Path, op: str, node: str) -> ConvertError:
@@ -202,10 +222,13 @@ def make_unknown_op_error(path: Path, op: str, node: str) -> ConvertError:
 
 
 def _strip(model: ModelProto) -> None:
-    used = {"" if n.domain in STANDARD_DOMAINS else n.domain for n in iter_nodes(model)} | {""}
-    used |= {f.domain for f in model.functions}
+    used = {
+        "" if node.domain in STANDARD_DOMAINS else node.domain for node in iter_nodes(model)
+    } | {""}
+    used |= {function.domain for function in model.functions}
     imports = {
-        "" if o.domain in STANDARD_DOMAINS else o.domain: o.version for o in model.opset_import
+        "" if entry.domain in STANDARD_DOMAINS else entry.domain: entry.version
+        for entry in model.opset_import
     }
     del model.opset_import[:]
     for domain in sorted(used & imports.keys()):

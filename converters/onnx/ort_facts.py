@@ -56,7 +56,9 @@ def find_missing_ops(version: str, ops: Iterable[str], opset: int) -> tuple[str,
 def describe_provenance(version: str) -> str:
     """Who says what ceiling() answers for ``version``."""
     line = _find_line(version)
-    asked = next((v for v in _load_facts().measured if _parse_line(v) == line), "")
+    asked = next(
+        (release for release in _load_facts().measured if _parse_line(release) == line), ""
+    )
     if asked:
         return f"measured on onnxruntime {asked} (benchmarks/ort_facts.py)"
     return f"the vendor's compatibility table for {line[0]}.{line[1]}"
@@ -98,7 +100,7 @@ def _can_run(name: str, opset: int, line: Line) -> bool:
     versions = _load_facts().cpu.get("" if domain in STANDARD else domain, {}).get(op, {})
     if domain not in STANDARD:  # their opset is not given: any version of the operator will do
         return any(_is_within(lines, line) for lines in versions.values())
-    since = max((v for v in versions if v <= opset), default=None)
+    since = max((since for since in versions if since <= opset), default=None)
     return since is not None and _is_within(versions[since], line)
 
 

@@ -52,7 +52,8 @@ def read_ort_versions(path: Path) -> tuple[int, int]:
     """Opset and IR version of an ORT-format file."""
     model = _read_child(_read_root(path.read_bytes()), MODEL)
     imports = {
-        _read_text(t, 0): _read_number(t, 1, "Int64Flags") for t in _read_children(model, IMPORTS)
+        _read_text(table, 0): _read_number(table, 1, "Int64Flags")
+        for table in _read_children(model, IMPORTS)
     }
     opset = next(version for domain, version in imports.items() if domain in STANDARD_DOMAINS)
     return opset, _read_number(model, IR, "Int64Flags")
@@ -89,7 +90,7 @@ def _write_resolver(builder: Any, resolver: Any) -> int:
     for op in sorted(_read_children(resolver, 0), key=_read_name):
         types = []
         for kind in sorted(_read_children(op, 1), key=_read_name):
-            arguments = [_write_argument(builder, a) for a in _read_children(kind, 1)]
+            arguments = [_write_argument(builder, argument) for argument in _read_children(kind, 1)]
             types.append(_write_named(builder, _read_name(kind), arguments))
         ops.append(_write_named(builder, _read_name(op), types))
     vector = _write_vector(builder, ops)

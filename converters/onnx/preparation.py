@@ -55,13 +55,13 @@ def prepare_model(
     try:
         model = _simplify(fixed)
         unknown = verify_rewrite(path, given, model)
-    except ConvertError as e:
+    except ConvertError as error:
         model = _infer_shapes(fixed)
         unknown = verify_rewrite(path, given, model)  # raises what was wrong before
-        notes.append(f"the graph was not simplified: {e.what}")
+        notes.append(f"the graph was not simplified: {error.what}")
     if unknown:
         notes.append(f"the prepared model was not compared with the original: {unknown}")
-    kept = Counter(n.op_type for n in iter_nodes(model) if n.op_type in CONTROL_FLOW)
+    kept = Counter(node.op_type for node in iter_nodes(model) if node.op_type in CONTROL_FLOW)
     if kept:
         told = ", ".join(f"{count} {op}" for op, count in sorted(kept.items()))
         notes.append(f"control flow that depends on data stays: {told}")
@@ -76,13 +76,13 @@ def _simplify(model: ModelProto) -> ModelProto:
     slim.CopyFrom(model)
     with translate_foreign_errors("onnxslim"):
         slim = onnxslim.slim(slim, skip_fusion_patterns=KEPT_PATTERNS)
-    names = [v.name for v in model.graph.output]
-    if [v.name for v in slim.graph.output] != names:
+    names = [value.name for value in model.graph.output]
+    if [value.name for value in slim.graph.output] != names:
         raise ConvertError("onnxslim changed the outputs")
     del slim.graph.input[:]  # it drops inputs that nothing uses; callers still feed them
     slim.graph.input.extend(model.graph.input)
     slim = _infer_shapes(slim)
-    before, after = (sum(map(count_tensor_bytes, iter_weights(m))) for m in (model, slim))
+    before, after = (sum(map(count_tensor_bytes, iter_weights(each))) for each in (model, slim))
     if after > before * GROWTH + GROWTH_FLOOR:
         raise ConvertError(f"onnxslim made its constants larger ({before} to {after} bytes)")
     return slim

@@ -23,11 +23,11 @@ def export_program(source: Path, out: Path) -> None:
     with translate_foreign_errors(f"{source.name} cannot be read"):
         try:
             program = torch.export.load(source)
-        except Exception as e:  # zip, pickle and torch errors of many types
+        except Exception as error:  # zip, pickle and torch errors of many types
             raise InputError(
-                f"{source} is not a program that torch.export.save wrote: {describe_error(e)}",
+                f"{source} is not a program that torch.export.save wrote: {describe_error(error)}",
                 hint="torch.export.save(torch.export.export(model.eval(), example), path)",
-            ) from e
+            ) from error
     hint = "export it to ONNX yourself, or change the op that the message names"
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.onnx"

@@ -44,14 +44,16 @@ def verify_rewrite(path: Path, given: Feeds, rewritten: ModelProto) -> str:
     feeds = make_random_feeds(session.inputs)
     try:
         want = original.run({**feeds, **given})
-    except MeasureError as e:  # some models refuse what no user would feed them
-        return e.what
+    except MeasureError as error:  # some models refuse what no user would feed them
+        return error.what
     try:
         got = session.run(feeds)
-    except MeasureError as e:
-        raise ConvertError(f"{path.name} does not run once rewritten: {e.what}") from e
+    except MeasureError as error:
+        raise ConvertError(f"{path.name} does not run once rewritten: {error.what}") from error
     kinds = need("onnx", "onnx").TensorProto
-    half = any(t.data_type in (kinds.FLOAT16, kinds.BFLOAT16) for t in iter_weights(rewritten))
+    half = any(
+        tensor.data_type in (kinds.FLOAT16, kinds.BFLOAT16) for tensor in iter_weights(rewritten)
+    )
     require_same_outputs(want, got, TOLERANCE_FP16 if half else TOLERANCE)
     return ""
 
@@ -59,14 +61,14 @@ def verify_rewrite(path: Path, given: Feeds, rewritten: ModelProto) -> str:
 def _open(file: Path, path: Path, level: str) -> Session:
     try:
         return onnxruntime.open(file, threads=1, options={"graph_optimization": level})
-    except MeasureError as e:
-        if found := _NO_KERNEL.search(e.what):
-            raise make_unknown_op_error(path, found[1], found[2]) from e
-        if found := _NO_SCHEMA.search(e.what):
-            raise make_unknown_op_error(path, found[1], "") from e
+    except MeasureError as error:
+        if found := _NO_KERNEL.search(error.what):
+            raise make_unknown_op_error(path, found[1], found[2]) from error
+        if found := _NO_SCHEMA.search(error.what):
+            raise make_unknown_op_error(path, found[1], "") from error
         if file == path:
-            raise ConvertError(e.what, hint="'edge inspect' lists the model's ops") from e
+            raise ConvertError(error.what, hint="'edge inspect' lists the model's ops") from error
         raise ConvertError(
-            f"{path.name} does not load with these shapes: {e.what}",
+            f"{path.name} does not load with these shapes: {error.what}",
             hint="a scalar input that chooses a branch can be fixed, too: --shape NAME=VALUE",
-        ) from e
+        ) from error

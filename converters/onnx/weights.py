@@ -32,9 +32,9 @@ class Weight(msgspec.Struct, frozen=True):
 def find_weights(model: ModelProto, ops: Collection[str]) -> Iterator[Weight]:
     """Weights of those ops, in the order of the graph."""
     onnx = need("onnx", "onnx")
-    known = {t.name: t for t in model.graph.initializer}
-    uses = Counter(i for n in iter_nodes(model) for i in n.input)
-    uses.update(v.name for graph in iter_graphs(model.graph) for v in graph.output)
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses = Counter(name for node in iter_nodes(model) for name in node.input)
+    uses.update(value.name for graph in iter_graphs(model.graph) for value in graph.output)
     for node in list(model.graph.node):
         index = 0 if node.op_type == "Gather" else 1
         if node.op_type not in ops or node.domain or len(node.input) <= index:
@@ -51,7 +51,14 @@ def find_weights(model: ModelProto, ops: Collection[str]) -> Iterator[Weight]:
 def read_attribute(node: NodeProto, name: str, default: Any) -> Any:
     """The value of a node's attribute, or ``default``."""
     helper = need("onnx.helper", "onnx")
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+    return next(
+        (
+            helper.get_attribute_value(attribute)
+            for attribute in node.attribute
+            if attribute.name == name
+        ),
+        default,
+    )
 
 
 def replace_by_integers(

@@ -30,27 +30,29 @@ def free_tflite_batch(model: flatbuffer.Model) -> None:
         raise make_batch_error("its control flow takes one way for all rows of a batch")
     draft, tracker = Draft(model), BatchTracker()
     graph, tensors = draft.graph, draft.graph.tensors
-    for i in graph.inputs:
-        tracker.input(str(i), draft.shape(i), flatbuffer.type_name(tensors[i]).lower())
+    for index in graph.inputs:
+        tracker.input(str(index), draft.shape(index), flatbuffer.type_name(tensors[index]).lower())
     ops = [new for op in graph.operators for new in _try_operator(draft, tracker, op)]
-    for i in graph.outputs:
-        tracker.output(str(i))
-    for i in _collect_inputs(graph.operators) - _collect_inputs(ops):
-        tensors[i].buffer = 0  # nothing reads it any more
+    for index in graph.outputs:
+        tracker.output(str(index))
+    for index in _collect_inputs(graph.operators) - _collect_inputs(ops):
+        tensors[index].buffer = 0  # nothing reads it any more
     graph.operators = ops
-    for i in (*graph.inputs, *graph.outputs):
-        tensors[i].shapeSignature = np.array([-1, *draft.shape(i)[1:]], np.int32)
+    for index in (*graph.inputs, *graph.outputs):
+        tensors[index].shapeSignature = np.array([-1, *draft.shape(index)[1:]], np.int32)
 
 
 def _try_operator(draft: Draft, tracker: BatchTracker, op: Op) -> list[Op]:
     """An operator, or what takes its place. Tensors go by their index, as text."""
     kind = flatbuffer.op_name(draft.model, op)
     label = f"{kind} at '{flatbuffer.tensor_name(draft.graph.tensors[op.outputs[0]])}'"
-    x = tracker.rows.get(str(op.inputs[0])) if len(op.inputs) else None
-    unit = REWRITES[kind](draft, op, x) if x is not None and kind in REWRITES else [op]
-    made = {int(i) for u in unit for i in u.outputs}
-    inputs = [str(i) for i in sorted(_collect_inputs(unit) - made)]
-    results = [str(i) for i in sorted(made) if i in op.outputs or i in draft.split.values()]
+    batched = tracker.rows.get(str(op.inputs[0])) if len(op.inputs) else None
+    unit = REWRITES[kind](draft, op, batched) if batched is not None and kind in REWRITES else [op]
+    made = {int(index) for member in unit for index in member.outputs}
+    inputs = [str(index) for index in sorted(_collect_inputs(unit) - made)]
+    results = [
+        str(index) for index in sorted(made) if index in op.outputs or index in draft.split.values()
+    ]
     tracker.step(label, inputs, results, lambda rows, known: _load_unit(draft, unit, rows, known))
     return unit
 
@@ -59,8 +61,8 @@ def _load_unit(
     draft: Draft, unit: Sequence[Op], rows: Mapping[str, BatchedTensor], constants: Values
 ) -> RunUnit:
     """The operators alone, on the real runtime, without delegates."""
-    fed = [int(n) for n in (*rows, *constants)]
-    made = [int(i) for u in unit for i in u.outputs]
+    fed = [int(name) for name in (*rows, *constants)]
+    made = [int(index) for member in unit for index in member.outputs]
     module = need("ai_edge_litert.interpreter", "tflite")
     with translate_foreign_errors("LiteRT"):
         interpreter = module.Interpreter(
@@ -68,20 +70,20 @@ def _load_unit(
             num_threads=1,
             experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
-    places = [d["index"] for d in interpreter.get_input_details()]
-    results = [d["index"] for d in interpreter.get_output_details()]
+    places = [detail["index"] for detail in interpreter.get_input_details()]
+    results = [detail["index"] for detail in interpreter.get_output_details()]
 
     def run(feeds: Values) -> Values:
-        arrays = [{**constants, **feeds}[str(i)] for i in fed]
+        arrays = [{**constants, **feeds}[str(index)] for index in fed]
         with translate_foreign_errors("LiteRT"):
-            for place, a in zip(places, arrays, strict=True):
-                interpreter.resize_tensor_input(place, a.shape)
+            for place, array in zip(places, arrays, strict=True):
+                interpreter.resize_tensor_input(place, array.shape)
             interpreter.allocate_tensors()
-            for place, a in zip(places, arrays, strict=True):
-                interpreter.set_tensor(place, a)
+            for place, array in zip(places, arrays, strict=True):
+                interpreter.set_tensor(place, array)
             interpreter.invoke()
             answers = [interpreter.get_tensor(place).copy() for place in results]
-        return {str(i): a for i, a in zip(made, answers, strict=True)}
+        return {str(index): array for index, array in zip(made, answers, strict=True)}
 
     return run
 
@@ -92,39 +94,45 @@ def _extract_model(
     """A model of the operators only, with the tensors and the buffers that they use."""
     fb, tensors, buffers = flatbuffer.schema(), draft.graph.tensors, draft.model.buffers
     used = dict.fromkeys([*fed, *made, *sorted(_collect_inputs(unit))])
-    scales = {i: int(q.details.scales) for i in used if (q := _find_block_scales(tensors[i]))}
+    scales = {
+        index: int(quantization.details.scales)
+        for index in used
+        if (quantization := _find_block_scales(tensors[index]))
+    }
     number = {i: n for n, i in enumerate(dict.fromkeys([*used, *scales.values()]))}
     model, graph = fb.ModelT(), fb.SubGraphT()
     model.version, model.operatorCodes = 3, draft.model.operatorCodes
     model.buffers, model.subgraphs = [fb.BufferT()], [graph]
     graph.tensors, graph.operators = [], []
-    for i in number:
-        tensor = copy.copy(tensors[i])
+    for index in number:
+        tensor = copy.copy(tensors[index])
         data = buffers[tensor.buffer].data
         tensor.buffer = 0
         if data is not None and len(data):
             tensor.buffer = len(model.buffers)
-            model.buffers.append(buffers[tensors[i].buffer])
-        if i in scales:
+            model.buffers.append(buffers[tensors[index].buffer])
+        if index in scales:
             tensor.quantization = copy.copy(tensor.quantization)
             tensor.quantization.details = copy.copy(tensor.quantization.details)
-            tensor.quantization.details.scales = number[scales[i]]
+            tensor.quantization.details.scales = number[scales[index]]
         graph.tensors.append(tensor)
     for op in unit:
         moved = copy.copy(op)
-        moved.inputs = np.array([number.get(int(i), -1) for i in op.inputs], np.int32)
-        moved.outputs = np.array([number[int(i)] for i in op.outputs], np.int32)
+        moved.inputs = np.array([number.get(int(index), -1) for index in op.inputs], np.int32)
+        moved.outputs = np.array([number[int(index)] for index in op.outputs], np.int32)
         graph.operators.append(moved)
-    graph.inputs = np.array([number[i] for i in fed], np.int32)
-    graph.outputs = np.array([number[i] for i in made], np.int32)
+    graph.inputs = np.array([number[index] for index in fed], np.int32)
+    graph.outputs = np.array([number[index] for index in made], np.int32)
     return model
 
 
 def _find_block_scales(tensor: flatbuffer.Tensor) -> Any:
     """The quantisation of a tensor whose blocks have scales, which are in another tensor."""
-    q = tensor.quantization
-    return q if q is not None and q.detailsType == BLOCKWISE else None
+    quantization = tensor.quantization
+    return (
+        quantization if quantization is not None and quantization.detailsType == BLOCKWISE else None
+    )
 
 
 def _collect_inputs(ops: Iterable[Op]) -> set[int]:
-    return {int(i) for op in ops for i in op.inputs if i >= 0}
+    return {int(index) for op in ops for index in op.inputs if index >= 0}

@@ -1,8 +1,8 @@
 """What TFLite converters write down about the batch they saw, rewritten for any number of rows.
 
-    REWRITES["RESHAPE"](draft, op, x) -> operators in its place
+    REWRITES["RESHAPE"](draft, op, batched) -> operators in its place
 
-``x`` is what the first input is for one row. None of the rewrites is believed:
+``batched`` is what the first input is for one row. None of the rewrites is believed:
 converters.tflite.batch tries what they return.
 """
 
@@ -48,7 +48,7 @@ class Draft:
 
     def ints(self, values: Sequence[int]) -> int:
         """A constant list; equal ones are one tensor."""
-        key = tuple(int(v) for v in values)
+        key = tuple(int(value) for value in values)
         if key not in self._lists:
             kind = self._schema.TensorType.INT32
             self._lists[key] = self.stored(np.array(key, np.int32), kind)
@@ -95,22 +95,22 @@ class Draft:
 
         As a STRIDED_SLICE: XNNPACK leaves a SLICE with an open size to the runtime's own kernels.
         """
-        end = [b + s for b, s in zip(begin, size, strict=True)]
+        end = [start + length for start, length in zip(begin, size, strict=True)]
         bounds = [self.ints(each) for each in (begin, end, [1] * len(size))]
         made = self.op("STRIDED_SLICE", [source, *bounds], target, "StridedSliceOptions")
         made.builtinOptions.beginMask = made.builtinOptions.endMask = 1 << rows
         return made
 
 
-def reshape(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
+def reshape(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """The free dimension where the rows are; where they cannot stay, they go to the front."""
     source, result = op.inputs[0], op.outputs[0]
     want = draft.shape(result)
-    place = find_free_dimension(x.where, x.shape, want)
+    place = find_free_dimension(batched.where, batched.shape, want)
     if place is not None:
         return [draft.reshaped(source, want, place, result)]
-    before = math.prod(x.shape[: x.where.axis]) * x.where.outer
-    rest = math.prod(x.shape) // before
+    before = math.prod(batched.shape[: batched.where.axis]) * batched.where.outer
+    rest = math.prod(batched.shape) // before
     parts = draft.between(op, (before, 1, rest), "rows")
     moved = draft.between(op, (1, before, rest), "moved")
     return [
@@ -120,42 +120,50 @@ def reshape(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
     ]
 
 
-def slice_(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
+def slice_(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row; or a part of each row."""
-    found, want, at = draft.constant(op, 1), draft.shape(op.outputs[0]), x.where.axis
+    found, want, at = draft.constant(op, 1), draft.shape(op.outputs[0]), batched.where.axis
     if found is None:
         return [op]
-    begin = [int(b) for b in found]
-    if want[at] == x.shape[at]:
+    begin = [int(start) for start in found]
+    if want[at] == batched.shape[at]:
         return [draft.sliced(op.inputs[0], begin, want, at, op.outputs[0])]
-    return _each(draft, op, x, want, lambda rows, chosen: draft.sliced(
+    return _each(draft, op, batched, want, lambda rows, chosen: draft.sliced(
         rows, [*begin[:at], 0, *begin[at:]], draft.shape(chosen), at, chosen
     ))  # fmt: skip
 
 
-def strided_slice(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
+def strided_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row."""
-    o, at = op.builtinOptions, x.where.axis
-    begin, end, strides = (draft.constant(op, i) for i in (1, 2, 3))
+    options, at = op.builtinOptions, batched.where.axis
+    begin, end, strides = (draft.constant(op, place) for place in (1, 2, 3))
     if begin is None or end is None or strides is None or len(begin) <= at:
         return [op]
     bit = 1 << at
-    starts, ends = o.beginMask & bit or not begin[at], o.endMask & bit or end[at] >= x.shape[at]
-    shifted = o.ellipsisMask or o.newAxisMask or o.shrinkAxisMask & bit or o.offset
+    starts, ends = (
+        options.beginMask & bit or not begin[at],
+        options.endMask & bit or end[at] >= batched.shape[at],
+    )
+    shifted = (
+        options.ellipsisMask
+        or options.newAxisMask
+        or options.shrinkAxisMask & bit
+        or options.offset
+    )
     if shifted or strides[at] != 1 or not (starts and ends):
         return [op]
     opened = copy.copy(op)
-    opened.builtinOptions = copy.copy(o)
+    opened.builtinOptions = copy.copy(options)
     opened.builtinOptions.beginMask |= bit
     opened.builtinOptions.endMask |= bit
     return [opened]
 
 
-def gather(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
+def gather(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
-    o, want = op.builtinOptions, draft.shape(op.outputs[0])
-    axis = o.axis % len(x.shape)
-    if draft.constant(op, 1) is None or o.batchDims or axis != x.where.axis:
+    options, want = op.builtinOptions, draft.shape(op.outputs[0])
+    axis = options.axis % len(batched.shape)
+    if draft.constant(op, 1) is None or options.batchDims or axis != batched.where.axis:
         return [op]
 
     def taken(rows: int, chosen: int) -> Op:
@@ -163,25 +171,25 @@ def gather(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
         made.inputs, made.outputs = (
             np.array(each, np.int32) for each in ([rows, op.inputs[1]], [chosen])
         )
-        made.builtinOptions = copy.copy(o)
+        made.builtinOptions = copy.copy(options)
         made.builtinOptions.axis = axis + 1
         return made
 
-    return _each(draft, op, x, want, taken)
+    return _each(draft, op, batched, want, taken)
 
 
 def _each(
-    draft: Draft, op: Op, x: BatchedTensor, want: Shape, part: Callable[[int, int], Op]
+    draft: Draft, op: Op, batched: BatchedTensor, want: Shape, part: Callable[[int, int], Op]
 ) -> Ops:
-    """A part of each row, from the rows in an axis of their own, before that of ``x``."""
-    at = x.where.axis
-    chosen_shape = (*x.shape[:at], 1, *want[at:])
+    """A part of each row, from the rows in an axis of their own, before that of ``batched``."""
+    at = batched.where.axis
+    chosen_shape = (*batched.shape[:at], 1, *want[at:])
     place = find_free_dimension(BatchAxis(at), chosen_shape, want)
-    if x.where.outer != 1 or place is None:
+    if batched.where.outer != 1 or place is None:
         return [op]
     source, new = int(op.inputs[0]), []
     if source not in draft.split:
-        split = (*x.shape[:at], 1, *x.shape[at:])
+        split = (*batched.shape[:at], 1, *batched.shape[at:])
         draft.split[source] = draft.between(op, split, "rows")
         new = [draft.reshaped(source, split, at, draft.split[source])]
     chosen = draft.between(op, chosen_shape, "chosen")
@@ -189,7 +197,7 @@ def _each(
     return [*new, part(draft.split[source], chosen), whole]
 
 
-def broadcast_to(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
+def broadcast_to(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """A product with ones where it repeats, because its shape has no free form.
 
     It is exact, also for -0.0, infinity and NaN.
@@ -197,10 +205,16 @@ def broadcast_to(draft: Draft, op: Op, x: BatchedTensor) -> Ops:
     tensor, want = draft.graph.tensors[op.inputs[0]], draft.shape(op.outputs[0])
     if flatbuffer.has_scale(tensor):
         return [op]
-    have = (1,) * (len(want) - len(x.shape)) + x.shape
-    ones = np.ones([w if w != h else 1 for w, h in zip(want, have, strict=True)], x.dtype)
+    have = (1,) * (len(want) - len(batched.shape)) + batched.shape
+    ones = np.ones(
+        [
+            wanted_size if wanted_size != size else 1
+            for wanted_size, size in zip(want, have, strict=True)
+        ],
+        batched.dtype,
+    )
     inputs = [op.inputs[0], draft.stored(ones, tensor.type)]
-    if x.dtype.kind == "b":
+    if batched.dtype.kind == "b":
         return [draft.op("LOGICAL_AND", inputs, op.outputs[0], "LogicalAndOptions")]
     return [draft.op("MUL", inputs, op.outputs[0], "MulOptions")]
 

@@ -70,8 +70,8 @@ def _check_references(model: Model) -> None:
             _ = model.buffers[tensor.buffer], tensor_name(tensor), type_name(tensor)
         for op in operators:
             op_name(model, op)
-        uses = [x for each in (graph, *operators) for x in (each.inputs, each.outputs)]
-        for index in chain.from_iterable(x for x in uses if x is not None):
+        uses = [indices for each in (graph, *operators) for indices in (each.inputs, each.outputs)]
+        for index in chain.from_iterable(indices for indices in uses if indices is not None):
             _ = graph.tensors[index]
     for signature in model.signatureDefs or ():
         for entry in chain(signature.inputs, signature.outputs):
@@ -86,12 +86,12 @@ def write(model: Model, path: Path) -> None:
 def to_bytes(model: Model) -> bytes:
     """The file's bytes: buffers inline, each at a multiple of 16; data that nothing uses is left
     out."""
-    used = {t.buffer for g in model.subgraphs for t in g.tensors}
-    used |= {m.buffer for m in model.metadata or ()}
-    data = [b.data if index in used else None for index, b in enumerate(model.buffers)]
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in model.metadata or ()}
+    data = [buffer.data if index in used else None for index, buffer in enumerate(model.buffers)]
     packed = copy.copy(model)
-    packed.buffers = [_Aligned(d) for d in data]
-    size = sum(len(d) for d in data if d is not None)
+    packed.buffers = [_Aligned(dim) for dim in data]
+    size = sum(len(dim) for dim in data if dim is not None)
     if size > MAX_BYTES:
         raise ConvertError(f"{size} bytes of weights; a TFLite file holds up to {MAX_BYTES}")
     builder = need("flatbuffers", "tflite").Builder(size + 1024 * 1024)
@@ -154,7 +154,7 @@ def type_name(tensor: Tensor) -> str:
 
 def shape(tensor: Tensor) -> tuple[int, ...]:
     """The dimensions as stored; () for a scalar."""
-    return tuple(int(d) for d in tensor.shape) if tensor.shape is not None else ()
+    return tuple(int(dim) for dim in tensor.shape) if tensor.shape is not None else ()
 
 
 def constant(model: Model, tensor: Tensor) -> Array | None:
@@ -179,7 +179,7 @@ def set_constant(model: Model, tensor: Tensor, array: Array) -> None:
     data = _pack_int4(array) if kind == "INT4" else array.astype(_DTYPES[kind])
     buffer = schema().BufferT()
     buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
-    shared = sum(t.buffer == tensor.buffer for g in model.subgraphs for t in g.tensors)
+    shared = sum(t.buffer == tensor.buffer for graph in model.subgraphs for t in graph.tensors)
     if tensor.buffer and shared == 1:
         model.buffers[tensor.buffer] = buffer
         return
@@ -215,8 +215,11 @@ def iter_weights(model: Model) -> Iterator[Tensor]:
 
 def has_scale(tensor: Tensor) -> bool:
     """Whether the tensor stands for reals by a scale."""
-    q = tensor.quantization
-    return q is not None and (q.details is not None or (q.scale is not None and len(q.scale) > 0))
+    quantization = tensor.quantization
+    return quantization is not None and (
+        quantization.details is not None
+        or (quantization.scale is not None and len(quantization.scale) > 0)
+    )
 
 
 def count_weight_bytes(model: Model) -> tuple[int, int]:

@@ -60,10 +60,10 @@ def _halve(model: flatbuffer.Model) -> int:
 def _find_weights(model: flatbuffer.Model) -> dict[int, list[int]]:
     """Float32 tensors of the first subgraph that are worth it, by the buffer they share."""
     graph = model.subgraphs[0]
-    used = {i for op in graph.operators for i in op.inputs}
+    used = {index for op in graph.operators for index in op.inputs}
     biases = _find_biases(model)
     found: dict[int, list[int]] = defaultdict(list)
-    shared: set[int] = {t.buffer for g in model.subgraphs[1:] for t in g.tensors}
+    shared: set[int] = {tensor.buffer for graph in model.subgraphs[1:] for tensor in graph.tensors}
     for index, tensor in enumerate(graph.tensors):
         values = (
             flatbuffer.constant(model, tensor)

@@ -58,17 +58,17 @@ def find_integer_ops(
 def find_float_tail(model: flatbuffer.Model, positions: Collection[int]) -> list[int]:
     """Those FULLY_CONNECTED ops of ``positions`` whose results no integer op takes."""
     graph = model.subgraphs[0]
-    read = {i for p in positions for i in graph.operators[p].inputs}
+    read = {index for position in positions for index in graph.operators[position].inputs}
     return [
-        p
-        for p in positions
-        if flatbuffer.op_name(model, graph.operators[p]) == "FULLY_CONNECTED"
-        and not read.intersection(graph.operators[p].outputs)
+        position
+        for position in positions
+        if flatbuffer.op_name(model, graph.operators[position]) == "FULLY_CONNECTED"
+        and not read.intersection(graph.operators[position].outputs)
     ]
 
 
 def _is_float(graph: Any, op: flatbuffer.Op) -> bool:
-    return all(flatbuffer.type_name(graph.tensors[i]) == "FLOAT32" for i in op.outputs)
+    return all(flatbuffer.type_name(graph.tensors[index]) == "FLOAT32" for index in op.outputs)
 
 
 def _has_weights(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> bool:
@@ -80,7 +80,11 @@ def _can_join(
 ) -> bool:
     """Whether all it computes with is integer or constant, and something is not constant."""
     floats = [
-        i for i in op.inputs if i >= 0 and flatbuffer.type_name(graph.tensors[i]) == "FLOAT32"
+        index
+        for index in op.inputs
+        if index >= 0 and flatbuffer.type_name(graph.tensors[index]) == "FLOAT32"
     ]
-    computed = [i for i in floats if flatbuffer.constant(model, graph.tensors[i]) is None]
-    return bool(computed) and all(i in integer for i in computed)
+    computed = [
+        index for index in floats if flatbuffer.constant(model, graph.tensors[index]) is None
+    ]
+    return bool(computed) and all(index in integer for index in computed)

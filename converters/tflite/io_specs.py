@@ -18,21 +18,25 @@ def read_io_specs(model: flatbuffer.Model) -> tuple[Specs, Specs]:
     A free dimension is named after its input. Layouts are not known: the format has none.
     """
     graph = model.subgraphs[0]
-    signatures = [s for s in model.signatureDefs or () if s.signatureKey == SIGNATURE.encode()]
-    maps = [m for s in signatures for m in (*s.inputs, *s.outputs)]
-    names = {m.tensorIndex: m.name.decode() for m in maps}
+    signatures = [
+        signature
+        for signature in model.signatureDefs or ()
+        if signature.signatureKey == SIGNATURE.encode()
+    ]
+    maps = [entry for signature in signatures for entry in (*signature.inputs, *signature.outputs)]
+    names = {entry.tensorIndex: entry.name.decode() for entry in maps}
 
     def specs(indices: Iterable[int]) -> Specs:
-        return tuple(_make_spec(graph.tensors[i], names.get(i, "")) for i in indices)
+        return tuple(_make_spec(graph.tensors[index], names.get(index, "")) for index in indices)
 
     return specs(graph.inputs), specs(graph.outputs)
 
 
-def _make_spec(t: flatbuffer.Tensor, name: str) -> TensorSpec:
+def _make_spec(tensor: flatbuffer.Tensor, name: str) -> TensorSpec:
     scale, zero = 0.0, 0
-    if flatbuffer.has_scale(t) and len(t.quantization.scale) == 1:
-        scale, zero = float(t.quantization.scale[0]), int(t.quantization.zeroPoint[0])
-    own = name or flatbuffer.tensor_name(t)
-    given = t.shapeSignature if t.shapeSignature is not None else flatbuffer.shape(t)
-    shape = tuple(int(d) if d >= 0 else f"{own}.{i}" for i, d in enumerate(given))
-    return TensorSpec(own, flatbuffer.type_name(t).lower(), shape, "", scale, zero)
+    if flatbuffer.has_scale(tensor) and len(tensor.quantization.scale) == 1:
+        scale, zero = float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
+    own = name or flatbuffer.tensor_name(tensor)
+    given = tensor.shapeSignature if tensor.shapeSignature is not None else flatbuffer.shape(tensor)
+    shape = tuple(int(dim) if dim >= 0 else f"{own}.{i}" for i, dim in enumerate(given))
+    return TensorSpec(own, flatbuffer.type_name(tensor).lower(), shape, "", scale, zero)

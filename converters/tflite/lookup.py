@@ -58,11 +58,11 @@ def separate_tables(model: flatbuffer.Model, forms: Iterable[tuple[flatbuffer.Op
             assert values is not None  # weights are constant
             place[form] = _add_tensor(graph, graph.tensors[shared], form, values.shape)
             flatbuffer.set_constant(model, graph.tensors[place[form]], values)
-        op.inputs = [place[form] if i == shared else i for i in op.inputs]
+        op.inputs = [place[form] if index == shared else index for index in op.inputs]
 
 
 def _is_table_lookup(model: flatbuffer.Model, graph: Any, op: flatbuffer.Op) -> bool:
-    table, ids = (graph.tensors[i] for i in op.inputs[:2])
+    table, ids = (graph.tensors[index] for index in op.inputs[:2])
     values = flatbuffer.constant(model, table)
     return (
         values is not None

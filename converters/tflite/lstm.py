@@ -34,10 +34,12 @@ def quantise_lstms(model: flatbuffer.Model) -> None:
 def _iter_float_weights(model: flatbuffer.Model) -> Iterator[list[flatbuffer.Tensor]]:
     for graph, op in flatbuffer.iter_operators(model):
         if flatbuffer.op_name(model, op) == LSTM:
-            tensors = [graph.tensors[i] for p in WEIGHTS if (i := op.inputs[p]) >= 0]
-            kinds = {flatbuffer.type_name(t) for t in tensors}
+            tensors = [
+                graph.tensors[index] for place in WEIGHTS if (index := op.inputs[place]) >= 0
+            ]
+            kinds = {flatbuffer.type_name(tensor) for tensor in tensors}
             if kinds == {"FLOAT32"} and all(
-                flatbuffer.constant(model, t) is not None for t in tensors
+                flatbuffer.constant(model, tensor) is not None for tensor in tensors
             ):
                 yield tensors
 

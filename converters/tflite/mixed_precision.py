@@ -53,7 +53,7 @@ def choose_float_layers(costs: Sequence[float], gain: float, measure: Measure) -
         now = decibels(taken | added)
         if now is None:
             break
-        spent = sum(costs[i] for i in sorted(taken | added))
+        spent = sum(costs[index] for index in sorted(taken | added))
         if spent > 1 or now < reached + LEAST_GAIN:
             continue
         taken, reached = taken | added, now
@@ -77,7 +77,7 @@ def _rank_runs(
         if found is None:
             break
         if found > before:
-            cost = max(sum(costs[i] for i in run), 1e-6)
+            cost = max(sum(costs[index] for index in run), 1e-6)
             helping.append(((found - before) / cost, run))
     return [run for _, run in sorted(helping, key=lambda pair: (-pair[0], pair[1]))]
 

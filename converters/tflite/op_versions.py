@@ -113,8 +113,8 @@ class OpView:
         self.code = model.operatorCodes[operator.opcodeIndex]
         self.name = flatbuffer.op_name(model, operator)
         self.options = operator.builtinOptions
-        self.inputs = [_find_tensor(subgraph, i) for i in _list_indices(operator.inputs)]
-        self.outputs = [_find_tensor(subgraph, i) for i in _list_indices(operator.outputs)]
+        self.inputs = [_find_tensor(subgraph, index) for index in _list_indices(operator.inputs)]
+        self.outputs = [_find_tensor(subgraph, index) for index in _list_indices(operator.outputs)]
 
     def type(self, index: int) -> str:
         """ "INT8"; "" where there is no such input."""
@@ -131,7 +131,10 @@ class OpView:
 
     @property
     def rank(self) -> int:
-        return max((len(flatbuffer.shape(t)) for t in self.inputs if t is not None), default=0)
+        return max(
+            (len(flatbuffer.shape(tensor)) for tensor in self.inputs if tensor is not None),
+            default=0,
+        )
 
 
 def _list_indices(indices: Any) -> Any:
@@ -154,7 +157,7 @@ def find_version(op: OpView) -> int:
     quantised = "q" if _has_scale(op, index) else ""
     kind = op.type(index)
     asked = [by_type.get(kind + quantised, by_type.get(kind, 1))]
-    asked += [v for rank, v in RANKS.get(op.name, {}).items() if op.rank >= rank]
+    asked += [version for rank, version in RANKS.get(op.name, {}).items() if op.rank >= rank]
     special = _SPECIAL_RULES.get(op.name)
     if special:
         asked.append(special(op))
@@ -232,10 +235,10 @@ def _version_quantize(op: OpView) -> int:
 
 def _version_mul(op: OpView) -> int:
     tensors = (*op.inputs[:2], op.outputs[0])
-    if any(t is None or not _count_scales(t) for t in tensors):
+    if any(tensor is None or not _count_scales(tensor) for tensor in tensors):
         return 1
-    a, b, result = (float(t.quantization.scale[0]) for t in tensors)
-    return 3 if result and a * b / result >= 1 else 1
+    first, second, result = (float(tensor.quantization.scale[0]) for tensor in tensors)
+    return 3 if result and first * second / result >= 1 else 1
 
 
 def _version_strided_slice(op: OpView) -> int:
@@ -251,7 +254,7 @@ def _version_resize(op: OpView) -> int:
 
 def _version_broadcasting(op: OpView) -> int:
     """TensorFlow asks for it when the shapes differ and one of them has more than four axes."""
-    differ = len({flatbuffer.shape(t) for t in op.inputs[:2] if t is not None}) > 1
+    differ = len({flatbuffer.shape(tensor) for tensor in op.inputs[:2] if tensor is not None}) > 1
     return (2 if op.name == "DIV" else 3) if differ and op.rank > 4 else 1
 
 

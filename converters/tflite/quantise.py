@@ -105,7 +105,9 @@ class FloatModel:
     """
 
     def __init__(self, model: flatbuffer.Model, name: str, samples: Sequence[Feeds]) -> None:
-        if any(flatbuffer.has_scale(t) for g in model.subgraphs for t in g.tensors):
+        if any(
+            flatbuffer.has_scale(tensor) for graph in model.subgraphs for tensor in graph.tensors
+        ):
             raise ConvertError(f"{name} is quantised already", hint="start from the float model")
         lookup.use_lookups(model)
         make_names_unique(model)
@@ -123,7 +125,9 @@ class FloatModel:
         if not plan and not lstm.count_lstms(self.model):
             kinds = ", ".join(recipe.weights)
             raise ConvertError(f"no-op: {self.name} has no weights in ops of the recipe: {kinds}")
-        ops = [(self.model.subgraphs[0].operators[s.position], s) for s in plan if s.form]
+        ops = [
+            (self.model.subgraphs[0].operators[step.position], step) for step in plan if step.form
+        ]
         lookup.separate_tables(self.model, [(op, step.form) for op, step in ops])
         qsv = compute_four_bit_ranges(self.model, [(op, step.form) for op, step in ops])
         if recipe.scheme == "static":
@@ -140,8 +144,8 @@ class FloatModel:
 
     def layers(self, recipe: QuantRecipe) -> list[flatbuffer.Op]:
         """The ops with weights that the recipe quantises, in order."""
-        steps = [s for s in _plan_steps(self.model, recipe) if s.form]
-        return [self.model.subgraphs[0].operators[s.position] for s in steps]
+        steps = [step for step in _plan_steps(self.model, recipe) if step.form]
+        return [self.model.subgraphs[0].operators[step.position] for step in steps]
 
 
 def _check_recipe(model: flatbuffer.Model, recipe: QuantRecipe, samples: Sequence[Feeds]) -> None:
@@ -261,15 +265,20 @@ def _quantise(
 
 def _make_scope(graph: Any, outputs: Iterable[Sequence[int]]) -> str:
     """A pattern that matches exactly the ops with these outputs."""
-    names = ("".join(flatbuffer.tensor_name(graph.tensors[i]) + ";" for i in o) for o in outputs)
-    return f"^(?:{'|'.join(re.escape(n) for n in names)})$"
+    names = (
+        "".join(flatbuffer.tensor_name(graph.tensors[index]) + ";" for index in indices)
+        for indices in outputs
+    )
+    return f"^(?:{'|'.join(re.escape(name) for name in names)})$"
 
 
 def make_names_unique(model: flatbuffer.Model) -> None:
     """Give every tensor a name of its own, which the quantiser needs; inputs and outputs keep
     theirs."""
     first = model.subgraphs[0]
-    seen = {flatbuffer.tensor_name(first.tensors[i]) for i in (*first.inputs, *first.outputs)}
+    seen = {
+        flatbuffer.tensor_name(first.tensors[index]) for index in (*first.inputs, *first.outputs)
+    }
     for number, graph in enumerate(model.subgraphs):
         ends = {*first.inputs, *first.outputs} if number == 0 else set()
         for index, tensor in enumerate(graph.tensors):
@@ -285,7 +294,7 @@ def make_names_unique(model: flatbuffer.Model) -> None:
 def _restore_names(model: flatbuffer.Model, quantised: flatbuffer.Model) -> None:
     """Give inputs and outputs their names back: the quantiser names what it puts before them."""
     old, new = model.subgraphs[0], quantised.subgraphs[0]
-    names = {flatbuffer.tensor_name(t): t for t in new.tensors}
+    names = {flatbuffer.tensor_name(tensor): tensor for tensor in new.tensors}
     pairs = [*zip(old.inputs, new.inputs, strict=True), *zip(old.outputs, new.outputs, strict=True)]
     for before, now in pairs:
         end, name = new.tensors[now], flatbuffer.tensor_name(old.tensors[before])
@@ -297,9 +306,11 @@ def _type_unread(model: flatbuffer.Model) -> None:
     """Give results that nothing reads the type of those beside them: the quantiser leaves them
     float, and XNNPACK refuses such a SPLIT."""
     graph = model.subgraphs[0]
-    read = {*graph.outputs, *(i for op in graph.operators for i in op.inputs)}
+    read = {*graph.outputs, *(index for op in graph.operators for index in op.inputs)}
     for op in graph.operators:
-        beside = next((t for i in op.outputs if flatbuffer.has_scale(t := graph.tensors[i])), None)
-        for tensor in (graph.tensors[i] for i in op.outputs if i not in read):
+        beside = next(
+            (t for index in op.outputs if flatbuffer.has_scale(t := graph.tensors[index])), None
+        )
+        for tensor in (graph.tensors[index] for index in op.outputs if index not in read):
             if beside and flatbuffer.type_name(tensor) == "FLOAT32":
                 tensor.type, tensor.quantization = beside.type, beside.quantization

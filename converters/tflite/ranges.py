@@ -26,7 +26,7 @@ class ModelRunner:
                 model_content=file, num_threads=1, experimental_preserve_all_tensors=keep_all
             )
             self._interpreter.allocate_tensors()
-        self._inputs = {d["name"]: d for d in self._interpreter.get_input_details()}
+        self._inputs = {detail["name"]: detail for detail in self._interpreter.get_input_details()}
         self._outputs = self._interpreter.get_output_details()
 
     def run(self, feeds: Feeds) -> Feeds:
@@ -36,7 +36,10 @@ class ModelRunner:
                 detail = self._inputs[name]
                 self._interpreter.set_tensor(detail["index"], _to_stored(value, detail))
             self._interpreter.invoke()
-            return {d["name"]: _to_real(self.value(d["index"]), d) for d in self._outputs}
+            return {
+                detail["name"]: _to_real(self.value(detail["index"]), detail)
+                for detail in self._outputs
+            }
 
     def value(self, index: int) -> Array:
         """A tensor's values after run()."""
@@ -64,7 +67,7 @@ def find_extremes(
     Not of results that nothing reads: XNNPACK does not keep them.
     """
     graph = model.subgraphs[0]
-    read = {*graph.outputs, *(i for op in graph.operators for i in op.inputs)}
+    read = {*graph.outputs, *(index for op in graph.operators for index in op.inputs)}
     names = {
         index: flatbuffer.tensor_name(tensor)
         for index, tensor in enumerate(graph.tensors)

@@ -38,8 +38,11 @@ class TfliteConverter(msgspec.Struct, frozen=True):
             source, inputs, outputs = _make_float_file(job, Path(folder))
             names = _map_tensor_names(source, inputs)
             samples = [
-                {names[n]: a for n, a in to_artifact(s, _drop_layouts(inputs), inputs).items()}
-                for s in job.samples
+                {
+                    names[name]: array
+                    for name, array in to_artifact(sample, _drop_layouts(inputs), inputs).items()
+                }
+                for sample in job.samples
             ]
             done = self.write(source, out, samples)
         own_in, own_out = read_io_specs(flatbuffer.read(out))
@@ -76,18 +79,18 @@ def _free_file(path: Path) -> Path:
 def _map_tensor_names(source: Path, inputs: Specs) -> dict[str, str]:
     """By the names of the signature, which samples have: those that the graph itself uses."""
     graph = flatbuffer.read(source).subgraphs[0]
-    own = [flatbuffer.tensor_name(graph.tensors[i]) for i in graph.inputs]
-    return dict(zip((s.name for s in inputs), own, strict=True))
+    own = [flatbuffer.tensor_name(graph.tensors[index]) for index in graph.inputs]
+    return dict(zip((spec.name for spec in inputs), own, strict=True))
 
 
 def _drop_layouts(inputs: Specs) -> Specs:
     """The same inputs as samples have them: as the user's model."""
-    return [msgspec.structs.replace(s, layout="") for s in inputs]
+    return [msgspec.structs.replace(spec, layout="") for spec in inputs]
 
 
 def _set_layouts(specs: Specs, known: Specs) -> tuple[TensorSpec, ...]:
-    layouts = {s.name: s.layout for s in known}
-    return tuple(msgspec.structs.replace(s, layout=layouts[s.name]) for s in specs)
+    layouts = {spec.name: spec.layout for spec in known}
+    return tuple(msgspec.structs.replace(spec, layout=layouts[spec.name]) for spec in specs)
 
 
 def _write_unchanged(source: Path, out: Path, samples: Sequence[Feeds]) -> Result:

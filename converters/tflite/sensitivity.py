@@ -62,13 +62,13 @@ def search_float_layers(
     deadline = time.monotonic() + budget_s
     source = FloatModel(flatbuffer.read(float_path), float_path.name, samples)
     layers = source.layers(recipe)
-    chosen = [samples[int(i)] for i in _pick_indices(len(samples))]
+    chosen = [samples[int(index)] for index in _pick_indices(len(samples))]
     wanted = _run_samples(flatbuffer.to_bytes(source.model), chosen)
 
     def measure(kept: frozenset[int]) -> float | None:
         if kept and time.monotonic() > deadline:
             return None
-        made, _ = source.quantised(_keep_layers(recipe, source, [layers[i] for i in kept]))
+        made, _ = source.quantised(_keep_layers(recipe, source, [layers[index] for index in kept]))
         return _compute_decibels(wanted, _run_samples(flatbuffer.to_bytes(made), chosen))
 
     choice = choose_float_layers(_compute_costs(source.model, layers), gain_db, measure)
@@ -79,7 +79,7 @@ def search_float_layers(
             hint="take the recipe without a search",
         )
     return _write_search(
-        float_path, out, source, recipe, [layers[i] for i in choice.layers], choice
+        float_path, out, source, recipe, [layers[index] for index in choice.layers], choice
     )
 
 
@@ -92,7 +92,7 @@ def _write_search(
     choice: LayerChoice,
 ) -> Search:
     best = _keep_layers(recipe, source, kept)
-    whole, made = (flatbuffer.to_bytes(source.quantised(r)[0]) for r in (recipe, best))
+    whole, made = (flatbuffer.to_bytes(source.quantised(each)[0]) for each in (recipe, best))
     ms = _time_in_turn(whole, made, source.samples[0])
     names = best.keep_float[len(recipe.keep_float) :]
     notes = (
@@ -138,8 +138,8 @@ def _compute_costs(model: flatbuffer.Model, layers: Sequence[flatbuffer.Op]) -> 
         each = np.prod(dims[1:3]) if kind == "DEPTHWISE_CONV_2D" else np.prod(dims[1:])
         work.append(0.0 if kind == "EMBEDDING_LOOKUP" else float(each * np.prod(found)))
     return [
-        max(a / sum(weights) / MAX_WEIGHTS, b / (sum(work) or 1.0) / MAX_WORK)
-        for a, b in zip(weights, work, strict=True)
+        max(weight_share / sum(weights) / MAX_WEIGHTS, work_share / (sum(work) or 1.0) / MAX_WORK)
+        for weight_share, work_share in zip(weights, work, strict=True)
     ]
 
 
@@ -147,7 +147,7 @@ def _run_samples(file: bytes, samples: Sequence[Feeds]) -> dict[str, Array]:
     """What the file gives for all samples, as reals, by output name."""
     runner = ranges.ModelRunner(file)
     found = [runner.run(feeds) for feeds in samples]
-    return {name: np.concatenate([f[name].ravel() for f in found]) for name in found[0]}
+    return {name: np.concatenate([output[name].ravel() for output in found]) for name in found[0]}
 
 
 def _compute_decibels(wanted: dict[str, Array], found: dict[str, Array]) -> float:

@@ -49,16 +49,16 @@ def convert_verified(
     some = [samples[i] for i in range(min(len(samples), MAX_SAMPLES))]
     feeds = [make_random_feeds(session.inputs), *some]
     try:
-        want = [session.run(f) for f in feeds]
+        want = [session.run(each) for each in feeds]
     except MeasureError:  # some models refuse what no user would feed them
         feeds = feeds[1:]
-        want = [session.run(f) for f in feeds]
+        want = [session.run(each) for each in feeds]
     got = _run_converted(out, lowered, feeds, session.inputs, session.outputs)
-    for a, b in zip(want, got, strict=True):
+    for expected, actual in zip(want, got, strict=True):
         try:
-            require_same_outputs(a, b)
-        except ConvertError as e:
-            raise _name_first_difference(load_model(model), feeds[0], e, lowerings) from e
+            require_same_outputs(expected, actual)
+        except ConvertError as error:
+            raise _name_first_difference(load_model(model), feeds[0], error, lowerings) from error
     return lowered
 
 
@@ -67,21 +67,22 @@ def _run_converted(
 ) -> list[Feeds]:
     with tempfile.TemporaryDirectory() as folder, Child() as child:
         given, answers = Path(folder) / "in", Path(folder) / "out"
-        sample_store.write(given, [to_artifact(f, inputs, lowered.inputs) for f in feeds])
+        sample_store.write(given, [to_artifact(each, inputs, lowered.inputs) for each in feeds])
         try:
             child.ask("open", path=str(file), runtime=RUNTIME, threads=1, options={})
             child.ask("run", feeds=str(given), out=str(answers))
-        except MeasureError as e:
+        except MeasureError as error:
             kinds = sorted(
                 {
-                    flatbuffer.op_name(m, op)
-                    for m in [flatbuffer.read(file)]
-                    for _, op in flatbuffer.iter_operators(m)
+                    flatbuffer.op_name(each, op)
+                    for each in [flatbuffer.read(file)]
+                    for _, op in flatbuffer.iter_operators(each)
                 }
             )
             raise ConvertError(
-                f"the converted file does not run: {e.what}", hint=f"its ops: {', '.join(kinds)}"
-            ) from e
+                f"the converted file does not run: {error.what}",
+                hint=f"its ops: {', '.join(kinds)}",
+            ) from error
         found = sample_store.read(answers)
         return [to_model(found[i], outputs, lowered.outputs) for i in range(len(found))]
 

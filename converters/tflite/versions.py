@@ -64,9 +64,13 @@ def find_min_runtime(model: flatbuffer.Model) -> str:
     before FLOOR are not told apart; versions that TensorFlow does not list count as FLOOR.
     """
     numbers = flatbuffer.schema().BuiltinOperator
-    newer = {(getattr(numbers, name), v): release for (name, v), release in RELEASES.items()}
-    releases = [newer.get((_read_builtin(c), c.version), FLOOR) for c in model.operatorCodes]
-    return max((FLOOR, *releases), key=lambda r: [int(part) for part in r.split(".")])
+    newer = {
+        (getattr(numbers, name), version): release for (name, version), release in RELEASES.items()
+    }
+    releases = [
+        newer.get((_read_builtin(code), code.version), FLOOR) for code in model.operatorCodes
+    ]
+    return max((FLOOR, *releases), key=lambda release: [int(part) for part in release.split(".")])
 
 
 def _read_builtin(code: Any) -> int:
@@ -76,7 +80,9 @@ def _read_builtin(code: Any) -> int:
 
 def _add_guard(model: flatbuffer.Model, name: str, version: int) -> None:
     number = getattr(flatbuffer.schema().BuiltinOperator, name)
-    if any(_read_builtin(c) == number and c.version >= version for c in model.operatorCodes):
+    if any(
+        _read_builtin(code) == number and code.version >= version for code in model.operatorCodes
+    ):
         return
     code = flatbuffer.schema().OperatorCodeT()
     code.builtinCode, code.version = number, version
