@@ -99,7 +99,7 @@ class Draft:
             return None
         return self._tracker.constants.get(node.input[place])
 
-    def shape_alone(self, node: NodeProto, batched: BatchedTensor) -> Shape | None:
+    def infer_shape(self, node: NodeProto, batched: BatchedTensor) -> Shape | None:
         """The shape of the result for one row of the first input; None where others have rows."""
         others = [name for name in node.input[1:] if name]
         if any(name not in self._tracker.constants for name in others):
@@ -147,7 +147,7 @@ class Draft:
         """A constant for Reshape: ``shape``, with as many rows as there are in one dimension."""
         return self.ints([*shape[:place], -1, *shape[place + 1 :]])
 
-    def counted(
+    def count_rows(
         self, source: str, batched: BatchedTensor, sizes: Sequence[int], name: str
     ) -> tuple[str, list[NodeProto]]:
         """A shape for other ops: ``sizes``, and the rows of ``source`` in their dimension."""
@@ -162,10 +162,10 @@ class Draft:
         ]
 
 
-def reshape(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
+def rewrite_reshape(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """The free dimension where the rows are. Where they are in the middle of one, they are moved
     to the front."""
-    want = draft.shape_alone(node, batched)
+    want = draft.infer_shape(node, batched)
     if want is None:
         return [node]
     source, result = node.input[0], node.output[0]
@@ -182,9 +182,9 @@ def reshape(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeP
     ]
 
 
-def squeeze(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
+def rewrite_squeeze(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Another rank: a Reshape, if it concerns the dimension of the rows."""
-    want = draft.shape_alone(node, batched)
+    want = draft.infer_shape(node, batched)
     if want is None:
         return [node]
     kept = (
@@ -192,14 +192,14 @@ def squeeze(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeP
         or want[: batched.where.axis + 1] == batched.shape[: batched.where.axis + 1]
     )
     alone = batched.shape[batched.where.axis] == 1
-    return [node] if kept and alone else reshape(draft, node, batched)
+    return [node] if kept and alone else rewrite_reshape(draft, node, batched)
 
 
-def gather(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
+def rewrite_gather(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
     axis = read_attribute(node, "axis", 0) % len(batched.shape)
     want = (
-        draft.shape_alone(node, batched)
+        draft.infer_shape(node, batched)
         if axis == batched.where.axis and batched.where.outer == 1
         else None
     )
@@ -218,7 +218,7 @@ def gather(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodePr
     ]
 
 
-def slice_(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
+def rewrite_slice(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """All of the rows, where it is all of the one row."""
     starts, ends, axes, steps = (draft.constant(node, place) for place in (1, 2, 3, 4))
     if starts is None or ends is None:
@@ -238,16 +238,16 @@ def slice_(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodePr
     return [draft.with_inputs(node, {2: draft.ints(opened)})]
 
 
-def resize(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
+def rewrite_resize(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Sizes as they are, with as many rows as come in."""
     sizes = draft.constant(node, 3)
     if sizes is None or len(sizes) != len(batched.shape) or sizes[batched.where.axis] != 1:
         return [node]
-    shape, before = draft.counted(node.input[0], batched, sizes.tolist(), node.output[0])
+    shape, before = draft.count_rows(node.input[0], batched, sizes.tolist(), node.output[0])
     return [*before, draft.with_inputs(node, {3: shape})]
 
 
-def concat(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
+def rewrite_concat(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Constants beside the rows, once for each: a class token."""
     if batched.shape[batched.where.axis] != 1:
         return [node]
@@ -257,13 +257,13 @@ def concat(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodePr
     for i, name in enumerate(node.input):
         if (value := draft.constant(node, i)) is not None:
             at = f"{node.output[0]}_{i}"
-            shape, before = draft.counted(source, batched, [1] * value.ndim, at)
+            shape, before = draft.count_rows(source, batched, [1] * value.ndim, at)
             inputs[i] = draft.name(f"{at}_wide")
             new += [*before, draft.make("Expand", [name, shape], inputs[i])]
     return [*new, draft.with_inputs(node, inputs)]
 
 
-def recurrent(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
+def rewrite_recurrent(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Without first states, which start from zeros for every row, where they are zeros."""
     states = {place: draft.constant(node, place) for place in (5, 6)}
     zeros = {place: "" for place, state in states.items() if state is not None and not state.any()}
@@ -272,14 +272,14 @@ def recurrent(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[Nod
 
 Rewrite = Callable[[Draft, Any, BatchedTensor], "list[NodeProto]"]
 REWRITES: dict[str, Rewrite] = {
-    "Reshape": reshape,
-    "Squeeze": squeeze,
-    "Unsqueeze": squeeze,
-    "Gather": gather,
-    "Slice": slice_,
-    "Resize": resize,
-    "Concat": concat,
-    "LSTM": recurrent,
-    "GRU": recurrent,
-    "RNN": recurrent,
+    "Reshape": rewrite_reshape,
+    "Squeeze": rewrite_squeeze,
+    "Unsqueeze": rewrite_squeeze,
+    "Gather": rewrite_gather,
+    "Slice": rewrite_slice,
+    "Resize": rewrite_resize,
+    "Concat": rewrite_concat,
+    "LSTM": rewrite_recurrent,
+    "GRU": rewrite_recurrent,
+    "RNN": rewrite_recurrent,
 }

@@ -51,23 +51,23 @@ class Draft:
         key = tuple(int(value) for value in values)
         if key not in self._lists:
             kind = self._schema.TensorType.INT32
-            self._lists[key] = self.stored(np.array(key, np.int32), kind)
+            self._lists[key] = self.add_constant(np.array(key, np.int32), kind)
         return self._lists[key]
 
-    def stored(self, values: Array, kind: int) -> int:
+    def add_constant(self, values: Array, kind: int) -> int:
         """A new constant."""
-        index = self._added(values.shape, f"{BATCH_NAME}/{len(self.graph.tensors)}", kind)
+        index = self._add_tensor(values.shape, f"{BATCH_NAME}/{len(self.graph.tensors)}", kind)
         flatbuffer.set_constant(self.model, self.graph.tensors[index], values)
         return index
 
-    def between(self, op: Op, shape: Shape, part: str) -> int:
+    def add_intermediate(self, op: Op, shape: Shape, part: str) -> int:
         """A new tensor among the operators that ``op`` becomes, of its result's type and scale."""
         result = self.graph.tensors[op.outputs[0]]
-        index = self._added(shape, f"{flatbuffer.tensor_name(result)}/{part}", result.type)
+        index = self._add_tensor(shape, f"{flatbuffer.tensor_name(result)}/{part}", result.type)
         self.graph.tensors[index].quantization = result.quantization
         return index
 
-    def _added(self, shape: Shape, name: str, kind: int) -> int:
+    def _add_tensor(self, shape: Shape, name: str, kind: int) -> int:
         tensor = self._schema.TensorT()
         tensor.name, tensor.type, tensor.buffer = name.encode(), kind, 0
         tensor.shape, tensor.hasRank = np.array(shape, np.int32), True
@@ -83,14 +83,16 @@ class Draft:
         made.builtinOptions = getattr(self._schema, f"{options}T")()
         return made
 
-    def reshaped(self, source: int, shape: Shape, place: int, target: int) -> Op:
+    def make_reshape(self, source: int, shape: Shape, place: int, target: int) -> Op:
         """A RESHAPE to ``shape``, with as many rows as there are in one dimension."""
         free = (*shape[:place], -1, *shape[place + 1 :])
         made = self.op("RESHAPE", [source, self.ints(free)], target, "ReshapeOptions")
         made.builtinOptions.newShape = np.array(free, np.int32)
         return made
 
-    def sliced(self, source: int, begin: Sequence[int], size: Shape, rows: int, target: int) -> Op:
+    def make_slice(
+        self, source: int, begin: Sequence[int], size: Shape, rows: int, target: int
+    ) -> Op:
         """A part in every dimension, and all of the dimension ``rows``.
 
         As a STRIDED_SLICE: XNNPACK leaves a SLICE with an open size to the runtime's own kernels.
@@ -102,38 +104,38 @@ class Draft:
         return made
 
 
-def reshape(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
+def rewrite_reshape(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """The free dimension where the rows are; where they cannot stay, they go to the front."""
     source, result = op.inputs[0], op.outputs[0]
     want = draft.shape(result)
     place = find_free_dimension(batched.where, batched.shape, want)
     if place is not None:
-        return [draft.reshaped(source, want, place, result)]
+        return [draft.make_reshape(source, want, place, result)]
     before = math.prod(batched.shape[: batched.where.axis]) * batched.where.outer
     rest = math.prod(batched.shape) // before
-    parts = draft.between(op, (before, 1, rest), "rows")
-    moved = draft.between(op, (1, before, rest), "moved")
+    parts = draft.add_intermediate(op, (before, 1, rest), "rows")
+    moved = draft.add_intermediate(op, (1, before, rest), "moved")
     return [
-        draft.reshaped(source, (before, 1, rest), 1, parts),
+        draft.make_reshape(source, (before, 1, rest), 1, parts),
         draft.op("TRANSPOSE", [parts, draft.ints([1, 0, 2])], moved, "TransposeOptions"),
-        draft.reshaped(moved, want, 0, result),
+        draft.make_reshape(moved, want, 0, result),
     ]
 
 
-def slice_(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
+def rewrite_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row; or a part of each row."""
     found, want, at = draft.constant(op, 1), draft.shape(op.outputs[0]), batched.where.axis
     if found is None:
         return [op]
     begin = [int(start) for start in found]
     if want[at] == batched.shape[at]:
-        return [draft.sliced(op.inputs[0], begin, want, at, op.outputs[0])]
-    return _each(draft, op, batched, want, lambda rows, chosen: draft.sliced(
+        return [draft.make_slice(op.inputs[0], begin, want, at, op.outputs[0])]
+    return _each(draft, op, batched, want, lambda rows, chosen: draft.make_slice(
         rows, [*begin[:at], 0, *begin[at:]], draft.shape(chosen), at, chosen
     ))  # fmt: skip
 
 
-def strided_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
+def rewrite_strided_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row."""
     options, at = op.builtinOptions, batched.where.axis
     begin, end, strides = (draft.constant(op, place) for place in (1, 2, 3))
@@ -159,14 +161,14 @@ def strided_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     return [opened]
 
 
-def gather(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
+def rewrite_gather(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
     options, want = op.builtinOptions, draft.shape(op.outputs[0])
     axis = options.axis % len(batched.shape)
     if draft.constant(op, 1) is None or options.batchDims or axis != batched.where.axis:
         return [op]
 
-    def taken(rows: int, chosen: int) -> Op:
+    def make_gather(rows: int, chosen: int) -> Op:
         made = copy.copy(op)
         made.inputs, made.outputs = (
             np.array(each, np.int32) for each in ([rows, op.inputs[1]], [chosen])
@@ -175,7 +177,7 @@ def gather(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
         made.builtinOptions.axis = axis + 1
         return made
 
-    return _each(draft, op, batched, want, taken)
+    return _each(draft, op, batched, want, make_gather)
 
 
 def _each(
@@ -190,14 +192,14 @@ def _each(
     source, new = int(op.inputs[0]), []
     if source not in draft.split:
         split = (*batched.shape[:at], 1, *batched.shape[at:])
-        draft.split[source] = draft.between(op, split, "rows")
-        new = [draft.reshaped(source, split, at, draft.split[source])]
-    chosen = draft.between(op, chosen_shape, "chosen")
-    whole = draft.reshaped(chosen, want, place, op.outputs[0])
+        draft.split[source] = draft.add_intermediate(op, split, "rows")
+        new = [draft.make_reshape(source, split, at, draft.split[source])]
+    chosen = draft.add_intermediate(op, chosen_shape, "chosen")
+    whole = draft.make_reshape(chosen, want, place, op.outputs[0])
     return [*new, part(draft.split[source], chosen), whole]
 
 
-def broadcast_to(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
+def rewrite_broadcast_to(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """A product with ones where it repeats, because its shape has no free form.
 
     It is exact, also for -0.0, infinity and NaN.
@@ -213,18 +215,18 @@ def broadcast_to(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
         ],
         batched.dtype,
     )
-    inputs = [op.inputs[0], draft.stored(ones, tensor.type)]
+    inputs = [op.inputs[0], draft.add_constant(ones, tensor.type)]
     if batched.dtype.kind == "b":
         return [draft.op("LOGICAL_AND", inputs, op.outputs[0], "LogicalAndOptions")]
     return [draft.op("MUL", inputs, op.outputs[0], "MulOptions")]
 
 
 REWRITES: dict[str, Callable[[Draft, Op, BatchedTensor], Ops]] = {
-    "RESHAPE": reshape,
-    "SQUEEZE": reshape,
-    "EXPAND_DIMS": reshape,
-    "SLICE": slice_,
-    "STRIDED_SLICE": strided_slice,
-    "GATHER": gather,
-    "BROADCAST_TO": broadcast_to,
+    "RESHAPE": rewrite_reshape,
+    "SQUEEZE": rewrite_reshape,
+    "EXPAND_DIMS": rewrite_reshape,
+    "SLICE": rewrite_slice,
+    "STRIDED_SLICE": rewrite_strided_slice,
+    "GATHER": rewrite_gather,
+    "BROADCAST_TO": rewrite_broadcast_to,
 }

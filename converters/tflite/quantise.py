@@ -91,7 +91,7 @@ def write_quantised(
     a recipe that takes hardly any of the weights.
     """
     source = FloatModel(flatbuffer.read(float_path), float_path.name, samples)
-    quantised, refined = source.quantised(recipe)
+    quantised, refined = source.quantise(recipe)
     notes = [f"{refined} layers corrected on calibration samples"] if refined and samples else []
     if recipe.scheme == "static" and recipe.activations == 16:
         notes.append(SLOW_16)
@@ -118,7 +118,7 @@ class FloatModel:
     def _extremes(self) -> dict[str, tuple[float, float]]:
         return ranges.find_extremes(self.model, self.samples)
 
-    def quantised(self, recipe: QuantRecipe) -> tuple[flatbuffer.Model, int]:
+    def quantise(self, recipe: QuantRecipe) -> tuple[flatbuffer.Model, int]:
         """The quantised model, and how many layers were refined."""
         _check_recipe(self.model, recipe, self.samples)
         plan = _plan_steps(self.model, recipe)

@@ -68,7 +68,7 @@ def search_float_layers(
     def measure(kept: frozenset[int]) -> float | None:
         if kept and time.monotonic() > deadline:
             return None
-        made, _ = source.quantised(_keep_layers(recipe, source, [layers[index] for index in kept]))
+        made, _ = source.quantise(_keep_layers(recipe, source, [layers[index] for index in kept]))
         return _compute_decibels(wanted, _run_samples(flatbuffer.to_bytes(made), chosen))
 
     choice = choose_float_layers(_compute_costs(source.model, layers), gain_db, measure)
@@ -92,7 +92,7 @@ def _write_search(
     choice: LayerChoice,
 ) -> Search:
     best = _keep_layers(recipe, source, kept)
-    whole, made = (flatbuffer.to_bytes(source.quantised(each)[0]) for each in (recipe, best))
+    whole, made = (flatbuffer.to_bytes(source.quantise(each)[0]) for each in (recipe, best))
     ms = _time_in_turn(whole, made, source.samples[0])
     names = best.keep_float[len(recipe.keep_float) :]
     notes = (

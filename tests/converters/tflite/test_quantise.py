@@ -447,7 +447,7 @@ def test_the_bias_of_a_dead_channel_is_kept():
     graph.outputs.append(graph.emit("FULLY_CONNECTED", inputs, (1, 2)))
     feeds = [{"x": np.array([v], np.float32)} for v in ([0, 1, 2, 3], [3, 2, 1, 0])]
     source = quantise.FloatModel(graph.to_model(), "dead", feeds)
-    made, _ = source.quantised(quantise.STATIC_PLAIN)
+    made, _ = source.quantise(quantise.STATIC_PLAIN)
     found = answers(flatbuffer.to_bytes(made), feeds)
     assert np.allclose(found[:, 1], 0.7, atol=0.02)
 
