@@ -33,7 +33,7 @@ def config(tmp_path: Path, config: Config) -> Config:
     return msgspec.structs.replace(config, http=Http(socket=str(tmp_path / "http.sock")))
 
 
-def told(*words: object, config: Path) -> object:
+def ask_json(*words: object, config: Path) -> object:
     return json.loads(edge_agent(*words, "--json", config=config).stdout)
 
 
@@ -60,14 +60,14 @@ def test_a_command_is_short():
 
 def test_init_makes_what_the_other_commands_need(tmp_path: Path, make_package):
     path, data = tmp_path / "c.toml", tmp_path / "data"
-    done = told("init", "--data-dir", data, config=path)
+    done = ask_json("init", "--data-dir", data, config=path)
     assert done == {"config": str(path), "data_dir": str(data)}
     assert load_config(path) == Config(data_dir=str(data))
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     assert "exists" in edge_agent("init", config=path, ok=1).stderr
-    assert told("models", config=path) == []
+    assert ask_json("models", config=path) == []
     edge_agent("install", make_package(), config=path)
-    assert [m["name"] for m in told("models", config=path)] == ["dense"]
+    assert [m["name"] for m in ask_json("models", config=path)] == ["dense"]
 
 
 def test_install_shows_each_step_and_what_is_current(config: Config, make_package):
@@ -78,12 +78,12 @@ def test_install_shows_each_step_and_what_is_current(config: Config, make_packag
         assert step in done.stderr
     assert "dense 1.0.0 is current: sha256:" in done.stdout
     assert "no agent runs here" in done.stdout
-    answer = told("install", second, config=path)
+    answer = ask_json("install", second, config=path)
     assert answer["current"]["digest"] == package.open(second).digest
     assert answer["previous"]["version"] == "1.0.0"
     assert (answer["already"], answer["served"]) == (False, "")
-    assert told("install", second, config=path)["already"] is True
-    back = told("rollback", "dense", config=path)
+    assert ask_json("install", second, config=path)["already"] is True
+    back = ask_json("rollback", "dense", config=path)
     assert (back["current"]["version"], back["previous"]["version"]) == ("1.0.0", "2.0.0")
 
 
@@ -103,17 +103,17 @@ def test_the_running_agent_serves_before_the_command_returns(
     source = numbers(tmp_path, x=X)
     with Service(installed) as service:
         path = service.path
-        one = told("infer", "dense", source, config=path)
-        done = told("install", make_package(version="2", seed=2), config=path)
+        one = ask_json("infer", "dense", source, config=path)
+        done = ask_json("install", make_package(version="2", seed=2), config=path)
         assert done["served"] == done["current"]["digest"] == service.digest("dense")
-        two = told("infer", "dense", source, config=path)
+        two = ask_json("infer", "dense", source, config=path)
         assert one["outputs"] != two["outputs"]
-        back = told("rollback", "dense", config=path)
+        back = ask_json("rollback", "dense", config=path)
         assert back["served"] == service.digest("dense") == done["previous"]["digest"]
-        assert told("infer", "dense", source, config=path)["outputs"] == one["outputs"]
+        assert ask_json("infer", "dense", source, config=path)["outputs"] == one["outputs"]
         shown = edge_agent("status", config=path).stdout
         assert "2 swaps, no errors" in shown
-        status = told("status", config=path)
+        status = ask_json("status", config=path)
         assert status["agent"]["pid"] == service.process.pid
         assert status["status"]["models"][0]["stages"]["total"]["n"] == 1
 
@@ -124,10 +124,10 @@ def test_an_answer_is_the_same_from_the_agent_this_process_and_the_package(
     path, source = settings(config), numbers(tmp_path, x=X)
     package_path = make_package()
     install(config, package_path)
-    here = told("infer", "dense", source, config=path)
-    direct = told("infer", package_path, source, config=path)
+    here = ask_json("infer", "dense", source, config=path)
+    direct = ask_json("infer", package_path, source, config=path)
     with Service(config):
-        there = told("infer", "dense", source, config=path)
+        there = ask_json("infer", "dense", source, config=path)
     assert here["outputs"] == direct["outputs"]
     for answer in (direct, there):
         np.testing.assert_allclose(answer["outputs"]["y"], here["outputs"]["y"], rtol=1e-6)
@@ -162,16 +162,16 @@ def test_caches_are_shown_and_cleared(config: Config, make_package, tmp_path: Pa
     with Service(config) as service:
         for _ in range(3):
             edge_agent("infer", "dense", source, config=service.path)
-        status = told("status", config=service.path)
+        status = ask_json("status", config=service.path)
         counters = status["status"]["caches"]["exact"]
         assert (counters["hits"], counters["misses"], counters["health"]) == (2, 1, "")
         assert "hits 2" in edge_agent("cache", config=service.path).stdout
         assert "another agent" in edge_agent("cache", "clear", config=service.path, ok=1).stderr
         service.end()
-    (before,) = told("cache", config=service.path)
+    (before,) = ask_json("cache", config=service.path)
     assert {t["name"]: t["rows"] for t in before["tables"]}["entries"] == 1
-    assert told("cache", "clear", config=service.path) == {"cleared": ["exact"]}
-    assert told("cache", config=service.path) == []
+    assert ask_json("cache", "clear", config=service.path) == {"cleared": ["exact"]}
+    assert ask_json("cache", config=service.path) == []
 
 
 def test_a_near_duplicate_cache_is_calibrated_on_the_users_samples(
@@ -182,11 +182,11 @@ def test_a_near_duplicate_cache_is_calibrated_on_the_users_samples(
     samples = clips(tmp_path / "samples")
     with Service(config) as service:
         words = ("cache", "calibrate", "dense", samples, "--epsilon", "0.1")
-        done = told(*words, config=service.path)
+        done = ask_json(*words, config=service.path)
         assert (done["model"], done["samples"], done["groups"]) == (slot.digest, 400, 100)
         assert done["threshold"] > 0
         assert done["evidence"]["upper"] <= 0.1
-        near = told("status", config=service.path)["status"]["caches"]["near dense"]
+        near = ask_json("status", config=service.path)["status"]["caches"]["near dense"]
         assert (near["state"], near["threshold"]) == ("calibrated", done["threshold"])
         assert "100 independent groups" in edge_agent(*words, config=service.path).stdout
     # Ten clips prove nothing: the cache is off, and says why.
@@ -243,13 +243,13 @@ def test_a_package_whose_answers_differ_here_is_refused_with_exit_code_2(
     path = settings(installed)
     done = edge_agent("install", tmp_path / "p.edgepkg", config=path, ok=2)
     assert "the golden vectors do not replay here" in done.stderr
-    (model_,) = told("models", config=path)
+    (model_,) = ask_json("models", config=path)
     assert model_["current"]["version"] == "1.0.0"
 
 
 def test_doctor_fails_with_1_and_only_for_failures(installed: Config):
     path = settings(installed)
-    checks = {c["what"]: c["state"] for c in told("doctor", config=path)}
+    checks = {c["what"]: c["state"] for c in ask_json("doctor", config=path)}
     assert checks["model dense"] == "ok"
     assert checks["agent"] == "warn"
     assert "fail" not in checks.values()

@@ -54,53 +54,53 @@ def served(root: Path) -> Iterator[tuple[Agent, str]]:
 @pytest.fixture
 def address(served: tuple[Agent, str]) -> Iterator[str]:
     yield served[1]
-    with connect(served[1]) as s:
-        assert exchange(s, VALID)[0] == 200
+    with connect(served[1]) as sock:
+        assert exchange(sock, VALID)[0] == 200
 
 
 def connect(address: str) -> socket.socket:
     host, port = address.rsplit(":", 1)
-    s = socket.create_connection((host, int(port)), timeout=10)
-    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return s
+    sock = socket.create_connection((host, int(port)), timeout=10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
-def answer(s: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    response = http.client.HTTPResponse(s)
+def answer(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    response = http.client.HTTPResponse(sock)
     response.begin()
     with response:
         return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
 
 
-def exchange(s: socket.socket, raw: bytes) -> tuple[int, dict[str, str], bytes]:
-    s.sendall(raw)
-    return answer(s)
+def exchange(sock: socket.socket, raw: bytes) -> tuple[int, dict[str, str], bytes]:
+    sock.sendall(raw)
+    return answer(sock)
 
 
-def sent(s: socket.socket, pieces: list[bytes], pause_s: float = 0.0) -> int:
+def sent(sock: socket.socket, pieces: list[bytes], pause_s: float = 0.0) -> int:
     """How many pieces could be sent before the server cut the connection."""
     done = 0
     with suppress(ConnectionError):
         for piece in pieces:
-            s.sendall(piece)
+            sock.sendall(piece)
             done += 1
             time.sleep(pause_s)
     return done
 
 
-def received(s: socket.socket) -> int:
+def received(sock: socket.socket) -> int:
     """How many bytes come until the server closes the connection, in whatever way."""
     got = 0
     with suppress(ConnectionError):
-        while piece := s.recv(1 << 20):
+        while piece := sock.recv(1 << 20):
             got += len(piece)
     return got
 
 
-def seconds_to_the_end(s: socket.socket) -> float:
+def seconds_to_the_end(sock: socket.socket) -> float:
     """How long until the server closes the connection."""
     start = time.monotonic()
-    received(s)
+    received(sock)
     return time.monotonic() - start
 
 
@@ -112,9 +112,11 @@ def test_nobody_but_this_machine_is_served_by_default(address):
 
 
 def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(address):
-    with connect(address) as s:
+    with connect(address) as sock:
         start = time.monotonic()
-        status, headers, body = exchange(s, f"{INFER}Content-Length: 1{'0' * 12}\r\n\r\n".encode())
+        status, headers, body = exchange(
+            sock, f"{INFER}Content-Length: 1{'0' * 12}\r\n\r\n".encode()
+        )
         assert time.monotonic() - start < 2
     assert (status, headers["connection"]) == (413, "close")
     assert f"limit {LIMIT}" in json.loads(body)["error"]
@@ -130,25 +132,27 @@ def test_a_client_that_sends_too_much_all_the_same_reads_why(address):
 
 def test_a_client_that_asks_before_it_sends_is_refused_at_once(address):
     head = f"{INFER}Content-Length: {LIMIT + 1}\r\nExpect: 100-continue\r\n\r\n"
-    with connect(address) as s:
-        s.sendall(head.encode())
-        assert s.recv(12) == b"HTTP/1.1 413"
+    with connect(address) as sock:
+        sock.sendall(head.encode())
+        assert sock.recv(12) == b"HTTP/1.1 413"
     head = f"{INFER}Content-Length: {len(DOCUMENT)}\r\nExpect: 100-continue\r\n\r\n"
-    with connect(address) as s:
-        s.sendall(head.encode())
-        assert s.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        assert exchange(s, DOCUMENT)[0] == 200
+    with connect(address) as sock:
+        sock.sendall(head.encode())
+        assert sock.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert exchange(sock, DOCUMENT)[0] == 200
 
 
 def test_a_chunked_body_is_counted_while_it_comes(address):
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
-    with connect(address) as s:
-        s.sendall(f"{INFER}Transfer-Encoding: chunked\r\n\r\n".encode())
-        s.sendall(chunk * (LIMIT // 0x8000 + 2))
-        assert answer(s)[0] == 413
+    with connect(address) as sock:
+        sock.sendall(f"{INFER}Transfer-Encoding: chunked\r\n\r\n".encode())
+        sock.sendall(chunk * (LIMIT // 0x8000 + 2))
+        assert answer(sock)[0] == 413
     whole = b"%x\r\n%s\r\n0\r\n\r\n" % (len(DOCUMENT), DOCUMENT)
-    with connect(address) as s:
-        assert exchange(s, f"{INFER}Transfer-Encoding: chunked\r\n\r\n".encode() + whole)[0] == 200
+    with connect(address) as sock:
+        assert (
+            exchange(sock, f"{INFER}Transfer-Encoding: chunked\r\n\r\n".encode() + whole)[0] == 200
+        )
 
 
 def test_all_bodies_together_are_bounded(root):
@@ -158,15 +162,17 @@ def test_all_bodies_together_are_bounded(root):
     with http_server.serving(root, limits=limits, max_body_mb=3) as (_, address):
         with ExitStack() as stack:
             clients = [stack.enter_context(connect(address)) for _ in range(4)]
-            for s in clients:
-                s.sendall(f"{INFER}Content-Length: {size}\r\n\r\n".encode() + b" " * (size - 10**5))
+            for sock in clients:
+                sock.sendall(
+                    f"{INFER}Content-Length: {size}\r\n\r\n".encode() + b" " * (size - 10**5)
+                )
             told, _, _ = select.select(clients, [], [], 5)
             status, headers, body = answer(told[0])
             assert (status, headers["retry-after"]) == (503, "1")
             assert "bytes for bodies" in json.loads(body)["error"]
             assert len(told) < 4
-        with connect(address) as s:
-            assert exchange(s, VALID)[0] == 200
+        with connect(address) as sock:
+            assert exchange(sock, VALID)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -180,48 +186,48 @@ def test_all_bodies_together_are_bounded(root):
     ],
 )
 def test_a_large_head_is_refused(address, head, status):
-    with connect(address) as s:
-        assert exchange(s, head.encode())[0] == status
+    with connect(address) as sock:
+        assert exchange(sock, head.encode())[0] == status
 
 
 @pytest.mark.parametrize("piece", [b"A: b\r\n", b"a"])
 def test_an_endless_head_is_cut_before_it_fills_the_memory(address, piece):
-    with connect(address) as s:
-        s.sendall(b"GET /v2 HTTP/1.1\r\nA: ")
-        assert sent(s, [piece * (4096 // len(piece))] * 1000) < 1000
+    with connect(address) as sock:
+        sock.sendall(b"GET /v2 HTTP/1.1\r\nA: ")
+        assert sent(sock, [piece * (4096 // len(piece))] * 1000) < 1000
 
 
 def test_a_head_that_trickles_in_is_cut_after_its_time(address):
-    with connect(address) as s:
+    with connect(address) as sock:
         start = time.monotonic()
         letters = [bytes([b]) for b in b"GET /v2 HTTP/1.1\r\nA: " + b"a" * 1000]
-        assert sent(s, letters, pause_s=0.05) < 1000
+        assert sent(sock, letters, pause_s=0.05) < 1000
     assert QUICK.head_s <= time.monotonic() - start < QUICK.head_s + 3
 
 
 def test_a_second_head_on_a_kept_connection_has_no_more_time(address):
-    with connect(address) as s:
-        assert exchange(s, VALID)[0] == 200
-        s.sendall(b"GET /v2")
-        assert seconds_to_the_end(s) < QUICK.head_s + 3
+    with connect(address) as sock:
+        assert exchange(sock, VALID)[0] == 200
+        sock.sendall(b"GET /v2")
+        assert seconds_to_the_end(sock) < QUICK.head_s + 3
 
 
 def test_a_connection_that_says_nothing_is_closed(address):
-    with connect(address) as s:
-        assert seconds_to_the_end(s) < QUICK.head_s + 3
-    with connect(address) as s:
-        assert exchange(s, VALID)[0] == 200
-        assert seconds_to_the_end(s) < QUICK.keep_alive_s + 3
+    with connect(address) as sock:
+        assert seconds_to_the_end(sock) < QUICK.head_s + 3
+    with connect(address) as sock:
+        assert exchange(sock, VALID)[0] == 200
+        assert seconds_to_the_end(sock) < QUICK.keep_alive_s + 3
 
 
 def test_a_body_that_trickles_in_gets_408(address):
-    with connect(address) as s:
-        s.sendall(f"{INFER}Content-Length: 1000\r\n\r\n".encode())
+    with connect(address) as sock:
+        sock.sendall(f"{INFER}Content-Length: 1000\r\n\r\n".encode())
         for _ in range(4):
-            s.sendall(b" ")
+            sock.sendall(b" ")
             time.sleep(0.05)
         start = time.monotonic()
-        status, headers, _ = answer(s)
+        status, headers, _ = answer(sock)
         assert time.monotonic() - start < QUICK.body_s + QUICK.drop_s + 2
     assert (status, headers["connection"]) == (408, "close")
 
@@ -246,13 +252,13 @@ def test_a_client_that_does_not_read_its_answer_is_cut(root):
     )
     limits = Limits(stuck_s=0.5)
     with http_server.serving(root, limits=limits) as (_, address):
-        with connect(address) as s:
-            s.sendall(head.encode() + document + tail)
+        with connect(address) as sock:
+            sock.sendall(head.encode() + document + tail)
             time.sleep(4)
-            assert s.recv(12) == b"HTTP/1.1 200"
-            assert received(s) < len(tail)
-        with connect(address) as s:  # whoever reads gets everything
-            status, _, body = exchange(s, head.encode() + document + tail)
+            assert sock.recv(12) == b"HTTP/1.1 200"
+            assert received(sock) < len(tail)
+        with connect(address) as sock:  # whoever reads gets everything
+            status, _, body = exchange(sock, head.encode() + document + tail)
             assert status == 200
             assert len(body) > len(tail)
 
@@ -260,14 +266,14 @@ def test_a_client_that_does_not_read_its_answer_is_cut(root):
 def test_more_connections_than_allowed_get_503_and_the_others_go_on(address):
     with ExitStack() as stack:
         first = [stack.enter_context(connect(address)) for _ in range(4)]
-        assert [exchange(s, VALID)[0] for s in first] == [200] * 4
+        assert [exchange(sock, VALID)[0] for sock in first] == [200] * 4
         fifth = stack.enter_context(connect(address))
         status, headers, body = exchange(fifth, VALID)
         assert (status, headers["connection"]) == (503, "close")
         assert "too many connections" in json.loads(body)["error"]
-        assert [exchange(s, VALID)[0] for s in first] == [200] * 4
-    with connect(address) as s:
-        assert exchange(s, VALID)[0] == 200
+        assert [exchange(sock, VALID)[0] for sock in first] == [200] * 4
+    with connect(address) as sock:
+        assert exchange(sock, VALID)[0] == 200
 
 
 def test_a_flood_of_connections_is_cut_and_does_not_take_the_served_ones_down(address):
@@ -277,10 +283,10 @@ def test_a_flood_of_connections_is_cut_and_does_not_take_the_served_ones_down(ad
         flood = [stack.enter_context(connect(address)) for _ in range(60)]
         time.sleep(0.2)
         cut = 0
-        for s in flood:
-            s.setblocking(False)
+        for sock in flood:
+            sock.setblocking(False)
             try:
-                cut += s.recv(1) == b""
+                cut += sock.recv(1) == b""
             except BlockingIOError:
                 pass
             except ConnectionError:
@@ -331,11 +337,11 @@ def test_a_million_texts_do_not_hold_the_event_loop_up(root):
     waits = []
     with (
         http_server.serving(root) as (_, address),
-        connect(address) as s,
+        connect(address) as sock,
         ThreadPoolExecutor() as threads,
     ):
         start = time.monotonic()
-        asked = threads.submit(exchange, s, head.encode() + document + tail)
+        asked = threads.submit(exchange, sock, head.encode() + document + tail)
         while not asked.done():
             before = time.monotonic()
             with connect(address) as other:
@@ -354,9 +360,9 @@ def test_a_million_texts_do_not_hold_the_event_loop_up(root):
 @pytest.mark.parametrize("what", ["GET /v2/models/{}", "POST /v2/models/{}/infer",
                                   "POST /v2/repository/models/{}/load"])  # fmt: skip
 def test_a_models_name_is_no_path(address, what, name):
-    with connect(address) as s:
+    with connect(address) as sock:
         status, _, body = exchange(
-            s, f"{what.format(name)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            sock, f"{what.format(name)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         )
     assert status in (400, 404, 405)
     assert b"root:" not in body
@@ -369,12 +375,12 @@ def test_clients_that_leave_early_are_no_harm(served, address):
     whole = whole.replace(b"%d" % len(DOCUMENT), b"%d" % len(document)) + b"\r\n\r\n" + document
     for raw in (whole, whole[:-5], whole[:60], VALID + VALID[:-1]):
         for reset in (False, True):
-            s = connect(address)
+            sock = connect(address)
             if reset:  # close() sends RST
-                s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            s.sendall(raw)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.sendall(raw)
             time.sleep(0.02)
-            s.close()
+            sock.close()
     end = time.monotonic() + 20
     while agent.model("slow").requests or agent.model("dense").requests:
         assert time.monotonic() < end
@@ -383,9 +389,9 @@ def test_clients_that_leave_early_are_no_harm(served, address):
 
 def test_pipelined_requests_are_answered_in_order(address):
     other = VALID.replace(b"dense/infer", b"nopes/infer")
-    with connect(address) as s:
-        s.sendall(VALID + other + VALID)
-        file = s.makefile("rb")
+    with connect(address) as sock:
+        sock.sendall(VALID + other + VALID)
+        file = sock.makefile("rb")
         statuses = []
         for _ in range(3):
             statuses.append(int(file.readline().split()[1]))
@@ -400,6 +406,6 @@ def test_pipelined_requests_are_answered_in_order(address):
 
 def test_an_upgrade_to_another_protocol_is_not_made(address):
     upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"
-    with connect(address) as s:
-        status, _, _ = exchange(s, f"GET /v2 HTTP/1.1\r\nHost: localhost\r\n{upgrade}".encode())
+    with connect(address) as sock:
+        status, _, _ = exchange(sock, f"GET /v2 HTTP/1.1\r\nHost: localhost\r\n{upgrade}".encode())
     assert status == 200

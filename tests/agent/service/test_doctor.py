@@ -24,19 +24,19 @@ def config(tmp_path: Path, config: Config) -> Config:
     return msgspec.structs.replace(config, http=Http(socket=str(tmp_path / "http.sock")))
 
 
-def found(config: Config) -> dict[str, doctor.Check]:
+def read_checks(config: Config) -> dict[str, doctor.Check]:
     checks = doctor.check_device(settings(config))
-    assert all(c.hint for c in checks if c.state == "fail")
-    return {c.what: c for c in checks}
+    assert all(check.hint for check in checks if check.state == "fail")
+    return {check.what: check for check in checks}
 
 
 def states(config: Config) -> dict[str, str]:
-    return {what: c.state for what, c in found(config).items()}
+    return {what: check.state for what, check in read_checks(config).items()}
 
 
 def test_a_sound_device_has_no_failure(installed: Config):
-    checks = found(installed)
-    assert {c.state for c in checks.values()} <= {"ok", "warn"}
+    checks = read_checks(installed)
+    assert {check.state for check in checks.values()} <= {"ok", "warn"}
     assert checks["model dense"].state == "ok"
     assert "files intact" in checks["model dense"].detail
     for what in ("python", "memory", "settings", "data", "clock", "runtime onnxruntime"):
@@ -44,27 +44,31 @@ def test_a_sound_device_has_no_failure(installed: Config):
 
 
 def test_settings_that_are_missing_or_wrong_fail(tmp_path: Path):
-    (last,) = [c for c in doctor.check_device(tmp_path / "none.toml") if c.state == "fail"]
+    (last,) = [
+        check for check in doctor.check_device(tmp_path / "none.toml") if check.state == "fail"
+    ]
     assert (last.what, last.hint) == (
         "settings", f"edge-agent init --config {tmp_path / 'none.toml'}"
     )  # fmt: skip
     (tmp_path / "bad.toml").write_text("[http]\nprot = 1\n")
-    (last,) = [c for c in doctor.check_device(tmp_path / "bad.toml") if c.state == "fail"]
+    (last,) = [
+        check for check in doctor.check_device(tmp_path / "bad.toml") if check.state == "fail"
+    ]
     assert "did you mean 'port'?" in last.hint
 
 
 def test_a_data_directory_that_is_missing_or_open_to_others_fails(config: Config, make_package):
-    assert found(config)["data"].state == "fail"
+    assert read_checks(config)["data"].state == "fail"
     install(config, make_package())
     assert "privacy" not in states(config)
     config.root.joinpath("models").chmod(0o750)
-    assert found(config)["privacy"].detail == f"others may use {config.root / 'models'}"
+    assert read_checks(config)["privacy"].detail == f"others may use {config.root / 'models'}"
 
 
 def test_a_data_directory_of_another_user_is_told_with_the_way_to_act_as_them(installed: Config):
     os.chown(installed.root, 65534, 65534)
     try:
-        assert found(installed)["data"].hint == "sudo -u '#65534' ..."
+        assert read_checks(installed)["data"].hint == "sudo -u '#65534' ..."
     finally:
         os.chown(installed.root, 0, 0)
 
@@ -78,20 +82,20 @@ def test_one_flipped_bit_in_an_installed_file_is_found(installed: Config):
     raw[len(raw) // 2] ^= 1
     model.chmod(0o600)
     model.write_bytes(raw)
-    check = found(installed)["model dense"]
+    check = read_checks(installed)["model dense"]
     assert check.state == "fail"
     assert "damaged" in check.detail
 
 
 def test_a_model_that_was_disabled_fails(installed: Config):
     Slots(installed.root).disable("dense", "the agent died 3 times")
-    check = found(installed)["model dense"]
+    check = read_checks(installed)["model dense"]
     assert (check.state, check.detail) == ("fail", "the agent died 3 times")
 
 
 def test_a_device_without_models_is_told_what_to_do(config: Config):
     config.root.mkdir(mode=0o700)
-    assert found(config)["models"].hint == "edge-agent install PACKAGE"
+    assert read_checks(config)["models"].hint == "edge-agent install PACKAGE"
 
 
 def test_a_damaged_cache_is_found(installed: Config):
@@ -107,16 +111,16 @@ def test_a_damaged_cache_is_found(installed: Config):
     with bad.open("r+b") as f:
         f.seek(4096)
         f.write(b"\xff" * 4096)
-    checks = found(installed)
+    checks = read_checks(installed)
     assert checks["cache exact"].state == "ok"
     check = checks["cache near dense"]
     assert (check.state, check.hint) == ("warn", "edge-agent cache clear")
 
 
 def test_the_running_agent_is_asked(installed: Config):
-    assert found(installed)["agent"].detail == "does not run"
+    assert read_checks(installed)["agent"].detail == "does not run"
     with Service(installed) as service:
-        assert "answers at unix:" in found(installed)["agent"].detail
+        assert "answers at unix:" in read_checks(installed)["agent"].detail
         Slots(installed.root).disable("dense", "why not")
         service.process.send_signal(signal.SIGHUP)
         until_state(installed, "warn")
@@ -125,7 +129,7 @@ def test_the_running_agent_is_asked(installed: Config):
 
 def until_state(config: Config, state: str) -> None:
     end = time.monotonic() + 10
-    while found(config)["agent"].state != state:
+    while read_checks(config)["agent"].state != state:
         assert time.monotonic() < end
         time.sleep(0.05)
 

@@ -16,41 +16,41 @@ from agent.service.systemd import MAX_STATUS, Notifier
 @contextmanager
 def manager(address: str) -> Iterator[socket.socket]:
     """The service manager's end."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
-        s.bind(address)
-        s.settimeout(5)
-        yield s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
+        listener.settimeout(5)
+        yield listener
 
 
-def heard(s: socket.socket) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in s.recv(4096).decode().splitlines())
+def heard(listener: socket.socket) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in listener.recv(4096).decode().splitlines())
 
 
 @pytest.mark.parametrize("kind", ["file", "abstract"])
 def test_every_message_reaches_the_manager(kind: str, tmp_path: Path):
     name = f"edge-agent-test-{os.getpid()}"
     path = str(tmp_path / "notify") if kind == "file" else f"@{name}"
-    with manager(path if kind == "file" else f"\0{name}") as s:
+    with manager(path if kind == "file" else f"\0{name}") as listener:
         notifier = Notifier({"NOTIFY_SOCKET": path})
         assert notifier.has_listener
         notifier.ready("serving 2 models")
-        assert heard(s) == {"READY": "1", "STATUS": "serving 2 models"}
+        assert heard(listener) == {"READY": "1", "STATUS": "serving 2 models"}
         notifier.status("busy")
-        assert heard(s) == {"STATUS": "busy"}
+        assert heard(listener) == {"STATUS": "busy"}
         notifier.reloading()
-        message = heard(s)
+        message = heard(listener)
         assert message.pop("RELOADING") == "1"
         assert int(message["MONOTONIC_USEC"]) > 0
         notifier.alive()
-        assert heard(s) == {"WATCHDOG": "1"}
+        assert heard(listener) == {"WATCHDOG": "1"}
         notifier.stopping()
-        assert heard(s)["STOPPING"] == "1"
+        assert heard(listener)["STOPPING"] == "1"
 
 
 def test_a_status_is_one_line_and_cannot_add_a_field(tmp_path: Path):
-    with manager(str(tmp_path / "s")) as s:
+    with manager(str(tmp_path / "s")) as listener:
         Notifier({"NOTIFY_SOCKET": str(tmp_path / "s")}).status("a\nMAINPID=1\n" + "b" * 999)
-        (line,) = s.recv(4096).decode().splitlines()
+        (line,) = listener.recv(4096).decode().splitlines()
         assert line.startswith("STATUS=a MAINPID=1 bbb")
         assert len(line) == len("STATUS=") + MAX_STATUS
 
@@ -64,9 +64,9 @@ def test_without_a_manager_nothing_is_sent_and_nothing_is_expected():
 def test_a_manager_that_went_away_does_not_stop_the_agent(tmp_path: Path):
     path = str(tmp_path / "s")
     notifier = Notifier({"NOTIFY_SOCKET": path})
-    with manager(path) as s:
+    with manager(path) as listener:
         notifier.alive()
-        assert heard(s) == {"WATCHDOG": "1"}
+        assert heard(listener) == {"WATCHDOG": "1"}
     notifier.alive()  # nobody listens
     Path(path).unlink()
     notifier.alive()  # nothing is there

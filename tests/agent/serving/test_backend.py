@@ -191,7 +191,7 @@ def set_up_cascade(config: Config, make_package, folder: Path, stack: ExitStack)
         replaced = msgspec.structs.replace(
             installed,
             slot=second.slot,
-            folder=Slots(other.root).folder("dense", second.slot.digest),
+            folder=Slots(other.root).folder(second.slot),
         )
         return Cascade(load_model(installed, journal), load_model(replaced, journal))
 

@@ -28,7 +28,7 @@ def double(feeds: Feeds) -> Feeds:
     return {"y": feeds["x"] * 2}
 
 
-def x(value: float, rows: int = 1) -> Feeds:
+def make_feeds(value: float, rows: int = 1) -> Feeds:
     return {"x": np.full((rows, 1), value, np.float32)}
 
 
@@ -40,39 +40,39 @@ class Gate:
     """A session that holds every run until it is opened, and notes the batches it saw."""
 
     def __init__(self) -> None:
-        self.open, self.inside, self.seen = threading.Event(), threading.Semaphore(0), []
+        self.open, self.started, self.seen = threading.Event(), threading.Semaphore(0), []
 
     def run(self, feeds: Feeds) -> Feeds:
         self.seen.append(len(feeds["x"]))
-        self.inside.release()
+        self.started.release()
         assert self.open.wait(30)
         return double(feeds)
 
 
 @contextmanager
-def scheduled(*runs: Callable[[Feeds], Feeds], queue: int = 100, **policy: int) -> Iterator:
-    s = Scheduler(runs, queue=queue, policy=Policy(**policy), name="test")
+def open_scheduler(*runs: Callable[[Feeds], Feeds], queue: int = 100, **policy: int) -> Iterator:
+    scheduler = Scheduler(runs, queue=queue, policy=Policy(**policy), name="test")
     try:
-        yield s
+        yield scheduler
     finally:
-        s.close()
+        scheduler.close()
 
 
 class Answers:
     """What done() was called with."""
 
     def __init__(self) -> None:
-        self.got: list[Completion] = []
+        self.completions: list[Completion] = []
         self._arrived = threading.Semaphore(0)
 
-    def done(self, ran: Completion) -> None:
-        self.got.append(ran)
+    def on_done(self, completion: Completion) -> None:
+        self.completions.append(completion)
         self._arrived.release()
 
     def wait(self, n: int) -> list[Completion]:
         for _ in range(n):
             assert self._arrived.acquire(timeout=30)
-        return self.got
+        return self.completions
 
 
 def test_a_free_session_runs_on_the_callers_own_thread():
@@ -82,9 +82,9 @@ def test_a_free_session_runs_on_the_callers_own_thread():
         where.append(threading.current_thread())
         return double(feeds)
 
-    with scheduled(run) as s:
-        ran = s.call(x(3), soon())
-    assert ran.outputs["y"] == 6
+    with open_scheduler(run) as scheduler:
+        completion = scheduler.call(make_feeds(3), soon())
+    assert completion.outputs["y"] == 6
     assert where == [threading.current_thread()]
 
 
@@ -99,51 +99,51 @@ def test_many_threads_get_their_own_answers():
 
     wrong = []
 
-    def client(k):
+    def client(nth):
         for i in range(50):
-            ran = s.call(x(k * 1000 + i), soon())
-            if ran.outputs["y"] != 2 * (k * 1000 + i):
-                wrong.append((k, i))
+            completion = scheduler.call(make_feeds(nth * 1000 + i), soon())
+            if completion.outputs["y"] != 2 * (nth * 1000 + i):
+                wrong.append((nth, i))
 
-    with scheduled(run) as s:
-        threads = [threading.Thread(target=client, args=(k,)) for k in range(8)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
+    with open_scheduler(run) as scheduler:
+        threads = [threading.Thread(target=client, args=(nth,)) for nth in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert not wrong
 
 
 def test_a_full_queue_refuses_at_once():
     gate, answers = Gate(), Answers()
-    with scheduled(gate.run, queue=3) as s:
-        s.post(x(0), soon(), answers.done)
-        assert gate.inside.acquire(timeout=30)
+    with open_scheduler(gate.run, queue=3) as scheduler:
+        scheduler.post(make_feeds(0), soon(), answers.on_done)
+        assert gate.started.acquire(timeout=30)
         for i in range(3):
-            s.post(x(i), soon(), answers.done)
+            scheduler.post(make_feeds(i), soon(), answers.on_done)
         with pytest.raises(Overloaded, match="3 requests are waiting"):
-            s.post(x(9), soon(), answers.done)
+            scheduler.post(make_feeds(9), soon(), answers.on_done)
         with pytest.raises(Overloaded):
-            s.call(x(9), soon())
-        assert s.waiting == 3
+            scheduler.call(make_feeds(9), soon())
+        assert scheduler.waiting == 3
         gate.open.set()
         assert len(answers.wait(4)) == 4
 
 
 def test_a_deadline_that_passes_in_the_queue_is_told_and_nothing_is_run():
     gate = Gate()
-    with scheduled(gate.run) as s:
+    with open_scheduler(gate.run) as scheduler:
         first = Answers()
-        s.post(x(0), soon(), first.done)
-        assert gate.inside.acquire(timeout=30)
+        scheduler.post(make_feeds(0), soon(), first.on_done)
+        assert gate.started.acquire(timeout=30)
         with pytest.raises(DeadlineExceeded, match="in the queue"):
-            s.call(x(1), soon(0.02))
+            scheduler.call(make_feeds(1), soon(0.02))
         late = Answers()
-        s.post(x(2), soon(0.02), late.done)
+        scheduler.post(make_feeds(2), soon(0.02), late.on_done)
         time.sleep(0.05)
         gate.open.set()
-        (ran,) = late.wait(1)
-        assert isinstance(ran.error, DeadlineExceeded)
+        (completion,) = late.wait(1)
+        assert isinstance(completion.error, DeadlineExceeded)
         first.wait(1)
     assert gate.seen == [1]
 
@@ -156,39 +156,39 @@ def test_a_request_that_cannot_make_its_deadline_is_refused_before_it_waits():
         time.sleep(0.05)
         return gate.run(feeds)
 
-    with scheduled(slow) as s:
-        s.call(x(0), soon())  # now an inference is known to take 50 ms
+    with open_scheduler(slow) as scheduler:
+        scheduler.call(make_feeds(0), soon())  # now an inference is known to take 50 ms
         answers = Answers()
         for i in range(4):
-            s.post(x(i), soon(), answers.done)
+            scheduler.post(make_feeds(i), soon(), answers.on_done)
         with pytest.raises(Overloaded, match="deadline would pass"):
-            s.post(x(9), soon(0.03), answers.done)
+            scheduler.post(make_feeds(9), soon(0.03), answers.on_done)
         answers.wait(4)
 
 
 def test_what_waits_together_runs_together_and_gets_its_own_rows():
     gate, answers = Gate(), Answers()
-    with scheduled(gate.run, max_size=4) as s:
-        s.post(x(0), soon(), answers.done)
-        assert gate.inside.acquire(timeout=30)
+    with open_scheduler(gate.run, max_size=4) as scheduler:
+        scheduler.post(make_feeds(0), soon(), answers.on_done)
+        assert gate.started.acquire(timeout=30)
         for i, rows in enumerate((1, 2, 1, 3, 1, 9), 1):
-            s.post(x(i, rows), soon(), answers.done)
+            scheduler.post(make_feeds(i, rows), soon(), answers.on_done)
         gate.open.set()
         got = answers.wait(7)
     assert gate.seen == [1, 4, 4, 9]
-    assert s.batches == 2
+    assert scheduler.batches == 2
     for i, rows in enumerate((1, 1, 2, 1, 3, 1, 9)):
         np.testing.assert_array_equal(got[i].outputs["y"], np.full((rows, 1), 2.0 * i))
 
 
 def test_other_shapes_do_not_run_together():
     gate, answers = Gate(), Answers()
-    with scheduled(gate.run, max_size=4) as s:
-        s.post(x(0), soon(), answers.done)
-        assert gate.inside.acquire(timeout=30)
-        s.post(x(1), soon(), answers.done)
-        s.post({"x": np.zeros((1, 2), np.float32)}, soon(), answers.done)
-        s.post(x(2), soon(), answers.done)
+    with open_scheduler(gate.run, max_size=4) as scheduler:
+        scheduler.post(make_feeds(0), soon(), answers.on_done)
+        assert gate.started.acquire(timeout=30)
+        scheduler.post(make_feeds(1), soon(), answers.on_done)
+        scheduler.post({"x": np.zeros((1, 2), np.float32)}, soon(), answers.on_done)
+        scheduler.post(make_feeds(2), soon(), answers.on_done)
         gate.open.set()
         answers.wait(4)
     assert gate.seen == [1, 1, 1, 1]
@@ -198,12 +198,12 @@ def test_a_small_batch_waits_for_company_but_not_for_ever():
     gate, answers = Gate(), Answers()
     gate.open.set()
     wait = SECOND // 5
-    with scheduled(gate.run, max_size=8, min_size=2, max_wait_ns=wait) as s:
+    with open_scheduler(gate.run, max_size=8, min_size=2, max_wait_ns=wait) as scheduler:
         start = time.perf_counter_ns()
-        assert s.call(x(1), soon()).outputs["y"] == 2
+        assert scheduler.call(make_feeds(1), soon()).outputs["y"] == 2
         assert time.perf_counter_ns() - start >= wait
         for i in range(2):
-            s.post(x(i), soon(), answers.done)
+            scheduler.post(make_feeds(i), soon(), answers.on_done)
         answers.wait(2)
     assert gate.seen == [1, 2]
 
@@ -216,11 +216,11 @@ def test_one_bad_request_does_not_fail_the_others_of_its_batch():
             raise MeasureError("negative")
         return first.run(feeds)
 
-    with scheduled(run, max_size=8) as s:
-        s.post(x(0), soon(), answers.done)
-        assert first.inside.acquire(timeout=30)
+    with open_scheduler(run, max_size=8) as scheduler:
+        scheduler.post(make_feeds(0), soon(), answers.on_done)
+        assert first.started.acquire(timeout=30)
         for value in (1, -1, 2):
-            s.post(x(value), soon(), answers.done)
+            scheduler.post(make_feeds(value), soon(), answers.on_done)
         first.open.set()
         got = answers.wait(4)
     assert [type(r.error) for r in got] == [type(None), type(None), MeasureError, type(None)]
@@ -234,57 +234,57 @@ def test_whatever_a_session_raises_reaches_the_caller_and_the_lanes_live_on():
         return double(feeds)
 
     answers = Answers()
-    with scheduled(run) as s:
-        s.post(x(-1), soon(), answers.done)
-        (ran,) = answers.wait(1)
-        assert isinstance(ran.error, MeasureError)
-        assert s.alive
-        assert s.call(x(2), soon()).outputs["y"] == 4
+    with open_scheduler(run) as scheduler:
+        scheduler.post(make_feeds(-1), soon(), answers.on_done)
+        (completion,) = answers.wait(1)
+        assert isinstance(completion.error, MeasureError)
+        assert scheduler.alive
+        assert scheduler.call(make_feeds(2), soon()).outputs["y"] == 4
 
 
 def test_two_sessions_run_side_by_side():
     gate, answers = Gate(), Answers()
-    with scheduled(gate.run, gate.run) as s:
+    with open_scheduler(gate.run, gate.run) as scheduler:
         for i in range(2):
-            s.post(x(i), soon(), answers.done)
+            scheduler.post(make_feeds(i), soon(), answers.on_done)
         for _ in range(2):
-            assert gate.inside.acquire(timeout=30)
+            assert gate.started.acquire(timeout=30)
         gate.open.set()
         answers.wait(2)
 
 
 def test_closing_answers_what_waits_and_finishes_what_runs():
     gate, running, waiting = Gate(), Answers(), Answers()
-    s = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
-    s.post(x(1), soon(), running.done)
-    assert gate.inside.acquire(timeout=30)
-    s.post(x(2), soon(), waiting.done)
-    closing = threading.Thread(target=s.close)
+    scheduler = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
+    scheduler.post(make_feeds(1), soon(), running.on_done)
+    assert gate.started.acquire(timeout=30)
+    scheduler.post(make_feeds(2), soon(), waiting.on_done)
+    closing = threading.Thread(target=scheduler.close)
     closing.start()
-    (ran,) = waiting.wait(1)
-    assert isinstance(ran.error, Unavailable)
+    (completion,) = waiting.wait(1)
+    assert isinstance(completion.error, Unavailable)
     gate.open.set()
     closing.join()
-    (ran,) = running.wait(1)
-    assert ran.outputs["y"] == 2
+    (completion,) = running.wait(1)
+    assert completion.outputs["y"] == 2
     with pytest.raises(Unavailable):
-        s.call(x(3), soon())
+        scheduler.call(make_feeds(3), soon())
     with pytest.raises(Unavailable):
-        s.post(x(3), soon(), running.done)
+        scheduler.post(make_feeds(3), soon(), running.on_done)
 
 
 def test_a_callback_that_raises_takes_no_answer_from_the_others():
     gate, others = Gate(), Answers()
 
-    def broken(ran):
+    def broken(completion):
         raise RuntimeError("the application's own")
 
-    s = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
-    s.post(x(1), soon(), others.done)
-    assert gate.inside.acquire(timeout=30)
-    s.post(x(2), soon(), broken)
-    s.post(x(3), soon(), others.done)
-    closing = threading.Thread(target=s.close)
+    scheduler = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
+    scheduler.post(make_feeds(1), soon(), others.on_done)
+    assert gate.started.acquire(timeout=30)
+    scheduler.post(make_feeds(2), soon(), broken)
+    scheduler.post(make_feeds(3), soon(), others.on_done)
+    closing = threading.Thread(target=scheduler.close)
     closing.start()
     others.wait(1)
     gate.open.set()
@@ -301,24 +301,24 @@ def test_an_output_without_a_row_for_each_request_is_not_handed_out(cut):
         y = gate.run(feeds)["y"]
         return {"y": cut(y) if len(y) > 1 else y}
 
-    with scheduled(run, max_size=8) as s:
-        s.post(x(0), soon(), answers.done)
-        assert gate.inside.acquire(timeout=30)
+    with open_scheduler(run, max_size=8) as scheduler:
+        scheduler.post(make_feeds(0), soon(), answers.on_done)
+        assert gate.started.acquire(timeout=30)
         for i in (1, 2, 3):
-            s.post(x(i), soon(), answers.done)
+            scheduler.post(make_feeds(i), soon(), answers.on_done)
         gate.open.set()
         got = answers.wait(4)
-        assert s.alive
+        assert scheduler.alive
     assert [float(r.outputs["y"].item()) for r in got] == [0, 2, 4, 6]
 
 
 def test_a_deadline_that_has_passed_already_is_told_as_such():
     gate, answers = Gate(), Answers()
-    with scheduled(gate.run) as s:
-        s.post(x(0), soon(), answers.done)
-        assert gate.inside.acquire(timeout=30)
+    with open_scheduler(gate.run) as scheduler:
+        scheduler.post(make_feeds(0), soon(), answers.on_done)
+        assert gate.started.acquire(timeout=30)
         with pytest.raises(DeadlineExceeded):
-            s.call(x(1), soon(-1))
+            scheduler.call(make_feeds(1), soon(-1))
         gate.open.set()
         answers.wait(1)
 
@@ -336,33 +336,35 @@ def test_every_request_is_answered_once_under_a_storm_with_tight_deadlines():
         time.sleep(0.001)
         return double(feeds)
 
-    def told(ran, value):
-        if ran.error is None:
-            count("answered" if (ran.outputs["y"] == 2 * value).all() else "wrong")
+    def count_outcome(completion, value):
+        if completion.error is None:
+            count("answered" if (completion.outputs["y"] == 2 * value).all() else "wrong")
         else:
             count("late")
 
-    def client(k):
+    def client(nth):
         for i in range(200):
-            value = k * 1000 + i
+            value = nth * 1000 + i
             count("sent")
             try:
                 if i % 2:
-                    told(s.call(x(value), soon(0.004)), value)
+                    count_outcome(scheduler.call(make_feeds(value), soon(0.004)), value)
                 else:
-                    s.post(x(value), soon(0.004), lambda r, v=value: told(r, v))
+                    scheduler.post(
+                        make_feeds(value), soon(0.004), lambda r, v=value: count_outcome(r, v)
+                    )
             except Overloaded:
                 count("refused")
             except EdgeError:
                 count("late")
 
-    with scheduled(run, run, queue=4, max_size=4) as s:
-        threads = [threading.Thread(target=client, args=(k,)) for k in range(8)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-        while s.waiting:
+    with open_scheduler(run, run, queue=4, max_size=4) as scheduler:
+        threads = [threading.Thread(target=client, args=(nth,)) for nth in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        while scheduler.waiting:
             time.sleep(0.001)
     assert counts["sent"] == 1600
     assert counts["wrong"] == 0
