@@ -183,7 +183,7 @@ def test_a_near_duplicate_cache_is_calibrated_on_the_users_samples(
     with Service(config) as service:
         words = ("cache", "calibrate", "dense", samples, "--epsilon", "0.1")
         done = ask_json(*words, config=service.path)
-        assert (done["model"], done["samples"], done["groups"]) == (slot.digest, 400, 100)
+        assert (done["model"], done["samples"], done["groups"]) == (slot.model_id, 400, 100)
         assert done["threshold"] > 0
         assert done["evidence"]["upper"] <= 0.1
         near = ask_json("status", config=service.path)["status"]["caches"]["near dense"]
