@@ -55,12 +55,12 @@ def pick(given: samples.Samples) -> Rows:
     count = min(BATCHES, len(seen) // ROWS) * ROWS
     places = np.linspace(0, len(seen) - 1, count).round().astype(int)
     indices = list(seen.values())
-    return tuple(indices[p] for p in places)
+    return tuple(indices[place] for place in places)
 
 
 def prove(
     workspace: Workspace,
-    s: Subject,
+    subject: Subject,
     feeds: Path,
     original: Path,
     outputs: Specs,
@@ -72,38 +72,40 @@ def prove(
     ``original`` holds what the original, whose ``outputs`` are given, made of ``feeds``; ``rows``
     are the samples that are looked at.
     """
-    assert s.fixed is not None
+    assert subject.fixed is not None
     about = (feeds.name, rows, measure.machine(host), GENERATION)
-    done = workspace.entry("batches", s.key, sha256_file(s.fixed), about)
+    done = workspace.entry("batches", subject.key, sha256_file(subject.fixed), about)
     if done.is_file():
         return
-    given = io_layout.fitted(workspace, feeds, s.model, s.file)
-    inputs, want = golden_vectors.read(given, original, rows, outputs, s.outputs)
-    _pieces(workspace, s, host)
+    given = io_layout.fit_samples(workspace, feeds, subject.model, subject.file)
+    inputs, want = golden_vectors.read(given, original, rows, outputs, subject.outputs)
+    _pieces(workspace, subject, host)
     starts = range(0, len(inputs), ROWS)
-    together = [_joined(inputs[i : i + ROWS]) for i in starts]
-    with workspace.measuring_child(s.env.site) as child:
-        (before,) = _answers(child, s, s.fixed, [inputs])
-        alone, batches, again = _answers(child, s, s.path, [inputs, together, inputs])
+    together = [_join(inputs[i : i + ROWS]) for i in starts]
+    with workspace.measuring_child(subject.env.site) as child:
+        (before,) = _answers(child, subject, subject.fixed, [inputs])
+        alone, batches, again = _answers(child, subject, subject.path, [inputs, together, inputs])
         same = _identical(before, alone)
-        if not same and s.path.suffix == ".onnx":
-            files = (s.fixed, s.path)
-            old, new = (_answers(child, s, f, [inputs[:ROWS]], optimiser="off")[0] for f in files)
+        if not same and subject.path.suffix == ".onnx":
+            files = (subject.fixed, subject.path)
+            old, new = (
+                _answers(child, subject, f, [inputs[:ROWS]], optimiser="off")[0] for f in files
+            )
             same = _identical(old, new)
-    _held(same or s.path.suffix == ".ort", "one row alone is not bit by bit what it was")
-    expected = golden_vectors.make(inputs, want, tuple(before), s.outputs)
+    _require(same or subject.path.suffix == ".ort", "one row alone is not bit by bit what it was")
+    expected = golden_vectors.make(inputs, want, tuple(before), subject.outputs)
     _check(expected, alone, "one row alone is not what it was")
-    _check(expected, _apart(batches), f"in a batch of {ROWS}, rows are not what they are alone")
-    _held(_identical(alone, again), "one row is another after a batch")
+    _check(expected, _split(batches), f"in a batch of {ROWS}, rows are not what they are alone")
+    _require(_identical(alone, again), "one row is another after a batch")
     write_whole(done, msgspec.json.encode({"samples": len(inputs)}))
 
 
-def _pieces(workspace: Workspace, s: Subject, host: Profile) -> None:
-    assert s.fixed is not None
-    one = msgspec.structs.replace(s, path=s.fixed, sha256=sha256_file(s.fixed))
-    before, now = (measure.delegation(workspace, x, host) for x in (one, s))
+def _pieces(workspace: Workspace, subject: Subject, host: Profile) -> None:
+    assert subject.fixed is not None
+    one = msgspec.structs.replace(subject, path=subject.fixed, sha256=sha256_file(subject.fixed))
+    before, now = (measure.delegation(workspace, file, host) for file in (one, subject))
     if before and now and before.partitions is not None and now.partitions is not None:
-        _held(
+        _require(
             now.partitions <= before.partitions,
             f"with a dynamic batch XNNPACK takes it in {now.partitions} pieces instead of "
             f"{before.partitions}",
@@ -111,12 +113,12 @@ def _pieces(workspace: Workspace, s: Subject, host: Profile) -> None:
 
 
 def _answers(
-    child: Child, s: Subject, path: Path, runs: Sequence[Sequence[Feeds]], optimiser: str = ""
+    child: Child, subject: Subject, path: Path, runs: Sequence[Sequence[Feeds]], optimiser: str = ""
 ) -> list[list[Feeds]]:
     """What one file answers to each of the ``runs``, in that order."""
     more = {"graph_optimization": optimiser} if optimiser else {}
-    options = {**s.options, **more}
-    child.ask("open", path=str(path), runtime=s.env.name, threads=1, options=options)
+    options = {**subject.options, **more}
+    child.ask("open", path=str(path), runtime=subject.env.name, threads=1, options=options)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for i, feeds in enumerate(runs):
@@ -124,18 +126,18 @@ def _answers(
             sample_store.write(given, feeds)
             try:
                 child.ask("run", timeout_s=TIMEOUT_S, feeds=str(given), out=str(out))
-            except MeasureError as e:
+            except MeasureError as error:
                 rows = len(next(iter(feeds[0].values())))
-                raise MeasureError(f"{rows} rows at once do not run: {e.what}") from e
+                raise MeasureError(f"{rows} rows at once do not run: {error.what}") from error
             found.append(list(sample_store.read(out)))
     return found
 
 
-def _joined(rows: Sequence[Feeds]) -> Feeds:
-    return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+def _join(rows: Sequence[Feeds]) -> Feeds:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _apart(batches: Sequence[Feeds]) -> list[Feeds]:
+def _split(batches: Sequence[Feeds]) -> list[Feeds]:
     return [
         {name: a[i : i + 1] for name, a in batch.items()} for batch in batches for i in range(ROWS)
     ]
@@ -143,18 +145,18 @@ def _apart(batches: Sequence[Feeds]) -> list[Feeds]:
 
 def _identical(a: Sequence[Feeds], b: Sequence[Feeds]) -> bool:
     return all(
-        x[n].shape == y[n].shape and x[n].tobytes() == y[n].tobytes()
-        for x, y in zip(a, b, strict=True)
-        for n in x
+        one[name].shape == other[name].shape and one[name].tobytes() == other[name].tobytes()
+        for one, other in zip(a, b, strict=True)
+        for name in one
     )
 
 
 def _check(expected: golden.Golden, answers: Sequence[Feeds], wrong: str) -> None:
     rows = iter(answers)
     result = golden.check(expected, lambda _: next(rows))
-    _held(result.ok, f"{wrong}: {result.text}")
+    _require(result.ok, f"{wrong}: {result.text}")
 
 
-def _held(right: bool, wrong: str) -> None:
+def _require(right: bool, wrong: str) -> None:
     if not right:
         raise MeasureError(wrong, hint=FIXED_BATCH_HINT)

@@ -175,7 +175,7 @@ def _convert(job: ConvertJob) -> None:
     if job.batch == "dynamic":
         if done.fixed is None:
             raise ConvertError(f"{job.candidate.name} writes no file with a dynamic batch")
-        inputs, outputs = _batched(inputs), _batched(outputs)
+        inputs, outputs = _free_batch(inputs), _free_batch(outputs)
     artifact = Artifact(
         candidate=job.candidate.name,
         path=Path(done.path.name),
@@ -196,7 +196,7 @@ def _convert(job: ConvertJob) -> None:
     (job.out_dir / "artifact.json").write_bytes(to_json(artifact))
 
 
-def _batched(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+def _free_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     return tuple(msgspec.structs.replace(s, shape=free_leading_dimension(s.shape)) for s in specs)
 
 

@@ -21,7 +21,9 @@ Plans = Mapping[str, Plan]  # by profile
 def without(plans: Plans, request: BuildRequest) -> dict[str, Plan]:
     """What is made in any case."""
     return {
-        name: _keep(plan, [c for c in plan.chosen if not _waits(c, request)])
+        name: _keep(
+            plan, [candidate for candidate in plan.chosen if not _waits(candidate, request)]
+        )
         for name, plan in plans.items()
     }
 
@@ -33,41 +35,49 @@ def needed(plans: Plans, verdicts: Mapping[str, Verdict], request: BuildRequest)
 
 def _rescues(plan: Plan, verdict: Verdict, request: BuildRequest) -> Plan:
     failed = {
-        j.candidate
-        for j in verdict.judged
-        if any(g.gate in ACCURACY and g.outcome == "fail" for g in j.gates)
+        judged.candidate
+        for judged in verdict.judged
+        if any(gate.gate in ACCURACY and gate.outcome == "fail" for gate in judged.gates)
     }
-    waiting = [c for c in plan.chosen if _waits(c, request) and failed.intersection(c.spec.rescues)]
-    rescued = {name for c in waiting for name in c.spec.rescues}
-    targets = {c.spec.target for c in waiting}
+    waiting = [
+        candidate
+        for candidate in plan.chosen
+        if _waits(candidate, request) and failed.intersection(candidate.spec.rescues)
+    ]
+    rescued = {name for candidate in waiting for name in candidate.spec.rescues}
+    targets = {candidate.spec.target for candidate in waiting}
     beside = [
-        c
-        for c in plan.chosen
-        if c.name in rescued or (c.spec.is_reference and c.spec.target in targets)
+        candidate
+        for candidate in plan.chosen
+        if candidate.name in rescued
+        or (candidate.spec.is_reference and candidate.spec.target in targets)
     ]
     return _keep(plan, [*waiting, *beside])
 
 
 def join(first: ProfileTrials, second: ProfileTrials) -> ProfileTrials:
     """The first trials and what is new in the second."""
-    tried = {t.candidate for t in first}
-    return first + tuple(t for t in second if t.candidate not in tried)
+    tried = {trial.candidate for trial in first}
+    return first + tuple(trial for trial in second if trial.candidate not in tried)
 
 
 def explain(plans: Plans, trials: Mapping[str, ProfileTrials]) -> dict[str, Plan]:
     """The plans, with the rescues that were not needed left out and why."""
     return {
-        name: _explain(plan, {t.candidate for t in trials[name]}) for name, plan in plans.items()
+        name: _explain(plan, {trial.candidate for trial in trials[name]})
+        for name, plan in plans.items()
     }
 
 
 def _explain(plan: Plan, tried: set[Candidate]) -> Plan:
-    untried = {c.name: c for c in plan.chosen if c not in tried}
+    untried = {candidate.name: candidate for candidate in plan.chosen if candidate not in tried}
     decisions = tuple(
-        _not_needed(d, untried[d.candidate]) if d.candidate in untried else d
-        for d in plan.decisions
+        _not_needed(decision, untried[decision.candidate])
+        if decision.candidate in untried
+        else decision
+        for decision in plan.decisions
     )
-    chosen = tuple(c for c in plan.chosen if c in tried)
+    chosen = tuple(candidate for candidate in plan.chosen if candidate in tried)
     return msgspec.structs.replace(plan, decisions=decisions, chosen=chosen)
 
 
@@ -84,9 +94,9 @@ def _waits(candidate: Candidate, request: BuildRequest) -> bool:
 
 def _keep(plan: Plan, candidates: list[Candidate]) -> Plan:
     """The plan with these candidates only, in the plan's order."""
-    names = {c.name for c in candidates}
+    names = {candidate.name for candidate in candidates}
     return msgspec.structs.replace(
         plan,
-        decisions=tuple(d for d in plan.decisions if d.candidate in names),
-        chosen=tuple(c for c in plan.chosen if c.name in names),
+        decisions=tuple(decision for decision in plan.decisions if decision.candidate in names),
+        chosen=tuple(candidate for candidate in plan.chosen if candidate.name in names),
     )

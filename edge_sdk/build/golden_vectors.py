@@ -30,7 +30,7 @@ def read(
     inputs, want = (
         tuple(source[i] for i in which) for source in map(sample_store.read, (given, original))
     )
-    return inputs, tuple(to_artifact(w, model, outputs) for w in want)
+    return inputs, tuple(to_artifact(reference, model, outputs) for reference in want)
 
 
 def make(inputs: Samples, want: Samples, got: Samples, outputs: Specs) -> golden.Golden:
@@ -42,11 +42,13 @@ def _steps(want: Sequence[Feeds], got: Sequence[Feeds], outputs: Specs) -> dict[
     """Tolerances of integer outputs that stand for reals, in their steps: kernels round them
     differently, and quantising has moved them already."""
     found = {}
-    for s in outputs:
-        if s.scale:
+    for spec in outputs:
+        if spec.scale:
             apart = [
-                float(np.sqrt(np.mean((w[s.name].astype(float) - g[s.name]) ** 2)))
-                for w, g in zip(want, got, strict=True)
+                float(
+                    np.sqrt(np.mean((reference[spec.name].astype(float) - answer[spec.name]) ** 2))
+                )
+                for reference, answer in zip(want, got, strict=True)
             ]
-            found[s.name] = max(1.0, golden.QUANTISATION_FACTOR * max(apart))
+            found[spec.name] = max(1.0, golden.QUANTISATION_FACTOR * max(apart))
     return found

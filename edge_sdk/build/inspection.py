@@ -62,8 +62,11 @@ def _add_costs(
     try:
         notes = target.prepare(original, static, shapes, "fixed").notes
         known = target.describe(static, {})
-    except EdgeError as e:  # still worth showing: the user may be looking for the reason
-        return model, (f"cannot be converted yet: {e.what}", *([e.hint] if e.hint else []))
+    except EdgeError as error:  # still worth showing: the user may be looking for the reason
+        return model, (
+            f"cannot be converted yet: {error.what}",
+            *([error.hint] if error.hint else []),
+        )
     costs = {
         field: getattr(known, field)
         for field in ("macs", "facets", "parameters", "weight_bytes", "outputs")

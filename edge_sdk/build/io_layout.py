@@ -16,7 +16,7 @@ from edge_sdk.build.workspace import Workspace
 GENERATION = 1
 
 
-def fitted(workspace: Workspace, feeds: Path, model: Specs, file: Specs) -> Path:
+def fit_samples(workspace: Workspace, feeds: Path, model: Specs, file: Specs) -> Path:
     """The samples in ``feeds`` as the file takes them: the same folder, or another one."""
     if has_same_interface(model, file):
         return feeds
@@ -28,13 +28,13 @@ def fitted(workspace: Workspace, feeds: Path, model: Specs, file: Specs) -> Path
     return folder
 
 
-def answered(outputs: Path, model: Specs, file: Specs) -> dict[str, Array]:
+def stack_answers(outputs: Path, model: Specs, file: Specs) -> dict[str, Array]:
     """What the file answered, stacked over the samples, as the model would have, in reals."""
     source = sample_store.read(outputs)
     if has_same_interface(model, file):
         return source.stacked
     answers = [to_model(source[i], model, file) for i in range(len(source))]
-    return {s.name: np.stack([a[s.name] for a in answers]) for s in model}
+    return {s.name: np.stack([answer[s.name] for answer in answers]) for s in model}
 
 
 def recipe(wanted: ImageRecipe | None, file: Specs) -> ImageRecipe | None:

@@ -78,7 +78,7 @@ class Subject(msgspec.Struct, frozen=True):
         return self.sha256, self.options, self.env.name, self.env.version, adapter
 
 
-def subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
+def make_subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
     """The artifact as something to run."""
     a = artifact
     return Subject(a.path, a.sha256, a.options, env, model.inputs, a.inputs, a.outputs, a.fixed)
@@ -91,16 +91,16 @@ def original(prepared: Prepared, model: Model) -> Subject:
     return Subject(path, prepared.original_sha256, {}, env, model.inputs, model.inputs)
 
 
-def answers(workspace: Workspace, s: Subject, feeds: Path, host: Profile) -> Path:
+def answers(workspace: Workspace, subject: Subject, feeds: Path, host: Profile) -> Path:
     """A folder with the outputs on every sample; raises MeasureError if it cannot run.
 
     One thread: sums in another order are other numbers, and these end up in packages.
     """
-    folder = workspace.entry("outputs", s.key, machine(host), feeds.name, GENERATION)
+    folder = workspace.entry("outputs", subject.key, machine(host), feeds.name, GENERATION)
     if not folder.is_dir():
-        feeds = io_layout.fitted(workspace, feeds, s.model, s.file)
-        with workspace.measuring_child(s.env.site) as child:
-            _open(child, s, threads=1)
+        feeds = io_layout.fit_samples(workspace, feeds, subject.model, subject.file)
+        with workspace.measuring_child(subject.env.site) as child:
+            _open(child, subject, threads=1)
             child.ask("run", timeout_s=RUN_TIMEOUT_S, feeds=str(feeds), out=str(folder))
     return folder
 
@@ -109,29 +109,34 @@ def timings(
     workspace: Workspace, subjects: Mapping[str, Subject], feeds: Path, host: Profile, cores: int
 ) -> dict[str, Timing | EdgeError]:
     """Time every subject by name, interleaved; from the cache if they were timed together."""
-    together = sorted({repr(s.key) for s in subjects.values()})
+    together = sorted({repr(subject.key) for subject in subjects.values()})
     timed_on = (machine(host), cores, feeds.name, GENERATION)
-    files = {n: workspace.entry("timings", s.key, together, timed_on) for n, s in subjects.items()}
+    files = {
+        n: workspace.entry("timings", subject.key, together, timed_on)
+        for n, subject in subjects.items()
+    }
     if all(file.is_file() for file in files.values()):
         return {n: msgspec.json.decode(f.read_bytes(), type=Timing) for n, f in files.items()}
-    results = dict(_interleaved(workspace, subjects, feeds, cores))
+    results = dict(_time_interleaved(workspace, subjects, feeds, cores))
     for name, result in results.items():
         if isinstance(result, Timing):
             write_whole(files[name], msgspec.json.encode(result))
     return results
 
 
-def delegation(workspace: Workspace, s: Subject, host: Profile) -> Delegation | None:
+def delegation(workspace: Workspace, subject: Subject, host: Profile) -> Delegation | None:
     """What runs outside XNNPACK on that runtime version; None where a runtime has no delegates.
 
     Raises MeasureError if it cannot run.
     """
-    if not hasattr(runtimes.get(s.env.name), "delegation"):
+    if not hasattr(runtimes.get(subject.env.name), "delegation"):
         return None
-    file = workspace.entry("delegation", s.key, machine(host), GENERATION)
+    file = workspace.entry("delegation", subject.key, machine(host), GENERATION)
     if not file.is_file():
-        with workspace.measuring_child(s.env.site) as child:
-            told = child.ask("delegation", path=str(s.path), runtime=s.env.name, threads=1)
+        with workspace.measuring_child(subject.env.site) as child:
+            told = child.ask(
+                "delegation", path=str(subject.path), runtime=subject.env.name, threads=1
+            )
         write_whole(file, msgspec.json.encode(told))
     return msgspec.json.decode(file.read_bytes(), type=Delegation)
 
@@ -146,12 +151,12 @@ def batches(subjects: Mapping[str, Subject], host: Profile) -> Iterator[dict[str
     room = host.memory.available_mb / 2
     batch: dict[str, Subject] = {}
     used = 0.0
-    for name, s in subjects.items():
-        need = BASE_MB + 4 * s.path.stat().st_size / 1e6  # unpacked weights and arena
+    for name, subject in subjects.items():
+        need = BASE_MB + 4 * subject.path.stat().st_size / 1e6  # unpacked weights and arena
         if batch and used + need > room:
             yield batch
             batch, used = {}, 0.0
-        batch[name] = s
+        batch[name] = subject
         used += need
     if batch:
         yield batch
@@ -163,26 +168,33 @@ def thread_counts(cores: int) -> tuple[int, ...]:
     return tuple(sorted({cores, *(p for p in powers if p <= cores)}))
 
 
-def _open(child: Child, s: Subject, threads: int) -> dict[str, float]:
+def _open(child: Child, subject: Subject, threads: int) -> dict[str, float]:
     reply = child.ask(
-        "open", path=str(s.path), runtime=s.env.name, threads=threads, options=s.options
+        "open",
+        path=str(subject.path),
+        runtime=subject.env.name,
+        threads=threads,
+        options=subject.options,
     )
-    if reply["version"] != s.env.version:  # or every label of a measured value would be wrong
-        raise MeasureError(f"{s.env.name} is {reply['version']} there, not {s.env.version}")
+    if reply["version"] != subject.env.version:  # or every label of a measured value would be wrong
+        raise MeasureError(
+            f"{subject.env.name} is {reply['version']} there, not {subject.env.version}"
+        )
     return reply
 
 
-def _interleaved(
+def _time_interleaved(
     workspace: Workspace, subjects: Mapping[str, Subject], feeds: Path, cores: int
 ) -> Iterator[tuple[str, Timing | EdgeError]]:
     """Rounds of turns: 1 thread first, then every core."""
     with ExitStack() as stack:
         given = {
-            n: str(io_layout.fitted(workspace, feeds, s.model, s.file)) for n, s in subjects.items()
+            name: str(io_layout.fit_samples(workspace, feeds, subject.model, subject.file))
+            for name, subject in subjects.items()
         }
         alive = {
-            n: stack.enter_context(workspace.measuring_child(s.env.site))
-            for n, s in subjects.items()
+            n: stack.enter_context(workspace.measuring_child(subject.env.site))
+            for n, subject in subjects.items()
         }
         costs: dict[str, tuple[float, float, float]] = {}
         failed: dict[str, EdgeError] = {}
@@ -192,8 +204,8 @@ def _interleaved(
         def surviving(name: str) -> Iterator[None]:
             try:
                 yield
-            except MeasureError as e:
-                failed[name] = e
+            except MeasureError as error:
+                failed[name] = error
                 alive.pop(name, None)
 
         steps = thread_counts(cores)

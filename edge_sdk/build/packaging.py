@@ -215,7 +215,7 @@ def _golden(materials: Materials, winner: CandidateTrial, workspace: Workspace) 
     assert artifact
     assert winner.outputs
     model, feeds = materials.model, materials.feeds
-    given = io_layout.fitted(workspace, feeds, model.inputs, artifact.inputs)
+    given = io_layout.fit_samples(workspace, feeds, model.inputs, artifact.inputs)
     which = range(min(GOLDEN, len(materials.evaluation)))
     inputs, want = golden_vectors.read(
         given, winner.original, which, model.outputs, artifact.outputs

@@ -88,8 +88,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _version(text: str) -> Version:
     try:
         return Version(text)
-    except InvalidVersion as e:
-        raise InputError(f"'{text}' is no version", hint="such as 1.23.2") from e
+    except InvalidVersion as error:
+        raise InputError(f"'{text}' is no version", hint="such as 1.23.2") from error
 
 
 @cache

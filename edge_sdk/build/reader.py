@@ -26,5 +26,5 @@ def make_model(path: Path, source: Format, sha256: str, description: Description
         format=source.name,
         sha256=sha256,
         bytes=path.stat().st_size,
-        **{f: getattr(description, f) for f in Description.__struct_fields__},
+        **{field: getattr(description, field) for field in Description.__struct_fields__},
     )

@@ -122,7 +122,7 @@ def _install(adapter: Adapter, version: str, site: Path) -> tuple[str, list[str]
 
 
 def _requirements(adapter: Adapter, version: str) -> list[str]:
-    spec, parsed = adapter.SPEC, _parsed(version)
+    spec, parsed = adapter.SPEC, _parse(version)
     distribution = spec.distribution
     if parsed and parsed.is_prerelease:
         distribution = spec.prereleases or distribution
@@ -160,8 +160,8 @@ def _last_line(text: str) -> str:
 
 def _nearest(version: str, available: list[str]) -> str | None:
     """The release at the smallest distance of (major, minor); the newest patch of it."""
-    want = _parsed(version)
-    known = [(v, s) for s in available if (v := _parsed(s)) and not v.is_prerelease]
+    want = _parse(version)
+    known = [(v, s) for s in available if (v := _parse(s)) and not v.is_prerelease]
     if want is None or not known:
         return None
 
@@ -171,7 +171,7 @@ def _nearest(version: str, available: list[str]) -> str | None:
     return min(known, key=lambda pair: distance(pair[0]))[1]
 
 
-def _parsed(version: str) -> Version | None:
+def _parse(version: str) -> Version | None:
     try:
         return Version(version)
     except InvalidVersion:

@@ -141,7 +141,9 @@ def _results(materials: Materials, attempts: Sequence[_Attempt], workspace: Work
     subjects: dict[Key, Subject] = {}
     for a in attempts:
         if isinstance(a.artifact, Artifact) and isinstance(a.env, RuntimeEnv):
-            subjects[_key(a.artifact, a.env)] = measure.subject(a.artifact, a.env, materials.model)
+            subjects[_key(a.artifact, a.env)] = measure.make_subject(
+                a.artifact, a.env, materials.model
+            )
     first = measure.original(materials.prepared, materials.model)
     original = "original"
     jobs = {
@@ -219,19 +221,19 @@ def _measurement(
 ) -> Measurement:
     artifact, env = attempt.artifact, attempt.env
     if isinstance(artifact, EdgeError):
-        return _failed(attempt, artifact)
+        return _report_failure(attempt, artifact)
     if isinstance(env, EdgeError):
-        return _failed(attempt, env)
+        return _report_failure(attempt, env)
     key = _key(artifact, env)
     outputs, timing = results.answers[key], results.timings.get(key)
     if isinstance(outputs, EdgeError):
-        return _failed(attempt, outputs)
+        return _report_failure(attempt, outputs)
     if not isinstance(timing, Timing):
-        return _failed(attempt, timing or MeasureError("not timed"))
+        return _report_failure(attempt, timing or MeasureError("not timed"))
     try:
         accuracy = _accuracy(materials, artifact, results.original, outputs, env)
     except MeasureError as e:
-        return _failed(attempt, e)
+        return _report_failure(attempt, e)
     return measure.measurement(
         artifact, attempt.candidate.spec, accuracy, timing,
         _reference_timing(attempt, others, env, results), env, materials.host, profile,
@@ -239,7 +241,7 @@ def _measurement(
     )  # fmt: skip
 
 
-def _failed(attempt: _Attempt, error: EdgeError) -> Measurement:
+def _report_failure(attempt: _Attempt, error: EdgeError) -> Measurement:
     return Measurement(candidate=attempt.candidate.name, error=_text(error))
 
 
@@ -265,8 +267,8 @@ def _accuracy(
 ) -> dict[str, Quantity]:
     model = materials.model.outputs
     return metrics.compare(
-        io_layout.answered(original, model, model),
-        io_layout.answered(outputs, model, artifact.outputs),
+        io_layout.stack_answers(original, model, model),
+        io_layout.stack_answers(outputs, model, artifact.outputs),
         materials.evaluation.labels,
         materials.metric, env.where, materials.user_metric,
     )  # fmt: skip
