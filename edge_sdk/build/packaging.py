@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -26,10 +26,11 @@ from edge_core.package.manifest import (
     Selector,
     Variant,
 )
+from edge_core.package.oci import Blob
 from edge_core.profile import Profile
 from edge_core.runtimes import sample_store
 from edge_core.tensors import TensorSpec
-from edge_sdk.build import card, golden_vectors, io_layout, judge, report, sbom
+from edge_sdk.build import bundle, card, golden_vectors, io_layout, judge, policy, report, sbom
 from edge_sdk.build.materials import Materials
 from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.stages import Artifact, GateResult, Measurement, Plan, Verdict, to_json
@@ -75,25 +76,55 @@ def check_writable(out: Path) -> None:
         raise storage_error(e, out) from e
 
 
-def package_for(
+def make_part(
+    request: BuildRequest,
+    materials: Materials,
+    profile: Profile,
+    trials: ProfileTrials,
+    verdict: Verdict,
+    workspace: Workspace,
+) -> Part | None:
+    """The variant of the profile's winner with the sources of its files; None without a winner."""
+    winner = next((t for t in trials if t.candidate.name == verdict.winner), None)
+    if winner is None:
+        return None
+    return _make_part(request, materials, profile, winner, verdict, workspace)
+
+
+def write_packages(
+    request: BuildRequest, materials: Materials, parts: Mapping[str, Part]
+) -> dict[str, PackageRef]:
+    """Profile -> its package: one a profile, or one for all of them.
+
+    ``parts`` are by the name of the profile; one that has no winner has none. Raises StorageError,
+    and InputError for a bundle of profiles that no device can tell apart.
+    """
+    if not request.bundle or not parts:
+        return {
+            name: _write_package(request, materials, (part,), name) for name, part in parts.items()
+        }
+    profiles = [p for p in request.profiles if p.name in parts]
+    given = [parts[p.name] for p in profiles]
+    variants = bundle.order_variants(
+        profiles, [p.variant for p in given], [_digests(p) for p in given]
+    )
+    bundled = tuple(replace(parts[v.profiles[0]], variant=v) for v in variants)
+    return dict.fromkeys(parts, _write_package(request, materials, bundled, "bundle"))
+
+
+def write_report(
     request: BuildRequest,
     materials: Materials,
     profile: Profile,
     plan: Plan,
     trials: ProfileTrials,
     verdict: Verdict,
-    workspace: Workspace,
+    ref: PackageRef | None,
     seconds: Mapping[str, float],
 ) -> Built:
-    """Write the package (if there is a winner) and the report; raises StorageError."""
+    """Write the profile's report beside its package, if it has one; raises StorageError."""
     start = time.perf_counter()
-    name = request.name or request.model.stem
-    version = request.version or materials.model.sha256[:12]
-    stem = f"{name}-{version}-{profile.name}"
-    ref = None
-    if winner := next((t for t in trials if t.candidate.name == verdict.winner), None):
-        part = _make_part(request, materials, profile, winner, verdict, workspace)
-        ref = _write_package(request, materials, (part,), request.out / f"{stem}.edgepkg")
+    stem = _stem(request, materials, profile.name)
     spent = dict(seconds)
     spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
     told = report.Report(
@@ -128,6 +159,16 @@ def package_for(
     )
 
 
+def _stem(request: BuildRequest, materials: Materials, suffix: str) -> str:
+    """How the files of a build are named: model, version, and whom it is for."""
+    version = request.version or materials.model.sha256[:12]
+    return f"{request.name or request.model.stem}-{version}-{suffix}"
+
+
+def _digests(part: Part) -> dict[str, str]:
+    return {path: Blob.of(part.files[path]).digest for path in part.variant.model_files}
+
+
 def _make_part(
     request: BuildRequest,
     materials: Materials,
@@ -149,7 +190,11 @@ def _make_part(
     }
     variant = Variant(
         name=profile.name,
-        selector=Selector(arch=profile.platform.arch, os=profile.platform.os),
+        selector=Selector(
+            arch=profile.platform.arch,
+            os=profile.platform.os,
+            cpu_features=policy.required_features(artifact.candidate, profile),
+        ),
         profiles=(profile.name,),
         candidate=artifact.candidate,
         precision=artifact.precision or candidate.spec.precision,
@@ -171,7 +216,7 @@ def _make_part(
 
 
 def _write_package(
-    request: BuildRequest, materials: Materials, parts: tuple[Part, ...], out: Path
+    request: BuildRequest, materials: Materials, parts: tuple[Part, ...], suffix: str
 ) -> PackageRef:
     """One package of the parts, in their order; raises StorageError, InputError."""
     manifest = Manifest(
@@ -186,6 +231,7 @@ def _write_package(
     artifacts = {p.variant.name: p.artifact for p in parts}
     files[CARD] = card.render_card(manifest, artifacts).encode()
     files[SBOM] = sbom.make_sbom(manifest, files)
+    out = request.out / f"{_stem(request, materials, suffix)}.edgepkg"
     return package.write(out, manifest, files)
 
 

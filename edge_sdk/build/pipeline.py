@@ -1,4 +1,4 @@
-"""A build, end to end: one model and some profiles in, one package a profile out.
+"""A build, end to end: one model and some profiles in, packages and reports out.
 
     read -> plan -> convert -> measure -> judge -> package
 
@@ -15,13 +15,13 @@ from edge_sdk.build.clock import Clock
 from edge_sdk.build.materials import Materials
 from edge_sdk.build.packaging import Built
 from edge_sdk.build.request import BuildRequest
-from edge_sdk.build.stages import Verdict
+from edge_sdk.build.stages import Plan, Verdict
 from edge_sdk.build.trials import ProfileTrials
 from edge_sdk.build.workspace import Workspace
 
 
 def build(request: BuildRequest, workspace: Workspace) -> tuple[Built, ...]:
-    """Build one package a profile; a profile that nothing fits has a report and no package.
+    """Build one package a profile, or one for all; what nothing fits has a report and no package.
 
     Raises EdgeError for what concerns the whole build: unreadable input, a full disk.
     """
@@ -53,17 +53,34 @@ def _build(request: BuildRequest, workspace: Workspace, clock: Clock) -> tuple[B
         tried = {name: fallbacks.join(tried[name], more[name]) for name in tried}
         verdicts = _judge_all(request, shared, tried, clock)
     plans = fallbacks.explain(plans, tried)
-    built = []
-    for profile in request.profiles:
-        name = profile.name
-        with clock.stage("package and report"):
-            built.append(
-                packaging.package_for(
-                    request, shared, profile, plans[name], tried[name],
-                    judge.explain_refusal(verdicts[name], plans[name]), workspace, clock.seconds,
-                )
-            )  # fmt: skip
-    return tuple(built)
+    with clock.stage("package and report"):
+        return _package_all(request, shared, plans, tried, verdicts, workspace, clock)
+
+
+def _package_all(
+    request: BuildRequest,
+    shared: Materials,
+    plans: Mapping[str, Plan],
+    tried: Mapping[str, ProfileTrials],
+    verdicts: Mapping[str, Verdict],
+    workspace: Workspace,
+    clock: Clock,
+) -> tuple[Built, ...]:
+    parts = {
+        profile.name: packaging.make_part(
+            request, shared, profile, tried[profile.name], verdicts[profile.name], workspace
+        )
+        for profile in request.profiles
+    }
+    refs = packaging.write_packages(request, shared, {n: p for n, p in parts.items() if p})
+    return tuple(
+        packaging.write_report(
+            request, shared, profile, plans[profile.name], tried[profile.name],
+            judge.explain_refusal(verdicts[profile.name], plans[profile.name]),
+            refs.get(profile.name), clock.seconds,
+        )
+        for profile in request.profiles
+    )  # fmt: skip
 
 
 def _judge_all(

@@ -14,6 +14,7 @@ import tomllib
 from packaging.version import InvalidVersion, Version
 
 from edge_core.errors import InputError
+from edge_core.profile import Profile
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -97,3 +98,20 @@ def shipped() -> Policy:
     """The policy that comes with this version."""
     raw = files("edge_sdk.build").joinpath("policy.toml").read_text(encoding="utf-8")
     return msgspec.convert(tomllib.loads(raw), Policy)
+
+
+def required_features(candidate: str, profile: Profile) -> tuple[str, ...]:
+    """CPU features without which the policy refuses ``candidate``: groups, "a|b" is one of two.
+
+    Only those that the profile has: a candidate that its user forced in spite of a rule runs
+    where it was built for.
+    """
+    groups = []
+    for rule in shipped().rule:
+        word, _, group = str(rule.when.get("isa", "")).partition(" ")
+        if rule.verdict != "out" or word != "lacks" or rule.when.keys() - {"arch", "isa"}:
+            continue
+        without = {"arch": profile.platform.arch, "isa": ()}
+        if rule.matches(candidate, without) and set(group.split("|")) & set(profile.cpu.isa):
+            groups.append(group)
+    return tuple(groups)

@@ -60,6 +60,9 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
         StrPath | Sequence[str], Meta(description="Text file with one class name a line.")
     ] = ()
     cache: Annotated[StrPath | None, Meta(description="Folder for finished candidates.")] = None
+    bundle: Annotated[
+        bool, Meta(description="One package for all profiles, with a variant for each.")
+    ] = False
     jobs: Annotated[int, Meta(ge=0, description="Candidates side by side; 0: cores.")] = 0
     offline: Annotated[bool, Meta(description="Install no runtime versions.")] = False
 

@@ -1,0 +1,163 @@
+"""One package for several profiles: selectors that tell them apart, in an order that reaches each.
+
+    order_variants(profiles, variants, digests) -> variants in the package's order
+
+Pure. A selector gets no more than it needs: for each other profile the first kind of fact that
+tells its device apart, in the order of make_requirements(). The variant that demands more comes
+first. Profiles that no detectable fact tells apart share a variant if it has the same files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from edge_core.errors import InputError
+from edge_core.facts import DeviceFacts
+from edge_core.machine import accelerators
+from edge_core.package.manifest import (
+    MAX_NEEDS,
+    AcceleratorNeed,
+    RuntimeRange,
+    Variant,
+    VersionRange,
+)
+from edge_core.package.selector import find_mismatch
+from edge_core.profile import Profile
+from edge_core.runtimes import registry
+
+# Of the profile's memory that a device must have: firmware and GPUs keep a part of what is sold.
+MEMORY_SHARE = 0.8
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """A variant and the device that it is for."""
+
+    variant: Variant
+    facts: DeviceFacts
+    digests: Mapping[str, str]  # path -> digest of the model's files
+
+
+def order_variants(
+    profiles: Sequence[Profile],
+    variants: Sequence[Variant],
+    digests: Sequence[Mapping[str, str]],
+) -> tuple[Variant, ...]:
+    """The variants with their selectors, merged where they are the same, in the package's order.
+
+    Each profile has the variant and the digests at its place. Raises InputError for two profiles
+    that no detectable fact tells apart and whose files differ.
+    """
+    facts = [detectable_facts(profile) for profile in profiles]
+    waiting = [
+        Placed(_distinguish(variant, own, [f for f in facts if f is not own]), own, files)
+        for variant, own, files in zip(variants, facts, digests, strict=True)
+    ]
+    waiting = _merge(waiting)
+    ordered: list[Variant] = []
+    while waiting:
+        first = next((p for p in waiting if not _catches(p, waiting)), None)
+        if first is None:
+            raise _indistinct(waiting[0].variant, waiting[1].variant)
+        ordered.append(first.variant)
+        waiting.remove(first)
+    return tuple(ordered)
+
+
+def detectable_facts(profile: Profile) -> DeviceFacts:
+    """What a device of the profile finds out about itself."""
+    facts = DeviceFacts.from_profile(profile)
+    found = tuple(a for a in facts.accelerators if accelerators.is_detectable(a))
+    runtimes = {n: version for n, version in facts.runtimes.items() if n in registry.by_name()}
+    return msgspec.structs.replace(facts, accelerators=found, runtimes=runtimes)
+
+
+def make_requirements(own: DeviceFacts, other: DeviceFacts) -> Iterator[dict[str, object]]:
+    """Fields of a selector that may tell ``own`` from ``other``, the surest kind first."""
+    for found in own.accelerators:
+        name = found.name if found.name == accelerators.EDGE_TPU else ""
+        need = AcceleratorNeed(kind=found.kind, name=name, capability=found.capability)
+        yield {"accelerator": need}
+    features = tuple(f for f in own.cpu_features if f not in other.cpu_features)
+    yield {"cpu_features": features[:MAX_NEEDS]}
+    for runtime, version in own.runtimes.items():
+        versions = VersionRange(minimal=_numbers(version))
+        yield {"runtime": RuntimeRange(name=runtime, versions=versions)}
+    yield {"memory_mb": round(MEMORY_SHARE * own.memory_mb)}
+    yield {"glibc": _numbers(own.glibc)}
+    yield {"python": VersionRange(minimal=_numbers(own.python))}
+
+
+def _distinguish(variant: Variant, own: DeviceFacts, others: Sequence[DeviceFacts]) -> Variant:
+    for other in others:
+        if find_mismatch(variant, other):
+            continue
+        for fields in make_requirements(own, other):
+            stricter = _require(variant, fields)
+            if not find_mismatch(stricter, own) and find_mismatch(stricter, other):
+                variant = stricter
+                break
+    return variant
+
+
+def _require(variant: Variant, fields: dict[str, object]) -> Variant:
+    selector = msgspec.structs.replace(variant.selector, **fields)
+    groups = (*variant.selector.cpu_features, *selector.cpu_features)
+    unique: tuple[str, ...] = tuple(dict.fromkeys(groups))[:MAX_NEEDS]
+    selector = msgspec.structs.replace(selector, cpu_features=unique)
+    return msgspec.structs.replace(variant, selector=selector)
+
+
+def _merge(placed: Sequence[Placed]) -> list[Placed]:
+    kept: list[Placed] = []
+    for late in placed:
+        early = next((p for p in kept if _is_indistinct(p, late)), None)
+        if early is None:
+            kept.append(late)
+            continue
+        if not _is_same(early, late):
+            raise _indistinct(early.variant, late.variant)
+        kept[kept.index(early)] = _join(early, late)
+    return kept
+
+
+def _is_indistinct(one: Placed, two: Placed) -> bool:
+    return not find_mismatch(one.variant, two.facts) and not find_mismatch(two.variant, one.facts)
+
+
+def _is_same(one: Placed, two: Placed) -> bool:
+    runtimes = [(p.variant.runtime.name, p.variant.runtime.options) for p in (one, two)]
+    return one.digests == two.digests and runtimes[0] == runtimes[1]
+
+
+def _join(one: Placed, two: Placed) -> Placed:
+    """One variant for both profiles; each gate says whose it is."""
+    gates = tuple(
+        gate if gate.profile else msgspec.structs.replace(gate, profile=p.variant.profiles[0])
+        for p in (one, two)
+        for gate in p.variant.gates
+    )
+    profiles = (*one.variant.profiles, *two.variant.profiles)
+    variant = msgspec.structs.replace(one.variant, profiles=profiles, gates=gates)
+    return msgspec.structs.replace(one, variant=variant)
+
+
+def _catches(placed: Placed, waiting: Sequence[Placed]) -> bool:
+    """Would a device of another variant that waits take this one?"""
+    return any(not find_mismatch(placed.variant, p.facts) for p in waiting if p is not placed)
+
+
+def _indistinct(one: Variant, two: Variant) -> InputError:
+    return InputError(
+        f"no fact that a device detects tells '{one.profiles[0]}' from '{two.profiles[0]}', "
+        "and each needs other files",
+        hint="leave one profile out, or write separate packages, without --bundle",
+    )
+
+
+def _numbers(version: str) -> str:
+    """'2.20.0' of '2.20.0.dev1': what a selector compares."""
+    match = re.match(r"[0-9]{1,9}(\.[0-9]{1,9}){0,5}", version)
+    return match[0] if match else ""

@@ -1,0 +1,113 @@
+"""Bundles: one package whose variants each reach the device that they are for."""
+
+import json
+
+import msgspec
+import pytest
+
+import device_profiles
+import edge_sdk
+from agent.config import Config, Install
+from agent.packages.install import install
+from edge_core.errors import InputError
+from edge_core.machine.detect import detect_facts
+from edge_core.package import format as package
+from edge_core.package.manifest import Gate, Selector
+from edge_core.package.selector import select_variant
+from edge_core.runtimes.registry import installed_runtimes
+from edge_sdk.build import policy
+from edge_sdk.build.bundle import detectable_facts, order_variants
+from tests import packages
+
+SAME = {"model.onnx": "sha256:0"}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return packages.contents(tmp_path_factory.mktemp("contents"))[0]
+
+
+def make_bundle(manifest, names, digests=None):
+    """The manifest of a bundle for shipped profiles."""
+    profiles = [device_profiles.load(name) for name in names]
+    variants = [
+        msgspec.structs.replace(
+            manifest.variants[0], name=p.name, profiles=(p.name,),
+            selector=Selector(arch=p.platform.arch, os=p.platform.os),
+        )
+        for p in profiles
+    ]  # fmt: skip
+    digests = digests or [{"model.onnx": f"sha256:{name}"} for name in names]
+    ordered = order_variants(profiles, variants, digests)
+    return msgspec.structs.replace(manifest, variants=ordered)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("raspberry-pi-4b", "x86-64"),
+        ("raspberry-pi-4b", "raspberry-pi-5"),
+        ("linux-arm64", "raspberry-pi-5", "jetson-orin-nano", "jetson-nano"),
+        ("jetson-orin-nano", "jetson-agx-orin", "jetson-thor", "jetson-xavier-nx"),
+        ("x86-64", "x86-64-v3", "x86-gateway-n100"),
+        ("raspberry-pi-zero-2-w", "raspberry-pi-4b", "linux-arm64"),
+    ],
+)
+def test_every_device_gets_the_variant_of_its_profile_in_any_order(manifest, names):
+    for order in (names, names[::-1]):
+        bundle = make_bundle(manifest, order)
+        for name in names:
+            facts = detectable_facts(device_profiles.load(name))
+            assert name in select_variant(bundle, facts).profiles
+
+
+def test_a_selector_has_no_more_than_it_needs(manifest):
+    bundle = make_bundle(manifest, ("raspberry-pi-4b", "x86-64"))
+    for variant in bundle.variants:
+        assert variant.selector == Selector(arch=variant.selector.arch, os="linux")
+
+
+def test_profiles_that_no_fact_tells_apart_share_a_variant_or_are_refused(manifest):
+    profile = device_profiles.load("raspberry-pi-4b")
+    twins = [profile, msgspec.structs.replace(profile, name="twin")]
+    gated = packages.with_variant(manifest, gates=(Gate("cosine", 0.9, "pass"),)).variants[0]
+    variants = [msgspec.structs.replace(gated, name=p.name, profiles=(p.name,)) for p in twins]
+    (shared,) = order_variants(twins, variants, [SAME, SAME])
+    assert shared.profiles == ("raspberry-pi-4b", "twin")
+    assert {g.profile for g in shared.gates} == {"raspberry-pi-4b", "twin"}
+    with pytest.raises(InputError, match="tells 'raspberry-pi-4b' from 'twin'") as e:
+        order_variants(twins, variants, [SAME, {"model.onnx": "sha256:1"}])
+    assert "without --bundle" in e.value.hint
+
+
+def test_what_the_policy_demands_of_a_processor_is_in_the_selector():
+    n100 = device_profiles.load("x86-gateway-n100")
+    assert policy.required_features("onnx-int8-static-u8s8", n100) == ("avx_vnni|avx512_vnni",)
+    assert policy.required_features("onnx-fp32", n100) == ()
+    plain = device_profiles.load("x86-64")
+    assert policy.required_features("onnx-int8-static-u8s8", plain) == ()
+
+
+def test_a_bundle_is_built_verified_installed_and_reported(digits, tmp_path):
+    names = ["x86-64-v3", "raspberry-pi-4b"]
+    options = edge_sdk.BuildOptions(
+        evaluation="examples.data:digits_eval", preprocess="mnist", only=("onnx-fp32",),
+        bundle=True, out=tmp_path / "out", cache=tmp_path / "cache",
+    )  # fmt: skip
+    profiles = [
+        edge_sdk.load_profile(n, latency_p99_ms=10_000, memory_peak_mb=10_000) for n in names
+    ]
+    built = edge_sdk.build(digits, profiles, options)
+    assert len({b.package for b in built}) == 1
+    opened = package.open(built[0].package)
+    assert [set(v.profiles) for v in opened.manifest.variants] == [{names[0]}, {names[1]}]
+    card = opened.read("model-card.md").decode()
+    assert all(f"## The file of `{name}`" in card for name in names)
+    for result in built:
+        assert json.loads(result.report_json.read_bytes())["package"] == built[0].package.name
+    for name in names:
+        verified = edge_sdk.verify(built[0].package, variant=name)
+        assert (verified.variant, verified.golden.ok) == (name, True)
+    here = msgspec.structs.replace(detect_facts(installed_runtimes()), arch="aarch64")
+    config = Config(data_dir=str(tmp_path / "agent"), install=Install(tune_s=0.2))
+    assert install(config, built[0].package, facts=here).slot.variant == "raspberry-pi-4b"
