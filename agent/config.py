@@ -20,7 +20,7 @@ from msgspec import inspect as mi
 
 from edge_core import toml_schema
 from edge_core.errors import InputError
-from edge_core.files import storage_error, write_whole
+from edge_core.files import storage_error, write_atomic
 
 ENVIRONMENT = "EDGE_AGENT_CONFIG"
 SYSTEM = Path("/etc/edge-agent/config.toml")
@@ -172,7 +172,7 @@ def write_default(path: Path, data_dir: Path) -> None:
     except OSError as e:
         raise storage_error(e, data_dir) from e
     text = default_text(Config(data_dir=str(data_dir.absolute())))
-    write_whole(path, text.encode())
+    write_atomic(path, text.encode())
 
 
 def default_text(config: Config) -> str:

@@ -24,7 +24,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from agent.config import Config, Http, Serve
 from agent.packages.install import install
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 from edge_core.tensors import Feeds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ def prepare(
         models=dict(models or {}),
     )
     config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_whole(settings(config), tomli_w.dumps(msgspec.to_builtins(config)).encode(), mode=0o600)
+    write_atomic(settings(config), tomli_w.dumps(msgspec.to_builtins(config)).encode(), mode=0o600)
     for package in packages:
         install(config, package)
     return config

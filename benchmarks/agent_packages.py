@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_core.files import sha256_file, write_whole
+from edge_core.files import sha256_file, write_atomic
 from edge_core.package import format as package
 from edge_core.package import golden
 from edge_core.package.manifest import MANIFEST, Manifest, RuntimeNeed, Selector, Variant
@@ -164,7 +164,7 @@ def free_batch(model: Path, out: Path) -> Path:
                 shape[0] = 0
                 tensor.CopyFrom(numpy_helper.from_array(shape))
     onnx.checker.check_model(proto)
-    write_whole(out, proto.SerializeToString())
+    write_atomic(out, proto.SerializeToString())
     return out
 
 
@@ -181,7 +181,7 @@ def dense_model(out: Path, seed: int) -> Path:
         [numpy_helper.from_array(weights, "w")],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    write_whole(out, made.SerializeToString())
+    write_atomic(out, made.SerializeToString())
     return out
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from converters import registry as converters
 from edge_core.errors import EdgeError
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 from edge_sdk import BuildOptions, build
 from edge_sdk.build.packaging import Built
 from edge_sdk.commands.render import format_quantity
@@ -64,7 +64,7 @@ def main(write: bool, model: str) -> int:
         page = PAGE.read_text("utf-8")
         before, rest = page.split(MARKS[0])
         _, after = rest.split(MARKS[1])
-        write_whole(PAGE, (before + MARKS[0] + text + MARKS[1] + after).encode())
+        write_atomic(PAGE, (before + MARKS[0] + text + MARKS[1] + after).encode())
     return 0
 
 

@@ -35,7 +35,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from converters.tflite.lower import to_tflite
 from edge_core.errors import EdgeError
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 from edge_core.runtimes.tflite import LITERT
 
 TIMEOUT_S = 60
@@ -207,7 +207,7 @@ def main(wanted: str, write: bool) -> int:
     if write:
         page = PAGE.read_text("utf-8")
         head, rest = page.split(MARKS[0])
-        write_whole(PAGE, (head + MARKS[0] + lines + MARKS[1] + rest.split(MARKS[1])[1]).encode())
+        write_atomic(PAGE, (head + MARKS[0] + lines + MARKS[1] + rest.split(MARKS[1])[1]).encode())
     return int(any(outcome.kind in ("wrong", "crash") for outcome in found))
 
 

@@ -1,7 +1,8 @@
 """Atomic writes: files and folders that appear whole or not at all; errors of a full disk.
 
-with whole(path) as f: f.write(...)      # temp in the same folder, fsync, rename, fsync folder
-with whole_dir(path) as d: ...           # the same for a directory
+with open_atomic(path) as f: f.write(...)    # temp in the same folder, fsync, rename, fsync folder
+with atomic_directory(path) as folder: ...   # the same for a folder
+write_atomic(path, data)                     # for bytes at hand
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ def fsync_dir(path: Path) -> None:
 
 
 @contextmanager
-def whole(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """Write ``path`` whole or leave what was there; raise StorageError if the disk refuses."""
+def open_atomic(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A file to write, which replaces ``path`` only when the block ends without an error.
+
+    Raises StorageError if the disk refuses.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -69,14 +73,14 @@ def whole(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
         temp.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write ``data`` as ``path``, whole or not at all."""
-    with whole(path, mode) as file:
+    with open_atomic(path, mode) as file:
         file.write(data)
 
 
 @contextmanager
-def whole_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
+def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """A folder to fill, which appears as ``path`` only when the block ends without an error.
 
     An existing ``path`` stays as it is (the first writer wins): content-addressed folders hold

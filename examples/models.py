@@ -21,7 +21,7 @@ from typing import Any
 
 from edge_core.errors import EdgeError
 from edge_core.extras import need
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 from examples import keyword_probe
 from examples.wheels import wheel_file
 
@@ -87,7 +87,7 @@ def minilm(path: Path, length: int = 64) -> Path:
 def keywords(path: Path) -> Path:
     """Six spoken keywords: "mel" float32 (1,147,32) -> "logits" (1,6)."""
     embedding = wheel_file("livekit", "wakeword/resources/embedding_model.onnx")
-    write_whole(path, keyword_probe.build(embedding, DATA / "keywords" / "keywords_mel.npz"))
+    write_atomic(path, keyword_probe.build(embedding, DATA / "keywords" / "keywords_mel.npz"))
     return path
 
 
@@ -112,7 +112,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
 
 
 def _copy(source: Path, path: Path) -> Path:
-    write_whole(path, source.read_bytes())
+    write_atomic(path, source.read_bytes())
     return path
 
 
@@ -135,7 +135,7 @@ def _export(
             opset_version=OPSET,
             dynamo=False,
         )
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
     return path
 
 

@@ -13,7 +13,7 @@ import msgspec
 from agent.caches.descriptors import Descriptor
 from agent.caches.rules import Rule
 from edge_core.errors import InputError
-from edge_core.files import read_limited, write_whole
+from edge_core.files import read_limited, write_atomic
 
 FORMAT = 1
 MAX_BYTES = 1_000_000  # of the file
@@ -67,7 +67,7 @@ def from_bytes(raw: bytes) -> Calibration:
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write the calibration file, whole or not at all; raises StorageError."""
-    write_whole(path, to_bytes(calibration), 0o600)
+    write_atomic(path, to_bytes(calibration), 0o600)
 
 
 def read_calibration(path: Path) -> Calibration:

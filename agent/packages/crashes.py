@@ -18,7 +18,7 @@ from agent import config
 from agent.packages.journal import InFlight
 from agent.packages.slots import Slots
 from edge_core.errors import EdgeError
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 
 FILE = "crashes.json"
 MAX_KEPT = 1000  # crashes
@@ -87,7 +87,7 @@ def auto_rollback(
         return None
     history, guilty = step(_load(slots), Crash(now, suspects), limits, now)
     done = _act(slots, guilty, limits) if guilty else None
-    write_whole(slots.root / FILE, msgspec.json.encode(history), mode=0o600)
+    write_atomic(slots.root / FILE, msgspec.json.encode(history), mode=0o600)
     return done
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import msgspec
 
 from edge_core.errors import InputError, PackageError, StorageError, UnknownModel
-from edge_core.files import fsync_dir, remove_tree, storage_error, whole_dir, write_whole
+from edge_core.files import atomic_directory, fsync_dir, remove_tree, storage_error, write_atomic
 from edge_core.package import manifest as manifest_file
 from edge_core.package import oci
 from edge_core.package.format import Package, unpacked_files
@@ -219,7 +219,7 @@ class Slots:
                 return folder
             self._remove(folder)
         self._private(self._slots(name))
-        with whole_dir(folder, mode=0o500) as d:
+        with atomic_directory(folder, mode=0o500) as d:
             (d / IMAGE).write_bytes(package.image.raw)
             package.save(variant, d)
             for path in d.rglob("*"):
@@ -289,7 +289,7 @@ class Slots:
     def _write(self, name: str, active: Active) -> Active:
         self._private(self._home(name))
         raw = msgspec.json.format(msgspec.json.encode(active), indent=1) + b"\n"
-        write_whole(self._active(name), raw, mode=0o600)
+        write_atomic(self._active(name), raw, mode=0o600)
         return active
 
     def _home(self, name: str) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from edge_core.errors import InputError, StorageError
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def write_instance(root: Path, address: str) -> Instance:
     """
     instance = Instance(pid=os.getpid(), address=address, since=time.time())
     try:
-        write_whole(root / FILE, msgspec.json.encode(instance), mode=0o600)
+        write_atomic(root / FILE, msgspec.json.encode(instance), mode=0o600)
     except StorageError as error:
         log.error("event=not_announced why=%r", error.what)
     return instance

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from converters.foreign_errors import describe_error
 from edge_core.errors import ConvertError, EdgeError, InputError
 from edge_core.extras import need
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -76,7 +76,7 @@ def save_model(model: ModelProto, path: Path) -> None:
     size = model.ByteSize()
     if size > MAX_BYTES:
         raise _too_large(path, size)
-    write_whole(path, model.SerializeToString(deterministic=True))
+    write_atomic(path, model.SerializeToString(deterministic=True))
 
 
 def iter_graphs(graph: GraphProto) -> Iterator[GraphProto]:

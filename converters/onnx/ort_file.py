@@ -14,7 +14,7 @@ from typing import Any
 from converters.foreign_errors import translate_foreign_errors
 from converters.onnx.model_file import STANDARD_DOMAINS
 from edge_core.extras import need
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 
 IDENTIFIER = b"ORTM"
 ALIGNMENT = 64  # bytes; at least what ONNX Runtime aligns weights to
@@ -45,7 +45,7 @@ def write_ort(source: Path, out: Path, *, arm: bool) -> None:
                 str(source), so, providers=["CPUExecutionProvider"],
                 disabled_optimizers=["NchwcTransformer"],
             )  # fmt: skip
-        write_whole(out, _sort_types(made.read_bytes()))
+        write_atomic(out, _sort_types(made.read_bytes()))
 
 
 def read_ort_versions(path: Path) -> tuple[int, int]:

@@ -22,7 +22,7 @@ import numpy as np
 from converters.foreign_errors import translate_foreign_errors
 from edge_core.errors import ConvertError, InputError
 from edge_core.extras import need
-from edge_core.files import read_limited, write_whole
+from edge_core.files import read_limited, write_atomic
 from edge_core.tensors import Array
 
 Model = Any  # generated classes without types: ModelT, TensorT, OperatorT, SubGraphT
@@ -80,7 +80,7 @@ def _check_references(model: Model) -> None:
 
 def write(model: Model, path: Path) -> None:
     """Write the file, whole or not at all."""
-    write_whole(path, to_bytes(model))
+    write_atomic(path, to_bytes(model))
 
 
 def to_bytes(model: Model) -> bytes:

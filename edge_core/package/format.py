@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from edge_core.errors import InputError, PackageError
-from edge_core.files import fsync_dir, whole, whole_dir
+from edge_core.files import atomic_directory, fsync_dir, open_atomic
 from edge_core.package import archive, oci
 from edge_core.package import manifest as manifest_file
 from edge_core.package.manifest import CARD, MANIFEST, PACKAGE_FILES, SBOM, Manifest, Variant
@@ -101,7 +101,7 @@ class Package(msgspec.Struct, frozen=True):
         StorageError, and InputError for a folder that holds something else.
         """
         if not folder.exists():
-            with whole_dir(folder) as d:
+            with atomic_directory(folder) as d:
                 self.save(variant, d)
                 fsync_dir(d)
         for path, layer in self.files(variant).items():
@@ -173,7 +173,7 @@ def unpack(path: Path, folder: Path) -> None:
     package = open(path)
     if folder.exists():
         raise InputError(f"{folder} exists", hint="choose a folder that does not exist")
-    with whole_dir(folder) as d:
+    with atomic_directory(folder) as d:
         oci.write_directory(package.image, d)
 
 
@@ -231,7 +231,7 @@ def _check_layers(path: Path, layers: Mapping[str, Descriptor], kinds: Mapping[s
 
 
 def _write_archive(out: Path, package: Package) -> PackageRef:
-    with whole(out) as f:
+    with open_atomic(out) as f:
         archive.write(package.image, f)
         size = f.tell()
     return PackageRef(out, package.digest, size)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_core.errors import InputError
-from edge_core.files import whole_dir
+from edge_core.files import atomic_directory
 from edge_core.tensors import Array, Feeds
 
 
@@ -27,7 +27,7 @@ def write(folder: Path, samples: Sequence[Feeds]) -> None:
     Raises StorageError, and InputError for tensors that are not numbers or differ in shape.
     """
     names = list(samples[0]) if samples else []
-    with whole_dir(folder) as temp:
+    with atomic_directory(folder) as temp:
         for i, name in enumerate(names):
             try:
                 np.save(

@@ -23,7 +23,7 @@ import numpy as np
 
 from converters.batch_tracker import FIXED_BATCH_HINT, ROWS
 from edge_core.errors import InputError, MeasureError
-from edge_core.files import sha256_file, write_whole
+from edge_core.files import sha256_file, write_atomic
 from edge_core.package import golden
 from edge_core.profile import Profile
 from edge_core.runtimes import sample_store
@@ -97,7 +97,7 @@ def prove(
     _check(expected, alone, "one row alone is not what it was")
     _check(expected, _split(batches), f"in a batch of {ROWS}, rows are not what they are alone")
     _require(_identical(alone, again), "one row is another after a batch")
-    write_whole(done, msgspec.json.encode({"samples": len(inputs)}))
+    write_atomic(done, msgspec.json.encode({"samples": len(inputs)}))
 
 
 def _pieces(workspace: Workspace, subject: Subject, host: Profile) -> None:

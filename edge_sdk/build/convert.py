@@ -18,7 +18,7 @@ from converters import registry as converters
 from converters.batch_tracker import free_leading_dimension
 from converters.spec import Batch, Format, Job, Layout, Preparation, Shapes
 from edge_core.errors import ConvertError, InputError
-from edge_core.files import sha256_file, whole_dir
+from edge_core.files import atomic_directory, sha256_file
 from edge_core.runtimes import command_loop, sample_store
 from edge_core.runtimes.command_loop import Reply
 from edge_core.tensors import TensorSpec
@@ -79,7 +79,7 @@ def prepare(
         "prepared", model_sha256, about, tools, code(target.describe), GENERATION
     )
     if not folder.is_dir():
-        with whole_dir(folder) as d:
+        with atomic_directory(folder) as d:
             job = PrepareJob(model.resolve(), d, dict(shapes), batch)
             _run_child(workspace, "prepare", job)
     done = from_json((folder / "prepared.json").read_bytes(), Preparation)
@@ -124,7 +124,7 @@ def convert(
         code(converters.get(spec.name)), GENERATION,
     )  # fmt: skip
     if not folder.is_dir():
-        with whole_dir(folder) as d:
+        with atomic_directory(folder) as d:
             job = ConvertJob(
                 candidate=candidate, model=prepared.path, out_dir=d, layout=layout, batch=batch,
                 feeds=feeds,

@@ -20,7 +20,7 @@ import msgspec
 
 from converters.spec import Spec
 from edge_core.errors import EdgeError, MeasureError
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 from edge_core.profile import Profile
 from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.child import Child
@@ -120,7 +120,7 @@ def timings(
     results = dict(_time_interleaved(workspace, subjects, feeds, cores))
     for name, result in results.items():
         if isinstance(result, Timing):
-            write_whole(files[name], msgspec.json.encode(result))
+            write_atomic(files[name], msgspec.json.encode(result))
     return results
 
 
@@ -137,7 +137,7 @@ def delegation(workspace: Workspace, subject: Subject, host: Profile) -> Delegat
             told = child.ask(
                 "delegation", path=str(subject.path), runtime=subject.env.name, threads=1
             )
-        write_whole(file, msgspec.json.encode(told))
+        write_atomic(file, msgspec.json.encode(told))
     return msgspec.json.decode(file.read_bytes(), type=Delegation)
 
 

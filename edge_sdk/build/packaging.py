@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_core.files import storage_error, write_whole
+from edge_core.files import storage_error, write_atomic
 from edge_core.package import format as package
 from edge_core.package import golden
 from edge_core.package.format import PackageRef
@@ -69,7 +69,7 @@ class Part:
 def check_writable(out: Path) -> None:
     """Fail before hours of work, not after: raises StorageError."""
     probe = out / ".edge-writable"
-    write_whole(probe, b"")
+    write_atomic(probe, b"")
     try:
         probe.unlink(missing_ok=True)  # another build may probe the same folder
     except OSError as e:
@@ -143,8 +143,8 @@ def write_report(
         seconds=spent,
     )
     html, raw = request.out / f"{stem}.report.html", request.out / f"{stem}.report.json"
-    write_whole(html, report.render(told).encode())
-    write_whole(raw, to_json(told, indent=1))
+    write_atomic(html, report.render(told).encode())
+    write_atomic(raw, to_json(told, indent=1))
     return Built(
         profile=profile.name,
         verdict=verdict,

@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from edge_core.errors import MeasureError, MissingExtra
-from edge_core.files import whole_dir
+from edge_core.files import atomic_directory
 from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.adapter import Adapter
 
@@ -104,7 +104,7 @@ def _nearest_on_disk(adapter: Adapter, version: str, installed: str, cache: Path
     return RuntimeEnv(name, nearest, site, exact=False, note=note)
 
 
-class _NoWheel(Exception):  # leaves whole_dir() without making the folder
+class _NoWheel(Exception):  # leaves atomic_directory() without making the folder
     def __init__(self, problem: str, available: list[str]) -> None:
         super().__init__(problem)
         self.problem, self.available = problem, available
@@ -113,7 +113,7 @@ class _NoWheel(Exception):  # leaves whole_dir() without making the folder
 def _install(adapter: Adapter, version: str, site: Path) -> tuple[str, list[str]]:
     """Install into ``site``; return ("", []) or the problem and the versions the index has."""
     try:
-        with whole_dir(site) as folder:
+        with atomic_directory(site) as folder:
             _pip(_requirements(adapter, version), folder)
             _import(adapter.SPEC.module, folder)
     except _NoWheel as e:

@@ -10,7 +10,7 @@ import typer
 import device_profiles
 from edge_core import console
 from edge_core.console import Json
-from edge_core.files import write_whole
+from edge_core.files import write_atomic
 from edge_core.machine import detect
 from edge_core.profile import json_schema
 from edge_core.runtimes import registry as runtimes
@@ -69,7 +69,7 @@ def detect_profile(out: NewProfile = None, as_json: Json = False) -> None:
     profile = detect.detect(runtimes=runtimes.installed_runtimes())
     text = device_profiles.dump(profile)
     if out:
-        write_whole(out, text.encode())
+        write_atomic(out, text.encode())
         typer.echo(f"wrote {out}", err=True)
     if as_json:
         console.print_json(profile)

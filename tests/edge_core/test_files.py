@@ -13,20 +13,20 @@ class Interrupted(Exception):
 
 
 def write_half(path):
-    with files.whole(path) as file:
+    with files.open_atomic(path) as file:
         file.write(b"half")
         raise Interrupted
 
 
 def fill_half(path):
-    with files.whole_dir(path) as folder:
+    with files.atomic_directory(path) as folder:
         (folder / "a").write_bytes(b"half")
         raise Interrupted
 
 
 def test_a_file_appears_whole_with_its_mode(tmp_path):
     path = tmp_path / "sub" / "a.bin"
-    files.write_whole(path, b"new", mode=0o600)
+    files.write_atomic(path, b"new", mode=0o600)
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == ["a.bin"]
@@ -49,7 +49,7 @@ def test_an_interrupted_folder_leaves_nothing(tmp_path):
 
 def test_the_first_writer_of_a_folder_wins(tmp_path):
     for content in (b"first", b"second"):
-        with files.whole_dir(tmp_path / "f") as folder:
+        with files.atomic_directory(tmp_path / "f") as folder:
             (folder / "a").write_bytes(content)
     assert (tmp_path / "f" / "a").read_bytes() == b"first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
@@ -58,7 +58,7 @@ def test_the_first_writer_of_a_folder_wins(tmp_path):
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing(small_disk):
     path = small_disk / "a.bin"
     with pytest.raises(StorageError, match=r"cannot write .*a\.bin: no space left") as error:
-        files.write_whole(path, bytes(8 * 2**20))
+        files.write_atomic(path, bytes(8 * 2**20))
     assert "free some space" in error.value.hint
     assert error.value.retry
     assert not list(small_disk.iterdir())
