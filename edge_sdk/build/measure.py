@@ -112,11 +112,14 @@ def timings(
     together = sorted({repr(subject.key) for subject in subjects.values()})
     timed_on = (machine(host), cores, feeds.name, GENERATION)
     files = {
-        n: workspace.entry("timings", subject.key, together, timed_on)
-        for n, subject in subjects.items()
+        name: workspace.entry("timings", subject.key, together, timed_on)
+        for name, subject in subjects.items()
     }
     if all(file.is_file() for file in files.values()):
-        return {n: msgspec.json.decode(f.read_bytes(), type=Timing) for n, f in files.items()}
+        return {
+            name: msgspec.json.decode(file.read_bytes(), type=Timing)
+            for name, file in files.items()
+        }
     results = dict(_time_interleaved(workspace, subjects, feeds, cores))
     for name, result in results.items():
         if isinstance(result, Timing):
@@ -165,7 +168,7 @@ def batches(subjects: Mapping[str, Subject], host: Profile) -> Iterator[dict[str
 def thread_counts(cores: int) -> tuple[int, ...]:
     """1, 2, 4 ... and all cores."""
     powers = (2**i for i in range(cores.bit_length()))
-    return tuple(sorted({cores, *(p for p in powers if p <= cores)}))
+    return tuple(sorted({cores, *(power for power in powers if power <= cores)}))
 
 
 def _open(child: Child, subject: Subject, threads: int) -> dict[str, float]:
@@ -193,12 +196,12 @@ def _time_interleaved(
             for name, subject in subjects.items()
         }
         alive = {
-            n: stack.enter_context(workspace.measuring_child(subject.env.site))
-            for n, subject in subjects.items()
+            name: stack.enter_context(workspace.measuring_child(subject.env.site))
+            for name, subject in subjects.items()
         }
         costs: dict[str, tuple[float, float, float]] = {}
         failed: dict[str, EdgeError] = {}
-        taken: dict[str, list[Latency]] = {n: [] for n in subjects}
+        taken: dict[str, list[Latency]] = {name: [] for name in subjects}
 
         @contextmanager
         def surviving(name: str) -> Iterator[None]:
@@ -212,7 +215,7 @@ def _time_interleaved(
         total, done = ROUNDS * len(steps), 0
         for threads in steps:
             runs: dict[str, int] = {}
-            times: dict[str, list[float]] = {n: [] for n in alive}
+            times: dict[str, list[float]] = {name: [] for name in alive}
             for name in tuple(alive):
                 with surviving(name):
                     costs.setdefault(name, (0, 0, 0))
@@ -265,13 +268,13 @@ def measurement(
         **accuracy,
         **_host_values(timing, where),
     }
-    for p in ("p50", "p90", "p99"):
-        values[f"latency_{p}_ms"] = (
+    for percentile in ("p50", "p90", "p99"):
+        values[f"latency_{percentile}_ms"] = (
             predict.latency(
                 host,
                 device,
-                candidate=values[f"host_{p}_ms"],
-                float32=_one_thread(float32, p, where) if float32 else None,
+                candidate=values[f"host_{percentile}_ms"],
+                float32=_one_thread(float32, percentile, where) if float32 else None,
                 integer=integer,
                 portable=runtimes.get(env.name).SPEC.portable,
             )
@@ -287,21 +290,27 @@ def measurement(
     return Measurement(candidate=artifact.candidate, values=values, delegation=delegation)
 
 
-def _host_values(t: Timing, where: str) -> dict[str, Quantity]:
+def _host_values(timing: Timing, where: str) -> dict[str, Quantity]:
     values = {
-        "host_load_ms": Quantity("measured", t.load_ms, "ms", where),
+        "host_load_ms": Quantity("measured", timing.load_ms, "ms", where),
         "host_peak_mb": Quantity(
-            "measured", t.peak_mb, "MB", where, note=f"{t.base_mb:.0f} MB before the model"
+            "measured",
+            timing.peak_mb,
+            "MB",
+            where,
+            note=f"{timing.base_mb:.0f} MB before the model",
         ),
     }
-    for lat in t.latency:
+    for lat in timing.latency:
         suffix = "" if lat.threads == 1 else f"_{lat.threads}t"
         note = f"{lat.threads} thread(s), {lat.runs} runs, interleaved"
-        for p in ("p50", "p90", "p99"):
-            ms = getattr(lat, p)
-            values[f"host_{p}_ms{suffix}"] = Quantity("measured", ms, "ms", where, note=note)
+        for percentile in ("p50", "p90", "p99"):
+            ms = getattr(lat, percentile)
+            values[f"host_{percentile}_ms{suffix}"] = Quantity(
+                "measured", ms, "ms", where, note=note
+            )
     return values
 
 
-def _one_thread(t: Timing, percentile: str, where: str) -> Quantity:
-    return Quantity("measured", getattr(t.latency[0], percentile), "ms", where)
+def _one_thread(timing: Timing, percentile: str, where: str) -> Quantity:
+    return Quantity("measured", getattr(timing.latency[0], percentile), "ms", where)

@@ -39,11 +39,11 @@ def _build(request: BuildRequest, workspace: Workspace, clock: Clock) -> tuple[B
     shared = materials.gather(request, workspace, clock)
     with clock.stage("plan"):
         plans = {
-            p.name: planner.plan(
-                shared.model, p, samples=shared.calibration is not None,
+            profile.name: planner.plan(
+                shared.model, profile, samples=shared.calibration is not None,
                 only=request.only, also=request.also,
             )
-            for p in request.profiles
+            for profile in request.profiles
         }  # fmt: skip
     tried = trials.run(request, shared, fallbacks.without(plans, request), workspace, clock)
     verdicts = _judge_all(request, shared, tried, clock)
@@ -88,9 +88,9 @@ def _judge_all(
 ) -> dict[str, Verdict]:
     with clock.stage("judge"):
         return {
-            p.name: judge.judge(
-                p, [t.measurement for t in tried[p.name]],
+            profile.name: judge.judge(
+                profile, [trial.measurement for trial in tried[profile.name]],
                 metric=shared.metric, objective=request.objective,
             )
-            for p in request.profiles
+            for profile in request.profiles
         }  # fmt: skip

@@ -31,7 +31,7 @@ def plan(
     ``only`` limits the candidates to these names; ``also`` measures these although a rule of
     experience refuses them (facts of the device still count). Raises InputError on unknown names.
     """
-    specs = [c.SPEC for c in converters.by_name().values()]
+    specs = [converter.SPEC for converter in converters.by_name().values()]
     _check_names([*only, *also], specs)
     verdicts = [
         _decide(spec, model, profile, samples, spec.name in also)
@@ -39,14 +39,18 @@ def plan(
         if not only or spec.name in only or spec.name in also
     ]
     verdicts.sort(key=lambda pair: (pair[0].verdict == "out", pair[0].candidate))
-    usable = dict.fromkeys(r for s in specs if (r := device_runtime(s, profile)))
+    usable = dict.fromkeys(runtime for spec in specs if (runtime := device_runtime(spec, profile)))
     return Plan(
         model=model.path.name,
         profile=profile.name,
-        runtime=", ".join(f"{r.name} {r.version}" for r in usable)
+        runtime=", ".join(f"{runtime.name} {runtime.version}" for runtime in usable)
         or "none for this model's format",
         decisions=tuple(decision for decision, _ in verdicts),
-        chosen=tuple(c for d, c in verdicts if c is not None and d.verdict == "in"),
+        chosen=tuple(
+            candidate
+            for decision, candidate in verdicts
+            if candidate is not None and decision.verdict == "in"
+        ),
     )
 
 
@@ -68,7 +72,8 @@ def facts(
         "sources": " or ".join(spec.sources),
         "format_read": source.name in spec.sources,
         "runtime": runtime.name if runtime else " or ".join(spec.runtimes),
-        "runtimes": ", ".join(f"{r.name} {r.version}" for r in profile.runtimes) or "none",
+        "runtimes": ", ".join(f"{runtime.name} {runtime.version}" for runtime in profile.runtimes)
+        or "none",
         "has_runtime": runtime is not None,
         "runtime_version": runtime.version if runtime else "",
         "ceiling_opset": opset,
@@ -121,7 +126,7 @@ def _decide(
 
 
 def _check_names(names: Iterable[str], specs: Iterable[Spec]) -> None:
-    known = [s.name for s in specs]
+    known = [spec.name for spec in specs]
     for name in names:
         if name not in known:
             raise InputError(f"no candidate '{name}'", hint=f"one of: {', '.join(known)}")

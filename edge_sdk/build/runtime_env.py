@@ -116,8 +116,8 @@ def _install(adapter: Adapter, version: str, site: Path) -> tuple[str, list[str]
         with atomic_directory(site) as folder:
             _pip(_requirements(adapter, version), folder)
             _import(adapter.SPEC.module, folder)
-    except _NoWheel as e:
-        return e.problem, e.available
+    except _NoWheel as error:
+        return error.problem, error.available
     return "", []
 
 

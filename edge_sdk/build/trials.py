@@ -67,26 +67,29 @@ def run(
 ) -> dict[str, ProfileTrials]:
     """By profile. A candidate's error is its result; raises StorageError, and InputError for an
     original that does not run."""
-    candidates = [c for p in request.profiles for c in plans[p.name].chosen]
+    candidates = [c for profile in request.profiles for c in plans[profile.name].chosen]
     with clock.stage("set up runtimes"):
         envs = _set_up(candidates, workspace)
     with clock.stage("convert"):
         artifacts = _convert_all(request, materials, candidates, workspace)
     attempts = {
-        p.name: [
+        profile.name: [
             _Attempt(c, artifacts[_conversion(c)], envs[c.runtime.name, c.runtime.version])
-            for c in plans[p.name].chosen
+            for c in plans[profile.name].chosen
         ]
-        for p in request.profiles
+        for profile in request.profiles
     }
     with clock.stage("measure"):
-        results = _results(materials, [a for row in attempts.values() for a in row], workspace)
+        results = _results(
+            materials, [attempt for row in attempts.values() for attempt in row], workspace
+        )
     with clock.stage("judge"):
         return {
-            p.name: tuple(
-                _trial(materials, p, a, attempts[p.name], results) for a in attempts[p.name]
+            profile.name: tuple(
+                _trial(materials, profile, attempt, attempts[profile.name], results)
+                for attempt in attempts[profile.name]
             )
-            for p in request.profiles
+            for profile in request.profiles
         }
 
 
@@ -98,8 +101,8 @@ def _set_up(candidates: Sequence[Candidate], workspace: Workspace) -> Envs:
             envs[name, version] = runtime_env.provide(
                 name, version, workspace.cache, offline=workspace.offline
             )
-        except MeasureError as e:
-            envs[name, version] = e
+        except MeasureError as error:
+            envs[name, version] = error
     return envs
 
 
@@ -139,10 +142,10 @@ def _key(artifact: Artifact, env: RuntimeEnv) -> Key:
 
 def _results(materials: Materials, attempts: Sequence[_Attempt], workspace: Workspace) -> _Results:
     subjects: dict[Key, Subject] = {}
-    for a in attempts:
-        if isinstance(a.artifact, Artifact) and isinstance(a.env, RuntimeEnv):
-            subjects[_key(a.artifact, a.env)] = measure.make_subject(
-                a.artifact, a.env, materials.model
+    for attempt in attempts:
+        if isinstance(attempt.artifact, Artifact) and isinstance(attempt.env, RuntimeEnv):
+            subjects[_key(attempt.artifact, attempt.env)] = measure.make_subject(
+                attempt.artifact, attempt.env, materials.model
             )
     first = measure.original(materials.prepared, materials.model)
     original = "original"
@@ -232,8 +235,8 @@ def _measurement(
         return _report_failure(attempt, timing or MeasureError("not timed"))
     try:
         accuracy = _accuracy(materials, artifact, results.original, outputs, env)
-    except MeasureError as e:
-        return _report_failure(attempt, e)
+    except MeasureError as error:
+        return _report_failure(attempt, error)
     return measure.measurement(
         artifact, attempt.candidate.spec, accuracy, timing,
         _reference_timing(attempt, others, env, results), env, materials.host, profile,
@@ -258,8 +261,8 @@ def _reference_timing(
     return None
 
 
-def _text(e: EdgeError) -> str:
-    return f"{e.what}; {e.hint}" if e.hint else e.what
+def _text(error: EdgeError) -> str:
+    return f"{error.what}; {error.hint}" if error.hint else error.what
 
 
 def _accuracy(
@@ -292,8 +295,8 @@ def _side_by_side(
                     results[key] = future.result()
                 except FATAL:
                     raise
-                except EdgeError as e:
-                    results[key] = e
+                except EdgeError as error:
+                    results[key] = error
                 workspace.progress(stage, title(key), len(results), len(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
