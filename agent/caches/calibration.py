@@ -34,7 +34,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """What a near-duplicate cache may do for one model, and why."""
 
     format: int = FORMAT
-    model: str  # digest of the package, or the application's name for its model
+    model: str  # digest and variant of the package, or an application's own name for its model
     descriptor: Descriptor
     rule: Rule
     text_guard: bool = False  # texts must agree in agent.caches.text_guard.text_signature()
