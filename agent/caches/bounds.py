@@ -3,7 +3,7 @@
     clopper_pearson(wrong, n)              interval for an error rate, from yes/no trials
     p_value(reused, wrong, epsilon, ...)   how likely so few errors are at a rate of epsilon or more
     upper_bound(reused, wrong, ...)        the smallest rate that such a test rules out
-    required_trials(epsilon)               trials without an error that rule out epsilon
+    count_required_trials(epsilon)         trials without an error that rule out epsilon
 
 Independent yes/no trials are tested by the binomial tail (Clopper-Pearson). Groups of dependent
 trials are tested by betting ("Estimating means of bounded random variables by betting",
@@ -76,7 +76,7 @@ def upper_bound(
     return _bisect(lambda p: p < 1 and p_value(reused, wrong, p, stake) <= 1 - confidence)
 
 
-def required_trials(epsilon: float, confidence: float = 0.95) -> int:
+def count_required_trials(epsilon: float, confidence: float = 0.95) -> int:
     """Trials without one error that rule out a rate of ``epsilon``: ln(1 - c) / ln(1 - epsilon)."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-epsilon) - 1e-9)
 

@@ -38,9 +38,9 @@ import numpy as np
 from agent.caches.bounds import (
     SINGLE,
     binomial_tail,
+    count_required_trials,
     log_wealth,
     p_value,
-    required_trials,
     upper_bound,
 )
 from agent.caches.calibration import Calibration, ThresholdEvidence
@@ -204,9 +204,10 @@ def _explain_refusal(
 ) -> str:
     """Why not even the first threshold is proven, and how much data would do."""
     if not reused.any():
+        reuses = count_required_trials(epsilon, 1 - alpha)
         return (
             f"no sample was near an earlier one; a wrong rate below {epsilon:.2%} takes "
-            f"{required_trials(epsilon, 1 - alpha)} reuses in different groups, none of them wrong"
+            f"{reuses} reuses in different groups, none of them wrong"
         )
     rate, group_count = wrong.sum() / reused.sum(), int((reused > 0).sum())
     summary = f"{rate:.2%} of the reuses in {group_count} groups were wrong"

@@ -14,24 +14,36 @@ from agent.caches.bounds import (
     SINGLE,
     binomial_tail,
     clopper_pearson,
+    count_required_trials,
     p_value,
-    required_trials,
     upper_bound,
 )
 from edge_core.tensors import Array
 
 
-@given(n=st.integers(1, 3000), k=st.integers(0, 3000), p=st.floats(1e-6, 1 - 1e-6))
-def test_the_binomial_tail_is_scipys(n, k, p):
-    expected = float(stats.binom.cdf(k, n, p))
-    assert binomial_tail(k, n, p) == pytest.approx(expected, rel=1e-7, abs=1e-290)
+@given(
+    trial_count=st.integers(1, 3000),
+    wrong_count=st.integers(0, 3000),
+    rate=st.floats(1e-6, 1 - 1e-6),
+)
+def test_the_binomial_tail_is_scipys(trial_count, wrong_count, rate):
+    expected = float(stats.binom.cdf(wrong_count, trial_count, rate))
+    assert binomial_tail(wrong_count, trial_count, rate) == pytest.approx(
+        expected, rel=1e-7, abs=1e-290
+    )
 
 
-@given(n=st.integers(1, 2000), share=st.floats(0, 1), confidence=st.sampled_from((0.9, 0.95, 0.99)))
-def test_the_interval_is_scipys(n, share, confidence):
-    k = round(n * share)
-    made = stats.binomtest(k, n).proportion_ci(confidence, method="exact")
-    assert clopper_pearson(k, n, confidence) == pytest.approx((made.low, made.high), abs=1e-9)
+@given(
+    trial_count=st.integers(1, 2000),
+    share=st.floats(0, 1),
+    confidence=st.sampled_from((0.9, 0.95, 0.99)),
+)
+def test_the_interval_is_scipys(trial_count, share, confidence):
+    wrong_count = round(trial_count * share)
+    made = stats.binomtest(wrong_count, trial_count).proportion_ci(confidence, method="exact")
+    assert clopper_pearson(wrong_count, trial_count, confidence) == pytest.approx(
+        (made.low, made.high), abs=1e-9
+    )
 
 
 def test_published_values():
@@ -41,9 +53,9 @@ def test_published_values():
     assert upper_bound(*trials(0, 100)) == pytest.approx(3 / 100, rel=0.02)
 
 
-def trials(wrong: int, n: int) -> tuple[Array, Array]:
+def trials(wrong: int, trial_count: int) -> tuple[Array, Array]:
     """Groups of one trial that was reused."""
-    return np.ones(n), np.arange(n) < wrong
+    return np.ones(trial_count), np.arange(trial_count) < wrong
 
 
 def test_the_ends_of_the_scale_are_no_surprise():
@@ -63,56 +75,70 @@ def test_the_ends_of_the_scale_are_no_surprise():
 
 @pytest.mark.parametrize("epsilon", [0.001, 0.01, 0.02, 0.05, 0.2])
 def test_the_needed_number_without_an_error_is_the_least_that_proves(epsilon):
-    n = required_trials(epsilon)
-    assert n == math.ceil(math.log(0.05) / math.log(1 - epsilon))
-    assert p_value(*trials(0, n), epsilon, SINGLE) <= 0.05
-    assert p_value(*trials(0, n - 1), epsilon, SINGLE) > 0.05
+    trial_count = count_required_trials(epsilon)
+    assert trial_count == math.ceil(math.log(0.05) / math.log(1 - epsilon))
+    assert p_value(*trials(0, trial_count), epsilon, SINGLE) <= 0.05
+    assert p_value(*trials(0, trial_count - 1), epsilon, SINGLE) > 0.05
     # With nearly all the money at stake, groups that were reused as a whole ask for no more.
-    assert p_value(*trials(0, n + 2), epsilon, 0.9995) <= 0.05
+    assert p_value(*trials(0, trial_count + 2), epsilon, 0.9995) <= 0.05
 
 
 STAKE = st.sampled_from((SINGLE, 0.2, 0.5, 0.9))
 
 
-@given(n=st.integers(1, 300), wrong=st.integers(0, 300), epsilon=st.floats(0.001, 0.5), stake=STAKE)
-def test_more_errors_prove_less_and_more_trials_prove_more(n, wrong, epsilon, stake):
-    wrong = min(wrong, n)
-    p = p_value(*trials(wrong, n), epsilon, stake)
-    assert 0 <= p <= 1
-    assert p_value(*trials(min(wrong + 1, n), n), epsilon, stake) >= p - 1e-12
-    assert p_value(*trials(wrong, n + 1), epsilon, stake) <= p + 1e-12
-    assert p_value(*trials(wrong, n), epsilon * 1.1, stake) <= p + 1e-12
+@given(
+    trial_count=st.integers(1, 300),
+    wrong=st.integers(0, 300),
+    epsilon=st.floats(0.001, 0.5),
+    stake=STAKE,
+)
+def test_more_errors_prove_less_and_more_trials_prove_more(trial_count, wrong, epsilon, stake):
+    wrong = min(wrong, trial_count)
+    rate = p_value(*trials(wrong, trial_count), epsilon, stake)
+    assert 0 <= rate <= 1
+    assert (
+        p_value(*trials(min(wrong + 1, trial_count), trial_count), epsilon, stake) >= rate - 1e-12
+    )
+    assert p_value(*trials(wrong, trial_count + 1), epsilon, stake) <= rate + 1e-12
+    assert p_value(*trials(wrong, trial_count), epsilon * 1.1, stake) <= rate + 1e-12
 
 
-@given(n=st.integers(1, 200), wrong=st.integers(0, 200), stake=st.sampled_from((0.2, 0.5, 0.9)))
-def test_the_upper_bound_is_where_the_test_turns(n, wrong, stake):
-    wrong = min(wrong, n)
+@given(
+    trial_count=st.integers(1, 200),
+    wrong=st.integers(0, 200),
+    stake=st.sampled_from((0.2, 0.5, 0.9)),
+)
+def test_the_upper_bound_is_where_the_test_turns(trial_count, wrong, stake):
+    wrong = min(wrong, trial_count)
     for s in (SINGLE, stake):
-        bound = upper_bound(*trials(wrong, n), stake=s)
-        assert bound >= wrong / n
+        bound = upper_bound(*trials(wrong, trial_count), stake=s)
+        assert bound >= wrong / trial_count
         if bound < 0.999:
-            assert p_value(*trials(wrong, n), bound + 1e-6, s) <= 0.05
-            assert p_value(*trials(wrong, n), bound - 1e-6, s) >= 0.05 - 1e-4
+            assert p_value(*trials(wrong, trial_count), bound + 1e-6, s) <= 0.05
+            assert p_value(*trials(wrong, trial_count), bound - 1e-6, s) >= 0.05 - 1e-4
     # Groups are never trusted more than the same number of independent trials.
-    assert upper_bound(*trials(wrong, n), stake=stake) >= upper_bound(*trials(wrong, n)) - 1e-9
+    assert (
+        upper_bound(*trials(wrong, trial_count), stake=stake)
+        >= upper_bound(*trials(wrong, trial_count)) - 1e-9
+    )
 
 
 @pytest.mark.parametrize("stake", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["all or nothing", "spread", "few reuses, often wrong"])
 def test_the_bound_of_groups_holds(kind, stake):
     """Over 1000 data sets whose true rate is just epsilon, at most 5 % may 'prove' less."""
-    rng, epsilon, n = np.random.default_rng(3), 0.1, 150
+    rng, epsilon, trial_count = np.random.default_rng(3), 0.1, 150
 
     def draw() -> tuple[Array, Array]:
         if kind == "all or nothing":
-            reused = (rng.random(n) < 0.7).astype(float)
-            return reused, reused * (rng.random(n) < epsilon)
+            reused = (rng.random(trial_count) < 0.7).astype(float)
+            return reused, reused * (rng.random(trial_count) < epsilon)
         if kind == "spread":
-            reused = rng.random(n)
-            return reused, reused * rng.beta(0.5, 0.5 * (1 / epsilon - 1), n)
-        few = rng.random(n) < 0.5  # a group with few reuses has all of the errors
+            reused = rng.random(trial_count)
+            return reused, reused * rng.beta(0.5, 0.5 * (1 / epsilon - 1), trial_count)
+        few = rng.random(trial_count) < 0.5  # a group with few reuses has all of the errors
         reused = np.where(few, 0.2, 0.8)
-        return reused, np.where(few & (rng.random(n) < 0.5), 0.2, 0.0)
+        return reused, np.where(few & (rng.random(trial_count) < 0.5), 0.2, 0.0)
 
     fooled = sum(p_value(*draw(), epsilon, stake) <= 0.05 for _ in range(1000))
     assert fooled <= 1000 * 0.05 + 3 * math.sqrt(1000 * 0.05 * 0.95)

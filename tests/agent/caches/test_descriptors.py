@@ -34,8 +34,8 @@ def vector(pixels: Array) -> Array:
     return made
 
 
-def chord(a: Array, b: Array) -> float:
-    return float(np.linalg.norm(a - b))
+def chord(first: Array, second: Array) -> float:
+    return float(np.linalg.norm(first - second))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,21 +117,21 @@ ITEMS = st.lists(
 def test_the_index_finds_what_a_search_through_everything_finds(items, query):
     index, kept = Index(16), {}
     for i, (numbers, tag) in enumerate(items):
-        v = unit(np.array(numbers))
-        if v is None:
+        row = unit(np.array(numbers))
+        if row is None:
             continue
         key = bytes([i])
-        gone = index.add(key, Described(v, tag), reach=float(i))
-        kept[key] = (v, tag, float(i))
+        gone = index.add(key, Described(row, tag), reach=float(i))
+        kept[key] = (row, tag, float(i))
         if gone is not None:
             assert gone == min(kept)  # nothing was touched: the oldest goes
             del kept[gone]
     assert len(index) == len(kept) <= 16
-    q = unit(np.array(query[0]))
-    if q is None:
+    needle = unit(np.array(query[0]))
+    if needle is None:
         return
-    found = index.nearest(Described(q, "a"))
-    same = {k: chord(v, q) for k, (v, tag, _) in kept.items() if tag == "a"}
+    found = index.nearest(Described(needle, "a"))
+    same = {k: chord(row, needle) for k, (row, tag, _) in kept.items() if tag == "a"}
     if not same:
         assert found is None
         return
@@ -144,17 +144,17 @@ def test_the_index_finds_what_a_search_through_everything_finds(items, query):
 
 def test_what_was_used_stays_and_what_was_removed_is_gone():
     index = Index(2)
-    a, b, c = (Described(np.eye(3, dtype=np.float32)[i]) for i in range(3))
-    index.add(b"a", a)
-    index.add(b"b", b)
+    first, second, third = (Described(np.eye(3, dtype=np.float32)[i]) for i in range(3))
+    index.add(b"a", first)
+    index.add(b"b", second)
     index.touch(b"a")
-    assert index.add(b"c", c) == b"b"
-    assert index.nearest(a) == (b"a", 0.0, 1.0)
+    assert index.add(b"c", third) == b"b"
+    assert index.nearest(first) == (b"a", 0.0, 1.0)
     index.remove(b"a")
     index.remove(b"a")
     index.touch(b"a")
     assert len(index) == 1
-    found = index.nearest(a)
+    found = index.nearest(first)
     assert found is not None
     assert found[0] == b"c"
     assert index.nearest(Described(np.ones(5, np.float32))) is None

@@ -43,29 +43,29 @@ def disk(small_disk: Path) -> Iterator[Path]:
         file.close()
 
 
-def answer(n: int) -> Feeds:
-    return {"y": np.full(1000, n, np.float32)}
+def answer(number: int) -> Feeds:
+    return {"y": np.full(1000, number, np.float32)}
 
 
-def key(n: int) -> bytes:
-    return b"%016d" % n
+def key(number: int) -> bytes:
+    return b"%016d" % number
 
 
 def count_right(cache: ResultCache, count: int = COUNT) -> int:
     """How many of the first answers are there; none may be wrong."""
     hits = 0
-    for n in range(count):
-        found = cache.get(MODEL, key(n))
-        if found is not None:
-            assert list(found) == ["y"]
-            np.testing.assert_array_equal(found["y"], answer(n)["y"])
+    for number in range(count):
+        outputs = cache.get(MODEL, key(number))
+        if outputs is not None:
+            assert list(outputs) == ["y"]
+            np.testing.assert_array_equal(outputs["y"], answer(number)["y"])
             hits += 1
     return hits
 
 
 def fill(cache: ResultCache, count: int = COUNT) -> None:
-    for n in range(count):
-        cache.put(MODEL, key(n), answer(n))
+    for number in range(count):
+        cache.put(MODEL, key(number), answer(number))
 
 
 def assert_works(cache: ResultCache) -> None:
@@ -208,25 +208,25 @@ Damage = Callable[[Path, random.Random], None]
 def flip(path: Path, rng: random.Random) -> None:
     """Random bytes at random places, the header included now and then."""
     size = path.stat().st_size
-    with path.open("r+b") as f:
+    with path.open("r+b") as file:
         for _ in range(rng.choice([1, 5, 50])):
-            f.seek(rng.randrange(size))
-            f.write(rng.randbytes(rng.choice([1, 8, 300])))
+            file.seek(rng.randrange(size))
+            file.write(rng.randbytes(rng.choice([1, 8, 300])))
 
 
 def header(path: Path, rng: random.Random) -> None:
     """One byte of the hundred that describe the file."""
-    with path.open("r+b") as f:
-        f.seek(rng.randrange(100))
-        f.write(rng.randbytes(1))
+    with path.open("r+b") as file:
+        file.seek(rng.randrange(100))
+        file.write(rng.randbytes(1))
 
 
 def schema(path: Path, rng: random.Random) -> None:
     """A few bytes of the first page, where the tables are described."""
-    with path.open("r+b") as f:
+    with path.open("r+b") as file:
         for _ in range(3):
-            f.seek(rng.randrange(100, 4096))
-            f.write(rng.randbytes(1))
+            file.seek(rng.randrange(100, 4096))
+            file.write(rng.randbytes(1))
 
 
 def cut(path: Path, rng: random.Random) -> None:
@@ -236,21 +236,21 @@ def cut(path: Path, rng: random.Random) -> None:
 def zero_pages(path: Path, rng: random.Random) -> None:
     """What a flash card gives back after a power cut."""
     pages = path.stat().st_size // 4096
-    with path.open("r+b") as f:
+    with path.open("r+b") as file:
         for _ in range(pages // 4):
-            f.seek(4096 * rng.randrange(pages))
-            f.write(bytes(4096))
+            file.seek(4096 * rng.randrange(pages))
+            file.write(bytes(4096))
 
 
 def swap_pages(path: Path, rng: random.Random) -> None:
     """Two pages that are sound, each in the other's place."""
     raw = path.read_bytes()
-    a, b = (4096 * rng.randrange(1, len(raw) // 4096) for _ in range(2))
-    with path.open("r+b") as f:
-        f.seek(a)
-        f.write(raw[b : b + 4096])
-        f.seek(b)
-        f.write(raw[a : a + 4096])
+    first, second = (4096 * rng.randrange(1, len(raw) // 4096) for _ in range(2))
+    with path.open("r+b") as file:
+        file.seek(first)
+        file.write(raw[second : second + 4096])
+        file.seek(second)
+        file.write(raw[first : first + 4096])
 
 
 def read_only_header(path: Path, rng: random.Random) -> None:
@@ -308,8 +308,8 @@ def test_damage_under_a_running_cache_gives_no_wrong_answer(seed, filled, tmp_pa
     flip(tmp_path / "results.db", random.Random(seed))
     count_right(cache)
     for start in range(0, COUNT, 50):
-        for n in range(start, start + 50):
-            cache.put(MODEL, key(n), answer(n))
+        for number in range(start, start + 50):
+            cache.put(MODEL, key(number), answer(number))
         cache.store.flush()
         count_right(cache)
     cache.store.close()
@@ -367,13 +367,13 @@ def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
     plain.commit()
     shutil.copytree(tmp_path, tmp_path / "crashed")
     plain.close()
-    for folder, found in ((tmp_path, False), (tmp_path / "crashed", True)):
-        with (folder / "results.db").open("r+b") as f:
-            f.seek(4096 * (root - 1))
-            f.write(b"\xff" * 4096)
+    for folder, expected in ((tmp_path, False), (tmp_path / "crashed", True)):
+        with (folder / "results.db").open("r+b") as file:
+            file.seek(4096 * (root - 1))
+            file.write(b"\xff" * 4096)
         cache = open_cache(folder)
-        assert cache.store.flush() or found
-        until(lambda cache=cache, found=found: bool(cache.store.health()) == found)
+        assert cache.store.flush() or expected
+        until(lambda cache=cache, expected=expected: bool(cache.store.health()) == expected)
         cache.store.close()
 
 
@@ -416,20 +416,20 @@ def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
 def test_embeddings_of_a_file_recreated_under_way_are_found(tmp_path):
     path = tmp_path / "e.db"
     cache = EmbeddingCache(path, max_bytes=MIN_BYTES, ttl_s=3600)
-    for n in range(50):
-        cache.put(MODEL, f"text {n}", np.full(4, n + 1, np.float32))
+    for number in range(50):
+        cache.put(MODEL, f"text {number}", np.full(4, number + 1, np.float32))
     cache.store.close()
     cache = EmbeddingCache(path, max_bytes=MIN_BYTES, ttl_s=3600)
     assert len(cache.nearest(MODEL, np.ones(4, np.float32), limit=50)) == 50
-    with path.open("r+b") as f:
-        f.write(b"damaged " * 4096)
+    with path.open("r+b") as file:
+        file.write(b"damaged " * 4096)
     until(
         lambda: (cache.get(MODEL, "text 1") is None and cache.store.health()) or write_more(cache)
     )
     cache.put(MODEL, "new", np.ones(4, np.float32))
-    found = cache.nearest(MODEL, np.ones(4, np.float32), limit=50)
-    assert "new" in [m.text for m in found]
-    assert len(found) < 50
+    matches = cache.nearest(MODEL, np.ones(4, np.float32), limit=50)
+    assert "new" in [match.text for match in matches]
+    assert len(matches) < 50
     cache.store.close()
 
 
@@ -448,7 +448,7 @@ def test_embeddings_survive_a_damaged_file_too(tmp_path):
     assert again.get(MODEL, "a text") is None
     assert again.nearest(MODEL, np.ones(4, np.float32)) == ()
     again.put(MODEL, "a text", np.ones(4, np.float32))
-    assert [m.text for m in again.nearest(MODEL, np.ones(4, np.float32))] == ["a text"]
+    assert [match.text for match in again.nearest(MODEL, np.ones(4, np.float32))] == ["a text"]
     assert "recreated" in again.store.health()
     again.store.close()
 

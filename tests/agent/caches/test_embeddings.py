@@ -114,16 +114,16 @@ def test_vectors_come_back_with_their_type_and_shape_after_a_restart(tmp_path):
         "batch of one": np.ones((1, 4), np.float32),
         "tokens": np.arange(12, dtype=np.float32).reshape(3, 4),
     }
-    for text, v in vectors.items():
-        first.put(MODEL, text, v)
+    for text, vector in vectors.items():
+        first.put(MODEL, text, vector)
     feeds = {"input_ids": np.array([[101, 102]])}
     first.put(MODEL, feeds, unit(1))
     first.store.close()
     again = open_cache(tmp_path)
-    for text, v in vectors.items():
+    for text, vector in vectors.items():
         found = again.get(MODEL, text)
-        assert (found.dtype, found.shape) == (v.dtype, v.shape)
-        np.testing.assert_array_equal(found, v)
+        assert (found.dtype, found.shape) == (vector.dtype, vector.shape)
+        np.testing.assert_array_equal(found, vector)
         found[...] = 0  # its own memory
     np.testing.assert_array_equal(again.get(MODEL, feeds), unit(1))
     assert again.get(OTHER, feeds) is None
@@ -136,7 +136,7 @@ def test_nearest_ranks_by_angle_and_not_by_length(cache):
     cache.put(OTHER, "of another model", unit(15))
     cache.put(MODEL, "tokens", np.ones((5, 2), np.float32))
     found = cache.nearest(MODEL, unit(15), limit=10)
-    assert [m.text for m in found] == [f"{d} degrees" for d in (20, 0, 50, 180)]
+    assert [hit.text for hit in found] == [f"{distance} degrees" for distance in (20, 0, 50, 180)]
     assert found[0].similarity == pytest.approx(np.cos(np.deg2rad(5)), abs=1e-6)
     assert found[-1].similarity == pytest.approx(np.cos(np.deg2rad(165)), abs=1e-6)
 
@@ -148,13 +148,17 @@ def test_nearest_sees_what_was_put_changed_and_removed_since(tmp_path):
     cache.put(MODEL, "old", unit(0))
     clock.now += 40
     cache.put(MODEL, "turns", unit(10), result=b"before")
-    assert [m.text for m in cache.nearest(MODEL, unit(0), limit=5)] == ["old", "turns"]
+    assert [hit.text for hit in cache.nearest(MODEL, unit(0), limit=5)] == ["old", "turns"]
     cache.put(MODEL, "turns", unit(90), result=b"after")
     cache.put(MODEL, "new", unit(30))
     found = cache.nearest(MODEL, unit(0), limit=5)
-    assert [(m.text, m.result) for m in found] == [("old", b""), ("new", b""), ("turns", b"after")]
+    assert [(hit.text, hit.result) for hit in found] == [
+        ("old", b""),
+        ("new", b""),
+        ("turns", b"after"),
+    ]
     clock.now += 40
-    assert [m.text for m in cache.nearest(MODEL, unit(0), limit=5)] == ["new", "turns"]
+    assert [hit.text for hit in cache.nearest(MODEL, unit(0), limit=5)] == ["new", "turns"]
     assert cache.keep_only([OTHER]) == 3
     assert cache.nearest(MODEL, unit(0), limit=5) == ()
     cache.store.close()
@@ -163,17 +167,19 @@ def test_nearest_sees_what_was_put_changed_and_removed_since(tmp_path):
 def test_nearest_keeps_up_with_evictions(tmp_path):
     cache = open_cache(tmp_path)
     rng = np.random.default_rng(1)
-    n = 0
+    number = 0
     while cache.store.counters().evicted < 700:
         for _ in range(100):
-            cache.put(MODEL, f"text {n}", rng.normal(size=500).astype(np.float32))
-            n += 1
-        found = cache.nearest(MODEL, cache.get(MODEL, f"text {n - 1}"), limit=3)
-        assert found[0].text == f"text {n - 1}"
+            cache.put(MODEL, f"text {number}", rng.normal(size=500).astype(np.float32))
+            number += 1
+        found = cache.nearest(MODEL, cache.get(MODEL, f"text {number - 1}"), limit=3)
+        assert found[0].text == f"text {number - 1}"
         assert found[0].similarity == pytest.approx(1, abs=1e-5)
-    assert "text 0" not in {m.text for m in cache.nearest(MODEL, np.ones(500, np.float32), limit=n)}
+    assert "text 0" not in {
+        hit.text for hit in cache.nearest(MODEL, np.ones(500, np.float32), limit=number)
+    }
     assert (
-        len(cache.nearest(MODEL, np.ones(500, np.float32), limit=n))
+        len(cache.nearest(MODEL, np.ones(500, np.float32), limit=number))
         == cache.store.counters().entries
     )
     cache.store.close()

@@ -43,8 +43,8 @@ def is_right(key: bytes, outputs: Feeds) -> bool:
     )
 
 
-def question(n: int) -> Feeds:
-    return {"x": np.array([n])}
+def question(number: int) -> Feeds:
+    return {"x": np.array([number])}
 
 
 def write_for_ever(path: Path, seed: int, count: int, flushing: bool) -> None:
@@ -57,12 +57,12 @@ def write_for_ever(path: Path, seed: int, count: int, flushing: bool) -> None:
     print("ready", flush=True)
     put: list[int] = []
     while True:
-        n = rng.randrange(count)
-        key = cache.key(model, question(n))
+        number = rng.randrange(count)
+        key = cache.key(model, question(number))
         outputs = cache.get(model, key)
         if outputs is None:
             cache.put(model, key, answer(key))
-            put.append(n)
+            put.append(number)
         elif not is_right(key, outputs):
             os._exit(WRONG)
         if len(put) >= 40 and cache.store.flush():
@@ -74,9 +74,9 @@ def make_for_ever(path: Path, seed: int) -> None:
     """Another child: make the file, close it, open it again, delete it."""
     print("ready", flush=True)
     while True:
-        for n in range(3):
+        for number in range(3):
             cache = open_cache(path)
-            key = cache.key(MODELS[0], question(n))
+            key = cache.key(MODELS[0], question(number))
             cache.put(MODELS[0], key, answer(key))
             cache.store.close()
         path.unlink()
@@ -96,7 +96,7 @@ def run_and_kill(job: Callable[..., None], path: Path, seed: int, *more: object)
     output, _ = child.communicate()
     assert child.returncode == -9, f"the child saw a wrong answer or broke: {child.returncode}"
     whole_lines = output[: output.rfind("\n") + 1]
-    return [int(n) for n in whole_lines.split()]
+    return [int(number) for number in whole_lines.split()]
 
 
 def look(path: Path, count: int, surely: dict[str, set[int]]) -> int:
@@ -107,11 +107,11 @@ def look(path: Path, count: int, surely: dict[str, set[int]]) -> int:
     cache = open_cache(path)
     hits = 0
     for model in MODELS:
-        for n in range(count):
-            key = cache.key(model, question(n))
+        for number in range(count):
+            key = cache.key(model, question(number))
             outputs = cache.get(model, key)
             if outputs is None:
-                assert n not in surely.get(model, ()), f"{n} was committed and is lost"
+                assert number not in surely.get(model, ()), f"{number} was committed and is lost"
             else:
                 assert is_right(key, outputs)
                 hits += 1
@@ -148,10 +148,10 @@ def test_nothing_is_wrong_after_kills_amid_evictions_and_flushes_of_models(tmp_p
 def fill_up(path: Path, count: int) -> int:
     """Fill the file to its bound; how many were evicted for it."""
     cache = open_cache(path)
-    for n in range(count):
-        key = cache.key(MODELS[0], question(n))
+    for number in range(count):
+        key = cache.key(MODELS[0], question(number))
         cache.put(MODELS[0], key, answer(key))
-        if n % 500 == 0:
+        if number % 500 == 0:
             cache.store.flush()
     cache.store.flush()
     evicted = cache.store.counters().evicted

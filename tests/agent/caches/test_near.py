@@ -56,9 +56,9 @@ def open_cache(path: Path, made: Calibration = TEXTS, **more) -> NearCache:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[NearCache]:
-    c = open_cache(tmp_path)
-    yield c
-    c.close()
+    calibration = open_cache(tmp_path)
+    yield calibration
+    calibration.close()
 
 
 # Hits
@@ -150,16 +150,16 @@ def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
     cache = open_cache(tmp_path, max_bytes=MIN_BYTES)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(1500, 64)).astype(np.float32)
-    for i, v in enumerate(vectors):
-        cache.add_embedding(MODEL, v, {"y": np.full(1000, i, np.float32)})
+    for i, vector in enumerate(vectors):
+        cache.add_embedding(MODEL, vector, {"y": np.full(1000, i, np.float32)})
         if i % 100 == 0:
             cache.store.flush()
     assert cache.store.flush()
     files = list((tmp_path / "near").iterdir())
-    assert sum(f.stat().st_size for f in files) <= MIN_BYTES
-    found = [cache.lookup_embedding(MODEL, v) for v in vectors]
-    assert all(f is None or f.outputs["y"][0] == i for i, f in enumerate(found))
-    kept = sum(f is not None for f in found)
+    assert sum(fits.stat().st_size for fits in files) <= MIN_BYTES
+    found = [cache.lookup_embedding(MODEL, vector) for vector in vectors]
+    assert all(fits is None or fits.outputs["y"][0] == i for i, fits in enumerate(found))
+    kept = sum(fits is not None for fits in found)
     assert 100 < kept < 1000
     assert cache.counters().entries == kept
     assert cache.counters().evicted > 0
@@ -310,14 +310,14 @@ def test_a_full_disk_costs_answers_and_no_request(small_disk):
     cache = NearCache(small_disk / "model.db", TEXTS, max_bytes=50_000_000, ttl_s=HOUR)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(400, 64)).astype(np.float32)
-    for i, v in enumerate(vectors):
-        cache.add_embedding(MODEL, v, {"y": np.full(5000, i, np.float32)})
+    for i, vector in enumerate(vectors):
+        cache.add_embedding(MODEL, vector, {"y": np.full(5000, i, np.float32)})
         if i % 20 == 0:
             cache.store.flush()
     cache.store.flush()
     assert "full" in cache.health()
-    for i, v in enumerate(vectors):
-        found = cache.lookup_embedding(MODEL, v)
+    for i, vector in enumerate(vectors):
+        found = cache.lookup_embedding(MODEL, vector)
         assert found is None or found.outputs["y"][0] == i
     cache.close()
 
@@ -364,10 +364,10 @@ def test_threads_find_their_own_answers(tmp_path):
                 cache.record_audit(MODEL, found, make_answer(str(i)))
 
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert problems == []
     counters = cache.counters()
     assert counters.hits + counters.misses == 6 * 400
@@ -388,13 +388,13 @@ def digit_model(digits: Path) -> OrtSession:
 @pytest.fixture(scope="module")
 def pixels() -> list[Array]:
     """Real digits in random order."""
-    found = [x for x, _ in data.digits_eval()]
+    found = [pixel_row for pixel_row, _ in data.digits_eval()]
     return [found[i] for i in np.random.default_rng(5).permutation(len(found))]
 
 
 @pytest.fixture(scope="module")
 def calibrated(digit_model: OrtSession, pixels: list[Array]) -> Calibration:
-    samples = (({"input": x}, None) for x in pixels[:1500])
+    samples = (({"input": pixel_row}, None) for pixel_row in pixels[:1500])
     return calibrate_model(
         digit_model.run, samples, model=MODEL, inputs=DIGIT, rule=Rule(), epsilon=0.05
     )
@@ -403,8 +403,8 @@ def calibrated(digit_model: OrtSession, pixels: list[Array]) -> Calibration:
 def serve(cache: NearCache, model: OrtSession, stream: list[Array]) -> tuple[int, int]:
     """What the agent does with each request: the hits that were served, and the wrong ones."""
     hits = wrong = 0
-    for x in stream:
-        feeds = {"input": x}
+    for pixel_row in stream:
+        feeds = {"input": pixel_row}
         near, fresh = cache.lookup(MODEL, feeds), model.run(feeds)
         if near is None:
             cache.add(MODEL, feeds, fresh)
@@ -435,7 +435,7 @@ def test_a_cache_within_its_budget_keeps_its_threshold(tmp_path, digit_model, pi
 def test_drift_tightens_the_threshold(tmp_path, digit_model, pixels, calibrated):
     """The light fades. Vectors do not see brightness, but the model does and errs."""
     dark = pixels[0].min()
-    faded = [(x - dark) * np.float32(0.1) + dark for x in pixels]
+    faded = [(pixel_row - dark) * np.float32(0.1) + dark for pixel_row in pixels]
     chance = np.random.default_rng(1).random
     cache = open_cache(tmp_path, calibrated, audit_share=0.3, chance=chance)
     serve(cache, digit_model, pixels[1500:3000])
@@ -463,13 +463,15 @@ def test_the_example_of_the_manual_works(tmp_path, monkeypatch):
         asked.append(text)
         return text.split()[1]
 
-    requests = [(f"topic {t} again", str(t), t) for t in range(240) for _ in range(4)]
+    requests = [
+        (f"topic {thread} again", str(thread), thread) for thread in range(240) for _ in range(4)
+    ]
     monkeypatch.chdir(tmp_path)
     names = {"embed": embed, "ask": ask, "requests": requests}
     exec(code, names)
     cache, reply = names["cache"], names["reply"]
     assert cache.counters().threshold > 0
-    answers = [reply(cache, f"topic {t} please") for t in (3, 4, 3, 4, 3)]
+    answers = [reply(cache, f"topic {thread} please") for thread in (3, 4, 3, 4, 3)]
     assert answers == ["3", "4", "3", "4", "3"]
     assert 2 <= len(asked) < 5
     cache.close()
@@ -491,9 +493,9 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("a", "b", "same"), PAIRS)
-def test_the_guard_reads_negations_numbers_and_opposites(a, b, same):
-    assert (text_signature(a) == text_signature(b)) is same
+@pytest.mark.parametrize(("first", "second", "same"), PAIRS)
+def test_the_guard_reads_negations_numbers_and_opposites(first, second, same):
+    assert (text_signature(first) == text_signature(second)) is same
 
 
 def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(tmp_path, minilm):
@@ -505,18 +507,20 @@ def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(t
     def embed(text: str) -> Array:
         made = tokenizer.encode(text)
         ids = {"input_ids": made.ids, "attention_mask": made.attention_mask}
-        return session.run({k: np.array([v], np.int64) for k, v in ids.items()})["embedding"]
+        return session.run({key: np.array([vector], np.int64) for key, vector in ids.items()})[
+            "embedding"
+        ]
 
     usual = msgspec.structs.replace(TEXTS, threshold=float(np.sqrt(2 - 2 * 0.9)))
     fooled = kept = 0
-    for i, (a, b, same) in enumerate(PAIRS):
+    for i, (first, second, same) in enumerate(PAIRS):
         if same:
             continue
         for guard in (False, True):
             made = msgspec.structs.replace(usual, text_guard=guard)
             cache = open_cache(tmp_path / f"{i}{guard}", made)
-            cache.add_embedding(MODEL, embed(a), make_answer(a), a)
-            hit = cache.lookup_embedding(MODEL, embed(b), b) is not None
+            cache.add_embedding(MODEL, embed(first), make_answer(first), first)
+            hit = cache.lookup_embedding(MODEL, embed(second), second) is not None
             fooled += hit and not guard
             kept += not hit and guard
             cache.close()

@@ -46,18 +46,20 @@ def cache(tmp_path: Path) -> Iterator[ResultCache]:
     c.store.close()
 
 
-def answer(n: int, size: int = 1000) -> Feeds:
+def answer(number: int, size: int = 1000) -> Feeds:
     """Outputs that tell which input they belong to."""
-    return {"y": np.full((1, size), n, np.float32), "n": np.array([n], np.int64)}
+    return {"y": np.full((1, size), number, np.float32), "n": np.array([number], np.int64)}
 
 
-def question(n: int) -> Feeds:
-    return {"x": np.array([n], np.int32)}
+def question(number: int) -> Feeds:
+    return {"x": np.array([number], np.int32)}
 
 
-def same(a: Feeds, b: Feeds) -> bool:
-    return a.keys() == b.keys() and all(
-        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and bool((a[k] == b[k]).all())
+def same(a: Feeds, second: Feeds) -> bool:
+    return a.keys() == second.keys() and all(
+        a[k].dtype == second[k].dtype
+        and a[k].shape == second[k].shape
+        and bool((a[k] == second[k]).all())
         for k in a
     )
 
@@ -118,10 +120,10 @@ def test_keys_answers_and_counters_survive_a_restart(tmp_path):
 
 
 def test_each_file_has_a_secret_of_its_own(tmp_path):
-    a, b = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
-    assert a.key(MODEL, question(1)) != b.key(MODEL, question(1))
+    a, second = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
+    assert a.key(MODEL, question(1)) != second.key(MODEL, question(1))
     a.store.close()
-    b.store.close()
+    second.store.close()
 
 
 @pytest.mark.parametrize(
@@ -167,8 +169,8 @@ def test_an_answer_from_the_far_future_is_stale(tmp_path):
 
 
 def test_a_new_model_flushes_what_the_old_one_said_and_says_after_it(cache):
-    for n in range(700):
-        cache.put(MODEL, b"%016d" % n, answer(n, 10))
+    for number in range(700):
+        cache.put(MODEL, b"%016d" % number, answer(number, 10))
     cache.put(OTHER, b"o" * 16, answer(1))
     assert cache.store.keep_only([OTHER]) == 700
     assert cache.get(MODEL, b"%016d" % 5) is None
@@ -181,8 +183,8 @@ def test_a_new_model_flushes_what_the_old_one_said_and_says_after_it(cache):
 
 
 def test_a_flush_takes_what_was_not_even_committed(cache):
-    for n in range(3):
-        cache.put(MODEL, b"%016d" % n, answer(n))
+    for number in range(3):
+        cache.put(MODEL, b"%016d" % number, answer(number))
     assert cache.store.keep_only([OTHER]) == 3
     assert cache.get(MODEL, b"%016d" % 0) is None
 
@@ -224,35 +226,37 @@ def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
 @pytest.mark.parametrize(("size", "batch"), [(10, 500), (1000, 100), (20_000, 20)])
 def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
     cache = open_cache(tmp_path)
-    n = largest = 0
+    number = largest = 0
     while cache.store.counters().evicted < 200:
         for _ in range(batch):
-            cache.put(MODEL, cache.key(MODEL, question(n)), answer(n, size))
-            n += 1
+            cache.put(MODEL, cache.key(MODEL, question(number)), answer(number, size))
+            number += 1
         cache.store.flush()
         largest = max(largest, sum(p.stat().st_size for p in tmp_path.iterdir()))
     assert MIN_BYTES / 4 < largest <= MIN_BYTES
     counters = cache.store.counters()
-    assert counters.entries == n - counters.evicted
+    assert counters.entries == number - counters.evicted
     assert counters.bytes <= MIN_BYTES
     assert counters.dropped == 0
-    held = [cache.get(MODEL, cache.key(MODEL, question(i))) for i in range(n)]
+    held = [cache.get(MODEL, cache.key(MODEL, question(i))) for i in range(number)]
     assert held[0] is None
     assert all(found is None or same(found, answer(i, size)) for i, found in enumerate(held))
-    newest = held[n - counters.entries // 2 :]  # looking at the older half moves it, and may evict
+    newest = held[
+        number - counters.entries // 2 :
+    ]  # looking at the older half moves it, and may evict
     assert all(newest)
     cache.store.close()
 
 
 def test_answers_in_use_outlive_older_and_newer_ones_that_are_not(tmp_path):
     cache = open_cache(tmp_path)
-    n = 0
+    number = 0
     while cache.store.counters().evicted < 1000:
         for _ in range(20):
-            cache.put(MODEL, b"%016d" % n, answer(n))
-            n += 1
+            cache.put(MODEL, b"%016d" % number, answer(number))
+            number += 1
         cache.store.flush()
-        assert cache.get(MODEL, b"%016d" % 7), f"evicted after {n} puts although in use"
+        assert cache.get(MODEL, b"%016d" % 7), f"evicted after {number} puts although in use"
     assert cache.get(MODEL, b"%016d" % 8) is None
     assert cache.get(MODEL, b"%016d" % 300) is None
     cache.store.close()
@@ -262,12 +266,12 @@ def test_answers_in_use_outlive_older_and_newer_ones_that_are_not(tmp_path):
 
 
 def test_hits_write_nothing_while_there_is_room(cache, tmp_path):
-    for n in range(100):
-        cache.put(MODEL, b"%016d" % n, answer(n))
+    for number in range(100):
+        cache.put(MODEL, b"%016d" % number, answer(number))
     cache.store.flush()
     before = (tmp_path / "results.db-wal").read_bytes()
-    for n in range(100):
-        assert cache.get(MODEL, b"%016d" % n)
+    for number in range(100):
+        assert cache.get(MODEL, b"%016d" % number)
     assert not cache.get(MODEL, b"?" * 16)
     threading.Event().wait(0.5)
     assert (tmp_path / "results.db-wal").read_bytes() == before
@@ -283,23 +287,23 @@ def test_many_threads_get_right_answers_and_exact_counters(cache):
     def work(seed: int) -> None:
         rng = random.Random(seed)
         for i in range(asked):
-            n = rng.randrange(300)
-            key = cache.key(MODEL, question(n))
+            number = rng.randrange(300)
+            key = cache.key(MODEL, question(number))
             found = cache.get(MODEL, key)
             if found is None:
-                cache.put(MODEL, key, answer(n))
-            elif not same(found, answer(n)):
-                wrong.append((n, found))
+                cache.put(MODEL, key, answer(number))
+            elif not same(found, answer(number)):
+                wrong.append((number, found))
             if i % 200 == 0:
                 cache.store.counters()
             if seed == 0 and i % 300 == 0:
                 cache.store.keep_only([MODEL])
 
     threads = [threading.Thread(target=work, args=(s,)) for s in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     counters = cache.store.counters()
     assert not wrong
     assert counters.hits + counters.misses == 8 * asked
@@ -341,9 +345,9 @@ def identity(feeds: Feeds) -> object:
 
 @QUICK
 @given(FEEDS, FEEDS)
-def test_two_inputs_share_a_key_exactly_if_they_are_the_same(a, b):
-    assert (input_key(1, "m", a) == input_key(1, "m", b)) == (
-        repr(identity(a)) == repr(identity(b))
+def test_two_inputs_share_a_key_exactly_if_they_are_the_same(a, second):
+    assert (input_key(1, "m", a) == input_key(1, "m", second)) == (
+        repr(identity(a)) == repr(identity(second))
     )
     assert input_key(1, "m", a) == input_key(1, "m", dict(reversed(a.items())))
 
@@ -357,20 +361,20 @@ def test_packing_and_unpacking_changes_nothing(feeds):
 
 
 def test_a_key_depends_on_everything_that_changes_an_answer():
-    x = np.arange(6, dtype=np.int32)
+    values = np.arange(6, dtype=np.int32)
     keys = [
-        input_key(1, "m", {"x": x}),
-        input_key(2, "m", {"x": x}),
-        input_key(1, "n", {"x": x}),
-        input_key(1, "m", {"y": x}),
-        input_key(1, "m", {"x": x.reshape(2, 3)}),
-        input_key(1, "m", {"x": x.view(np.float32)}),
-        input_key(1, "m", {"x": x + 1}),
-        input_key(1, "m", {"x": x}, b"salt"),
-        input_key(1, "m", x.tobytes()),
-        input_key(1, "m", x.tobytes(), b"salt"),
-        input_key(1, "m", {"a": x[:2], "b": x[2:]}),
-        input_key(1, "m", {"a": x[:4], "b": x[4:]}),
+        input_key(1, "m", {"x": values}),
+        input_key(2, "m", {"x": values}),
+        input_key(1, "n", {"x": values}),
+        input_key(1, "m", {"y": values}),
+        input_key(1, "m", {"x": values.reshape(2, 3)}),
+        input_key(1, "m", {"x": values.view(np.float32)}),
+        input_key(1, "m", {"x": values + 1}),
+        input_key(1, "m", {"x": values}, b"salt"),
+        input_key(1, "m", values.tobytes()),
+        input_key(1, "m", values.tobytes(), b"salt"),
+        input_key(1, "m", {"a": values[:2], "b": values[2:]}),
+        input_key(1, "m", {"a": values[:4], "b": values[4:]}),
         input_key(1, "m", {"a": np.array(["ab", "c"], object)}),
         input_key(1, "m", {"a": np.array(["a", "bc"], object)}),
     ]
@@ -379,9 +383,11 @@ def test_a_key_depends_on_everything_that_changes_an_answer():
 
 
 def test_how_an_array_lies_in_memory_does_not_matter():
-    x = np.arange(24, dtype=np.float32).reshape(4, 6)
-    assert input_key(1, "m", {"x": x}) == input_key(1, "m", {"x": np.asfortranarray(x)})
-    assert input_key(1, "m", {"x": x[:, ::2]}) == input_key(1, "m", {"x": x[:, ::2].copy()})
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    assert input_key(1, "m", {"x": values}) == input_key(1, "m", {"x": np.asfortranarray(values)})
+    assert input_key(1, "m", {"x": values[:, ::2]}) == input_key(
+        1, "m", {"x": values[:, ::2].copy()}
+    )
 
 
 def test_a_running_cache_does_without_the_packages_that_only_inspection_needs(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.caches.bounds import binomial_tail, required_trials
+from agent.caches.bounds import binomial_tail, count_required_trials
 from agent.caches.calibrate_model import calibrate_model, choose_descriptor, read_clips
 from agent.caches.calibration import ThresholdEvidence, read_calibration, write_calibration
 from agent.caches.descriptors import Described, Descriptor, Index, describe, unit
@@ -56,17 +56,17 @@ def one_cache(
     trials: list[CalibrationSample], rule: Rule, threshold: float
 ) -> list[tuple[bool, bool]]:
     """Hit and wrong of every trial, by the cache's own index, one look-up after the other."""
-    index, answers, seen = Index(len(trials)), {}, []
-    for i, t in enumerate(trials):
-        found = index.nearest(t.item)
+    index, answers, samples_run = Index(len(trials)), {}, []
+    for i, level in enumerate(trials):
+        found = index.nearest(level.item)
         if found is not None and found[1] <= threshold * found[2]:
-            seen.append((True, rule.differ(answers[found[0]], t.answer)))
+            samples_run.append((True, rule.differ(answers[found[0]], level.answer)))
             continue
         key = i.to_bytes(2, "big")
-        index.add(key, t.item, rule.reach(t.answer))
-        answers[key] = t.answer
-        seen.append((False, False))
-    return seen
+        index.add(key, level.item, rule.reach(level.answer))
+        answers[key] = level.answer
+        samples_run.append((False, False))
+    return samples_run
 
 
 @settings(deadline=None, max_examples=60)
@@ -86,9 +86,9 @@ def test_the_replay_counts_what_a_cache_at_each_threshold_does(seed, n, tags):
     counts = replay_cache(trials, Rule(kind="top1"), grid)
     assert counts.sizes.tolist() == [len(range(i, min(i + 4, n))) for i in range(0, n, 4)]
     for row, threshold in enumerate(grid):
-        seen = one_cache(trials, Rule(kind="top1"), threshold)
+        samples_run = one_cache(trials, Rule(kind="top1"), threshold)
         for group in range(len(counts.sizes)):
-            part = seen[4 * group : 4 * group + 4]
+            part = samples_run[4 * group : 4 * group + 4]
             assert counts.hits[row, group] == sum(hit for hit, _ in part)
             assert counts.wrong[row, group] == sum(bad for _, bad in part)
 
@@ -132,12 +132,12 @@ def test_the_chosen_threshold_is_too_large_in_at_most_five_percent_of_runs():
     rng, epsilon, runs = np.random.default_rng(12), 0.1, 300
     rate = np.linspace(0, 0.5, len(GRID)) ** 2
     true = np.cumsum(rate) / np.arange(1, len(GRID) + 1)  # of all hits up to a threshold
-    limit = max(t for t, r in zip(GRID, true, strict=True) if r <= epsilon)
+    limit = max(level for level, r in zip(GRID, true, strict=True) if r <= epsilon)
     found = [find_proven(draw_counts(rng, 400, 1, rate), epsilon) for _ in range(runs)]
     levels = [f.threshold for f in found if f is not None]
     assert len(levels) > 0.9 * runs  # it does find one
     assert np.median(levels) > limit / 2  # and no needlessly small one
-    too_large = sum(t > limit for t in levels)
+    too_large = sum(level > limit for level in levels)
     assert too_large <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
 
 
@@ -148,7 +148,9 @@ def test_taking_the_best_of_all_thresholds_would_be_fooled_more_often():
     for _ in range(runs):
         counts = draw_counts(rng, 300, 1, np.full(len(GRID), epsilon))
         sums = zip(counts.wrong.sum(axis=1), counts.hits.sum(axis=1), strict=True)
-        naive += any(binomial_tail(int(w), int(n), epsilon) <= 0.05 for w, n in sums)
+        naive += any(
+            binomial_tail(int(wrong_count), int(n), epsilon) <= 0.05 for wrong_count, n in sums
+        )
         ours += find_proven(counts, epsilon) is not None
     assert naive > 0.08 * runs
     assert ours <= runs * 0.05 + 2 * math.sqrt(runs * 0.05 * 0.95)
@@ -158,8 +160,8 @@ def clean(groups: int) -> list[CalibrationSample]:
     """Pairs of the same direction and the same answer, each pair a group."""
     angles = np.linspace(0, 3, groups)
     return [
-        make_sample(np.array([math.cos(a), math.sin(a)]), i, i)
-        for i, a in enumerate(angles)
+        make_sample(np.array([math.cos(first), math.sin(first)]), i, i)
+        for i, first in enumerate(angles)
         for _ in "ab"
     ]
 
@@ -167,8 +169,8 @@ def clean(groups: int) -> list[CalibrationSample]:
 @pytest.mark.parametrize("grouped", [True, False])
 def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
     def made(count: int) -> Calibration:
-        trials = clean(count) if grouped else [t for t in clean(count) if t.group != 0]
-        alone = [msgspec.structs.replace(t, group=None) for t in trials]
+        trials = clean(count) if grouped else [level for level in clean(count) if level.group != 0]
+        alone = [msgspec.structs.replace(level, group=None) for level in trials]
         return calibrate_threshold(
             trials if grouped else alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
         )
@@ -184,7 +186,7 @@ def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
     assert enough.evidence.upper <= 0.1
     if grouped:  # the groups that say where to begin prove nothing
         assert enough.evidence.groups == enough.groups - math.ceil(enough.groups / 5)
-    assert required_trials(0.1) == 29
+    assert count_required_trials(0.1) == 29
     assert asked > 29 * 5 / 4  # a fifth is set aside, and not every request is a reuse
     assert made(int(asked * 0.35)).threshold == 0
 
@@ -194,7 +196,7 @@ def test_many_trials_of_few_groups_prove_nothing():
     trials = [make_sample(np.array([1.0, i % 3]), i % 3, group=i % 3) for i in range(900)]
     made = calibrate_threshold(trials, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1)
     assert made.threshold == 0
-    alone = [msgspec.structs.replace(t, group=None) for t in trials]
+    alone = [msgspec.structs.replace(level, group=None) for level in trials]
     assert calibrate_threshold(
         alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
     ).threshold
@@ -209,7 +211,7 @@ def test_a_refusal_tells_wrong_answers_from_missing_neighbours():
     apart = [make_sample(np.eye(50)[i], i) for i in range(50)]
     made = calibrate_threshold(apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
     assert "no sample was near an earlier one" in made.why
-    assert f"takes {required_trials(0.05)} reuses" in made.why
+    assert f"takes {count_required_trials(0.05)} reuses" in made.why
 
 
 @pytest.mark.parametrize(
@@ -228,19 +230,19 @@ def test_what_cannot_be_proven_is_refused(epsilon, confidence, trials):
 
 
 def test_answers_differ_as_the_rule_says():
-    a, b = {"y": np.array([[0.1, 0.9]])}, {"y": np.array([[0.3, 0.7]])}
-    c = {"y": np.array([[0.6, 0.4]])}
-    assert not Rule(kind="top1").differ(a, b)
-    assert Rule(kind="top1").differ(a, c)
-    assert not Rule(kind="tolerance", tolerance=0.21).differ(a, b)
-    assert Rule(kind="tolerance", tolerance=0.19).differ(a, b)
-    assert Rule(kind="tolerance", tolerance=9.0).differ(a, {"y": np.array([[np.nan, 0.0]])})
-    assert Rule(kind="exact").differ(a, b)
+    first, second = {"y": np.array([[0.1, 0.9]])}, {"y": np.array([[0.3, 0.7]])}
+    third = {"y": np.array([[0.6, 0.4]])}
+    assert not Rule(kind="top1").differ(first, second)
+    assert Rule(kind="top1").differ(first, third)
+    assert not Rule(kind="tolerance", tolerance=0.21).differ(first, second)
+    assert Rule(kind="tolerance", tolerance=0.19).differ(first, second)
+    assert Rule(kind="tolerance", tolerance=9.0).differ(first, {"y": np.array([[np.nan, 0.0]])})
+    assert Rule(kind="exact").differ(first, second)
     assert not EXACT.differ(answer("yes"), answer("yes"))
     assert EXACT.differ(answer("yes"), answer("no"))
-    assert EXACT.differ(a, {**a, "z": np.zeros(1)})
-    assert not Rule(kind="exact", output="y").differ(a, {**a, "z": np.zeros(1)})
-    assert Rule(kind="top1", output="missing").differ(a, a)
+    assert EXACT.differ(first, {**first, "z": np.zeros(1)})
+    assert not Rule(kind="exact", output="y").differ(first, {**first, "z": np.zeros(1)})
+    assert Rule(kind="top1", output="missing").differ(first, first)
     assert Rule(kind="top1").differ({}, {})
 
 
@@ -271,16 +273,16 @@ def test_the_input_that_is_compared_is_a_picture_or_a_short_tensor():
 
 
 @pytest.fixture(scope="module")
-def seen(digits: Path) -> list[tuple[Array, Feeds]]:
+def samples_run(digits: Path) -> list[tuple[Array, Feeds]]:
     """2400 real digits in random order, with what the real model says."""
     session = onnxruntime.open(digits, threads=1, options={})
-    pixels = [x for x, _ in data.digits_eval()]
+    pixels = [image for image, _ in data.digits_eval()]
     order = np.random.default_rng(5).permutation(len(pixels))[:2400]
     return [(pixels[i], session.run({"input": pixels[i]})) for i in order]
 
 
-def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(seen):
-    answers = {x.tobytes(): y for x, y in seen}
+def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(samples_run):
+    answers = {image.tobytes(): outputs for image, outputs in samples_run}
     spec = (TensorSpec("input", "float32", (1, 1, 28, 28), "NCHW"),)
     ran: list[Feeds] = []
 
@@ -288,7 +290,7 @@ def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(seen):
         ran.append(feeds)
         return answers[feeds["input"].tobytes()]
 
-    known = [({"input": x}, None) for x, _ in seen[:1200]]
+    known = [({"input": image}, None) for image, _ in samples_run[:1200]]
     thresholds = []
     for epsilon in (0.03, 0.05, 0.1, 0.2):
         made = calibrate_model(
@@ -298,7 +300,7 @@ def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(seen):
         assert made.evidence is not None
         assert made.evidence.upper <= epsilon
         thresholds.append(made.threshold)
-        later = calibration_trials(seen[1200:], made.descriptor)
+        later = calibration_trials(samples_run[1200:], made.descriptor)
         counts = replay_cache(later, Rule(), (made.threshold,))
         assert counts.hits.sum() > 100
         assert counts.wrong.sum() / counts.hits.sum() < epsilon
@@ -310,10 +312,10 @@ def calibration_trials(
     pairs: list[tuple[Array, Feeds]], descriptor: Descriptor
 ) -> list[CalibrationSample]:
     made = []
-    for x, y in pairs:
-        item = describe(descriptor, {"input": x})
+    for image, outputs in pairs:
+        item = describe(descriptor, {"input": image})
         assert item is not None
-        made.append(CalibrationSample(item, y))
+        made.append(CalibrationSample(item, outputs))
     return made
 
 

@@ -73,7 +73,7 @@ def test_closing_commits_what_waits_and_removes_the_log(tmp_path):
     for i in range(500):
         db.write(INSERT, (b"%d" % i,))
     db.close()
-    assert [p.name for p in tmp_path.iterdir()] == ["a.db"]
+    assert [part.name for part in tmp_path.iterdir()] == ["a.db"]
     plain = sqlite3.connect(tmp_path / "a.db")
     assert plain.execute("SELECT count(*) FROM t").fetchone() == (500,)
     plain.close()
@@ -175,7 +175,7 @@ def test_all_files_are_for_their_owner_only_whatever_the_umask(tmp_path):
         db = open_database(tmp_path / "caches" / "a.db")
         db.write(INSERT, (b"one",))
         db.flush()
-        modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "caches").iterdir()}
+        modes = {part.name: part.stat().st_mode & 0o777 for part in (tmp_path / "caches").iterdir()}
         folder = (tmp_path / "caches").stat().st_mode & 0o777
     finally:
         os.umask(before)
@@ -245,13 +245,13 @@ def test_readers_do_not_pile_up_with_threads(tmp_path):
     db.flush()
 
     def files() -> int:
-        links = [p for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
-        return sum(str(p.readlink()).startswith(str(tmp_path)) for p in links)
+        links = [part for part in Path("/proc/self/fd").iterdir() if part.is_symlink()]
+        return sum(str(part.readlink()).startswith(str(tmp_path)) for part in links)
 
     for _ in range(100):
-        t = threading.Thread(target=db.rows, args=("SELECT v FROM t",))
-        t.start()
-        t.join()
+        thread = threading.Thread(target=db.rows, args=("SELECT v FROM t",))
+        thread.start()
+        thread.join()
     assert files() <= 8
     db.close()
     assert files() == 0
