@@ -394,7 +394,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_the_others_serve(tmp_path):
     http_server.install(root, http_server.dense(tmp_path / "a"))
     (tmp_path / "b").mkdir()
     slot = http_server.install(root, http_server.quantised(tmp_path / "b"))
-    (damaged,) = root.glob(f"models/quantised/slots/{slot.digest[7:]}/model.onnx")
+    damaged = Slots(root).folder(slot) / "model.onnx"
     damaged.chmod(0o600)
     damaged.write_bytes(b"no model")
     with (
