@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 from agent import Agent, EncodedImage
 from agent.config import Serve
 from agent.http.wire import datatype_of
+from agent.packages.slots import Slots
 from edge_core.tensors import DTYPES, Array
 from tests.agent import http_server
 
