@@ -135,9 +135,9 @@ class BatchTracker:
     def input(self, name: str, shape: Shape, dtype: Any) -> None:
         """A graph input; raises ConvertError unless it is made for one row."""
         if not shape or shape[0] != 1:
-            told = "x".join(map(str, shape)) or "a scalar"
+            shape_text = "x".join(map(str, shape)) or "a scalar"
             raise make_batch_error(
-                f"input '{name}' is {told}: its first dimension is not a batch of 1"
+                f"input '{name}' is {shape_text}: its first dimension is not a batch of 1"
             )
         self.rows[name] = BatchedTensor(shape, np.dtype(dtype), LEADING_AXIS)
 
@@ -147,9 +147,9 @@ class BatchTracker:
         if known is None:
             raise make_batch_error(f"output '{name}' does not depend on the rows of a batch")
         if known.where != LEADING_AXIS or known.shape[0] != 1:
-            told = "x".join(map(str, known.shape))
+            shape_text = "x".join(map(str, known.shape))
             raise make_batch_error(
-                f"output '{name}' is {told}: its first dimension is not the batch"
+                f"output '{name}' is {shape_text}: its first dimension is not the batch"
             )
 
     def step(
@@ -165,26 +165,26 @@ class BatchTracker:
         does not keep the rows apart.
         """
         names = list(dict.fromkeys(inputs))
-        given = {name: self.rows[name] for name in names if name in self.rows}
+        batched = {name: self.rows[name] for name in names if name in self.rows}
         with translate_refusal(f"{label} does not run"):
             run = load(
-                given, {name: self.constants[name] for name in names if name in self.constants}
+                batched, {name: self.constants[name] for name in names if name in self.constants}
             )
             samples = [
-                {name: self.sample(tensor) for name, tensor in given.items()} for _ in range(ROWS)
+                {name: self.sample(tensor) for name, tensor in batched.items()} for _ in range(ROWS)
             ]
-            alone = [run(sample) for sample in samples[: ROWS if given else 1]]
-        if not given:
+            alone = [run(sample) for sample in samples[: ROWS if batched else 1]]
+        if not batched:
             self.constants |= {name: alone[0][name] for name in outputs}
             return
         with translate_refusal(f"{label} fixes the batch"):
             batch = run(
                 {
                     name: stack_rows([sample[name] for sample in samples], tensor.where)
-                    for name, tensor in given.items()
+                    for name, tensor in batched.items()
                 }
             )
-        likely = [tensor.where for tensor in given.values()]
+        likely = [tensor.where for tensor in batched.values()]
         for name in outputs:
             where = locate_rows([first[name] for first in alone], batch[name], likely)
             if where is None:

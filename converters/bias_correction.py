@@ -1,4 +1,4 @@
-"""Better integers at the same scales: what quantising takes from a layer is given back to it. Pure.
+"""Bias correction: better integers at the same scales make up for what quantising takes. Pure.
 
     layers of a quantised model -> measure_inputs() on the float model -> correct_layer()
                                 -> the format stores the integers, and correct_bias() of its biases

@@ -30,10 +30,12 @@ def _make_random(rng: np.random.Generator, spec: TensorSpec) -> Array:
     return rng.integers(0, 256 if spec.dtype == "uint8" else 2, shape).astype(dtype)
 
 
-def require_same_outputs(want: Feeds, got: Feeds, tolerance: float = TOLERANCE) -> None:
+def require_same_outputs(
+    expected_outputs: Feeds, actual_outputs: Feeds, tolerance: float = TOLERANCE
+) -> None:
     """Raise ConvertError naming an output that differs by more than the tolerance."""
-    for name, expected in want.items():
-        actual = got[name]
+    for name, expected in expected_outputs.items():
+        actual = actual_outputs[name]
         if expected.shape != actual.shape or expected.dtype != actual.dtype:
             raise ConvertError(
                 f"output '{name}' changed from {expected.dtype}{list(expected.shape)} "

@@ -15,10 +15,10 @@ def require_reduction(before: tuple[int, int], after: tuple[int, int], name: str
     Both are bytes of weights in integers of at most 8 bits, and in other types.
     """
     (small, large), (_, left) = before, after
-    taken = (large - left) / (small + large) if large else 0.0
-    if taken < LEAST_REDUCTION:
+    reduced_share = (large - left) / (small + large) if large else 0.0
+    if reduced_share < LEAST_REDUCTION:
         raise ConvertError(
-            f"no-op: the recipe takes {max(taken, 0.0):.1%} of the weight bytes of "
+            f"no-op: the recipe takes {max(reduced_share, 0.0):.1%} of the weight bytes of "
             f"{name}, less than {LEAST_REDUCTION:.0%}",
             hint="its weights are in ops that the recipe leaves alone, or are quantised already",
         )

@@ -46,7 +46,7 @@ def free_onnx_batch(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     draft, read = Draft(freed, tracker), _collect_reads(graph)
     nodes = [new for node in graph.node for new in _try_node(draft, tracker, node, read)]
     shared = any(node.op_type == SHARED and node.input[0] in tracker.rows for node in nodes)
-    del graph.node[:], graph.value_info[:]  # shapes were told for one row
+    del graph.node[:], graph.value_info[:]  # shapes were inferred for one row
     graph.node.extend(nodes)
     _drop_unread(graph)
     for value in graph.output:
@@ -71,13 +71,13 @@ def _try_node(
     if source is not None and node.domain in STANDARD_DOMAINS and node.op_type in REWRITES:
         unit = REWRITES[node.op_type](draft, node, source)
     if source is not None and node.op_type == SHARED:
-        made = draft.load(unit, {node.input[0]: source}, {})(
+        results_alone = draft.load(unit, {node.input[0]: source}, {})(
             {node.input[0]: tracker.sample(source)}
         )
         tracker.rows[node.output[0]] = BatchedTensor(
-            source.shape, made[node.output[0]].dtype, source.where
+            source.shape, results_alone[node.output[0]].dtype, source.where
         )
-        tracker.constants |= {name: made[name] for name in node.output[1:]}
+        tracker.constants |= {name: results_alone[name] for name in node.output[1:]}
         return unit
     if any(attribute.g.node or attribute.graphs for attribute in node.attribute):
         raise make_batch_error(f"{label} is control flow: it takes one way for all rows of a batch")

@@ -52,12 +52,12 @@ class Draft:
     ) -> RunUnit:
         """The nodes alone, on the real runtime, without optimisation."""
         onnx, ort = self._onnx, need("onnxruntime", "onnx")
-        made = sorted({name for node in unit for name in node.output if name})
+        results = sorted({name for node in unit for name in node.output if name})
         graph = onnx.helper.make_graph(
             unit,
             "unit",
             [self._input(name, tensor) for name, tensor in rows.items()],
-            [onnx.ValueInfoProto(name=name) for name in made],
+            [onnx.ValueInfoProto(name=name) for name in results],
             [self._tensor(name, array) for name, array in constants.items()],
         )
         alone = onnx.helper.make_model(
@@ -74,7 +74,7 @@ class Draft:
 
         def run(feeds: Values) -> Values:
             with translate_foreign_errors("onnxruntime"):
-                return dict(zip(made, session.run(made, feeds), strict=True))
+                return dict(zip(results, session.run(results, feeds), strict=True))
 
         return run
 
@@ -83,10 +83,10 @@ class Draft:
         helper = self._onnx.helper
         shape: list[int | str] = list(tensor.shape)
         shape[tensor.where.axis] = BATCH_NAME
-        made: ValueInfoProto = helper.make_tensor_value_info(
+        value: ValueInfoProto = helper.make_tensor_value_info(
             name, helper.np_dtype_to_tensor_dtype(tensor.dtype), shape
         )
-        return made
+        return value
 
     def _tensor(self, name: str, array: Array) -> TensorProto:
         """The graph's own, if it has it: not every type has an array that tells it."""
@@ -119,8 +119,8 @@ class Draft:
         if key not in self._lists:
             name = self._lists[key] = self.name("_".join([BATCH_NAME, *map(str, key)]))
             self._tracker.constants[name] = np.array(key, np.int64)
-            made = self._onnx.numpy_helper.from_array(self._tracker.constants[name], name)
-            self._model.graph.initializer.append(made)
+            tensor = self._onnx.numpy_helper.from_array(self._tracker.constants[name], name)
+            self._model.graph.initializer.append(tensor)
         return self._lists[key]
 
     def name(self, name: str) -> str:
@@ -132,16 +132,16 @@ class Draft:
 
     def make(self, op: str, inputs: Sequence[str], output: str, **how: Any) -> NodeProto:
         """A node of the standard domain."""
-        made: NodeProto = self._onnx.helper.make_node(op, inputs, [output], output, **how)
-        return made
+        node: NodeProto = self._onnx.helper.make_node(op, inputs, [output], output, **how)
+        return node
 
     def with_inputs(self, node: NodeProto, inputs: Mapping[int, str]) -> NodeProto:
         """A copy of a node with other inputs."""
-        made: NodeProto = self._onnx.NodeProto()
-        made.CopyFrom(node)
+        copied: NodeProto = self._onnx.NodeProto()
+        copied.CopyFrom(node)
         for place, name in inputs.items():
-            made.input[place] = name
-        return made
+            copied.input[place] = name
+        return copied
 
     def free_at(self, shape: Shape, place: int) -> str:
         """A constant for Reshape: ``shape``, with as many rows as there are in one dimension."""
@@ -165,31 +165,31 @@ class Draft:
 def rewrite_reshape(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """The free dimension where the rows are. Where they are in the middle of one, they are moved
     to the front."""
-    want = draft.infer_shape(node, batched)
-    if want is None:
+    target_shape = draft.infer_shape(node, batched)
+    if target_shape is None:
         return [node]
     source, result = node.input[0], node.output[0]
-    place = find_free_dimension(batched.where, batched.shape, want)
+    place = find_free_dimension(batched.where, batched.shape, target_shape)
     if place is not None:
-        return [draft.make("Reshape", [source, draft.free_at(want, place)], result)]
+        return [draft.make("Reshape", [source, draft.free_at(target_shape, place)], result)]
     before = math.prod(batched.shape[: batched.where.axis]) * batched.where.outer
     split = (before, 1, math.prod(batched.shape) // before)
     parts, moved = draft.name(f"{result}_rows"), draft.name(f"{result}_moved")
     return [
         draft.make("Reshape", [source, draft.free_at(split, 1)], parts),
         draft.make("Transpose", [parts], moved, perm=[1, 0, 2]),
-        draft.make("Reshape", [moved, draft.free_at(want, 0)], result),
+        draft.make("Reshape", [moved, draft.free_at(target_shape, 0)], result),
     ]
 
 
 def rewrite_squeeze(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Another rank: a Reshape, if it concerns the dimension of the rows."""
-    want = draft.infer_shape(node, batched)
-    if want is None:
+    target_shape = draft.infer_shape(node, batched)
+    if target_shape is None:
         return [node]
     kept = (
-        len(want) > len(batched.shape)
-        or want[: batched.where.axis + 1] == batched.shape[: batched.where.axis + 1]
+        len(target_shape) > len(batched.shape)
+        or target_shape[: batched.where.axis + 1] == batched.shape[: batched.where.axis + 1]
     )
     alone = batched.shape[batched.where.axis] == 1
     return [node] if kept and alone else rewrite_reshape(draft, node, batched)
@@ -198,15 +198,17 @@ def rewrite_squeeze(draft: Draft, node: NodeProto, batched: BatchedTensor) -> li
 def rewrite_gather(draft: Draft, node: NodeProto, batched: BatchedTensor) -> list[NodeProto]:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
     axis = read_attribute(node, "axis", 0) % len(batched.shape)
-    want = (
+    target_shape = (
         draft.infer_shape(node, batched)
         if axis == batched.where.axis and batched.where.outer == 1
         else None
     )
-    if want is None:
+    if target_shape is None:
         return [node]
     split = (*batched.shape[:axis], 1, *batched.shape[axis:])
-    place = find_free_dimension(batched.where, (*split[: axis + 1], *want[axis:]), want)
+    place = find_free_dimension(
+        batched.where, (*split[: axis + 1], *target_shape[axis:]), target_shape
+    )
     if place is None:
         return [node]
     result = node.output[0]
@@ -214,7 +216,7 @@ def rewrite_gather(draft: Draft, node: NodeProto, batched: BatchedTensor) -> lis
     return [
         draft.make("Reshape", [node.input[0], draft.free_at(split, axis)], parts),
         draft.make("Gather", [parts, node.input[1]], chosen, axis=axis + 1),
-        draft.make("Reshape", [chosen, draft.free_at(want, place)], result),
+        draft.make("Reshape", [chosen, draft.free_at(target_shape, place)], result),
     ]
 
 

@@ -39,31 +39,32 @@ def clamp_versions(model: ModelProto, ceiling: Ceiling, min_opset: int = 0) -> M
     naming the op that stands in the way.
     """
     onnx = need("onnx", "onnx")
-    have, want = read_opset(model), max(read_opset(model), min_opset)
+    current, target = read_opset(model), max(read_opset(model), min_opset)
     if min_opset > ceiling.opset:
         raise ConvertError(
             f"this recipe needs opset {min_opset}; the device's runtime loads up to {ceiling.opset}"
         )
-    want = min(want, ceiling.opset)
+    target = min(target, ceiling.opset)
     clamped: ModelProto = onnx.ModelProto()
     clamped.CopyFrom(model)
-    if want != have:
+    if target != current:
         try:
-            clamped = onnx.version_converter.convert_version(clamped, want)
+            clamped = onnx.version_converter.convert_version(clamped, target)
             onnx.checker.check_model(clamped)
         except (RuntimeError, onnx.checker.ValidationError) as error:
-            op = found[2] if (found := _NO_ADAPTER.search(str(error))) else ""
+            op = match[2] if (match := _NO_ADAPTER.search(str(error))) else ""
             raise ConvertError(
-                f"the model has opset {have} and cannot be converted to {want}: "
+                f"the model has opset {current} and cannot be converted to {target}: "
                 + (f"op {op} has no form there" if op else describe_error(error)),
-                hint=f"export it with opset {want}",
+                hint=f"export it with opset {target}",
             ) from error
     least = onnx.helper.find_min_ir_version_for(list(clamped.opset_import), ignore_unknown=True)
     # 8 is what every runtime since ONNX Runtime 1.10 loads; older ones bring nothing.
     clamped.ir_version = max(least, 8)
     if clamped.ir_version > ceiling.ir:
         raise ConvertError(
-            f"opset {want} needs IR version {least}; the device's runtime loads up to {ceiling.ir}"
+            f"opset {target} needs IR version {least}; "
+            f"the device's runtime loads up to {ceiling.ir}"
         )
     return clamped
 

@@ -28,7 +28,7 @@ def fix_shapes(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProt
     fixed = need("onnx", "onnx").ModelProto()
     fixed.CopyFrom(model)
     _drop_constant_inputs(fixed)
-    given: Feeds = {}
+    constants: Feeds = {}
     for key, value in shapes.items():
         inputs = {value.name: value for value in fixed.graph.input}
         names = [
@@ -44,14 +44,14 @@ def fix_shapes(model: ModelProto, shapes: Shapes, path: Path) -> tuple[ModelProt
                 hint=f"it has: {', '.join(dict.fromkeys([*names, *inputs]))}",
             )
         elif isinstance(value, int) and not _read_dims(inputs[key]):
-            given[key] = _make_constant(fixed, inputs[key], value)
+            constants[key] = _make_constant(fixed, inputs[key], value)
         else:
             _set_shape(fixed, inputs[key], (value,) if isinstance(value, int) else value, path)
     if free := [value for value in fixed.graph.input if _is_free(value)]:
         raise _make_free_error(free, path)
     for graph in iter_graphs(fixed.graph):
-        del graph.value_info[:]  # told for other shapes; inferred anew later
-    return fixed, given
+        del graph.value_info[:]  # inferred for other shapes; inferred again later
+    return fixed, constants
 
 
 def add_batch_of_one(model: ModelProto, shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
@@ -139,8 +139,8 @@ def _make_free_error(free: list[ValueInfoProto], path: Path) -> InputError:
     whole += [value for value in free if not value.type.tensor_type.HasField("shape")]
     options = [f"--shape {name}=..." for name in named]
     options += [f"--shape {value.name}={_format_shape(value) or '1x...'}" for value in whole]
-    told = ", ".join(f"'{value.name}' ({_format_shape(value) or 'no shape'})" for value in free)
+    names = ", ".join(f"'{value.name}' ({_format_shape(value) or 'no shape'})" for value in free)
     return InputError(
-        f"{path.name}: the shape of input {told} is not fixed",
+        f"{path.name}: the shape of input {names} is not fixed",
         hint=f"give the sizes the device will use, numbers for names and ?: {' '.join(options)}",
     )

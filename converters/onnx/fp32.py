@@ -1,4 +1,4 @@
-"""ONNX -> float ONNX that the device's runtime loads: the candidate all others are held against."""
+"""ONNX -> float ONNX that the device's runtime loads: what all others are checked against."""
 
 from __future__ import annotations
 

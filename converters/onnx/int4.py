@@ -83,7 +83,7 @@ def _store_int4(model: ModelProto, weight: Weight) -> None:
     ):
         return
     rows = weight.values if weight.axis == 0 else weight.values.T  # outputs x inputs
-    made = int4.quantise_blocks(rows)
+    blocks = int4.quantise_blocks(rows)
     bias = node.input[2] if len(node.input) > 2 else ""
     product = f"{node.output[0]}_product" if bias else node.output[0]
     new = [
@@ -105,8 +105,8 @@ def _store_int4(model: ModelProto, weight: Weight) -> None:
             onnx.helper.make_node("Add", [product, bias], [node.output[0]], f"{product}_bias")
         )
     array = onnx.numpy_helper.from_array
-    weight.tensor.CopyFrom(array(int4.pack_nibbles(made.codes), f"{name}_quantised"))
-    zero = int4.pack_nibbles(made.zero).ravel()
-    model.graph.initializer.append(array(made.scale.ravel(), f"{name}_scale"))
+    weight.tensor.CopyFrom(array(int4.pack_nibbles(blocks.codes), f"{name}_quantised"))
+    zero = int4.pack_nibbles(blocks.zero).ravel()
+    model.graph.initializer.append(array(blocks.scale.ravel(), f"{name}_scale"))
     model.graph.initializer.append(array(zero, f"{name}_zero"))
     replace_node(model, node, new)

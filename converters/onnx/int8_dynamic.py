@@ -39,14 +39,14 @@ def convert(job: Job) -> Converted:
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)
     store_tables_int8(model)
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source, quantised = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         save_model(model, source)
         with translate_foreign_errors(
             "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
         ):
             quantization.quantize_dynamic(
-                source, made, op_types_to_quantize=list(OPS), per_channel=True,
+                source, quantised, op_types_to_quantize=list(OPS), per_channel=True,
                 weight_type=quantization.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
             )  # fmt: skip
-            model = load_checked(made)
+            model = load_checked(quantised)
     return write_quantised(model, job, original)

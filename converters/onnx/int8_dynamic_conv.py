@@ -30,14 +30,14 @@ def convert(job: Job) -> Converted:
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source, quantised = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         save_model(model, source)
         with translate_foreign_errors(
             "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
         ):
             # The CPU has a ConvInteger kernel for unsigned weights only.
             quantization.quantize_dynamic(
-                source, made, per_channel=False, weight_type=quantization.QuantType.QUInt8
+                source, quantised, per_channel=False, weight_type=quantization.QuantType.QUInt8
             )
-            model = load_checked(made)
+            model = load_checked(quantised)
     return write_quantised(model, job, original)

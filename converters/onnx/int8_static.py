@@ -64,13 +64,13 @@ class StaticInt8(msgspec.Struct, frozen=True):
     def _quantise(self, model: ModelProto, samples: Sequence[Feeds]) -> ModelProto:
         quantization = need("onnxruntime.quantization", self.SPEC.extra)
         with tempfile.TemporaryDirectory() as folder:
-            source, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+            source, quantised = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
             save_model(model, source)
             with translate_foreign_errors(
                 "onnxruntime could not quantise the model", hint="try onnx-int8-weights"
             ):
                 quantization.quantize_static(
-                    source, made, _Reader(samples),
+                    source, quantised, _Reader(samples),
                     quant_format=quantization.QuantFormat.QDQ,
                     op_types_to_quantize=list(OPS),
                     per_channel=self.per_channel,
@@ -78,7 +78,7 @@ class StaticInt8(msgspec.Struct, frozen=True):
                     weight_type=quantization.QuantType.QInt8,
                     calibrate_method=quantization.CalibrationMethod.MinMax,
                 )  # fmt: skip
-                return load_checked(made)
+                return load_checked(quantised)
 
 
 class _Reader:
@@ -105,14 +105,14 @@ def _keep_outputs_float(model: ModelProto) -> None:
     Digits CNN: 31.4 dB signal to noise with 8-bit logits, 43.9 dB without; and equal logits make
     a top-1 class a matter of chance.
     """
-    made = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     uses = Counter(name for node in model.graph.node for name in node.input)
     for output in model.graph.output:
-        dequantise = made.get(output.name)
-        quantise = made.get(dequantise.input[0]) if dequantise else None
+        dequantise = producers.get(output.name)
+        quantise = producers.get(dequantise.input[0]) if dequantise else None
         if not dequantise or not quantise or quantise.op_type != "QuantizeLinear":
             continue
-        op = made.get(quantise.input[0])
+        op = producers.get(quantise.input[0])
         shared = uses[output.name] + uses[quantise.output[0]] + uses[quantise.input[0]] > 2
         if op and op.op_type in FLOAT_OUTPUT and not shared:
             op.output[0] = output.name

@@ -46,11 +46,11 @@ def store_tables_int4(model: ModelProto) -> None:
     onnx = need("onnx", "onnx")
     for table in list(find_weights(model, ("Gather",))):
         name, node = table.tensor.name, table.node
-        made = int4.quantise_blocks(table.values)
-        codes = made.codes.reshape(len(table.values), -1)[:, : table.values.shape[1]]
+        blocks = int4.quantise_blocks(table.values)
+        codes = blocks.codes.reshape(len(table.values), -1)[:, : table.values.shape[1]]
         table.tensor.CopyFrom(_make_uint4(f"{name}_quantised", codes))
-        model.graph.initializer.append(onnx.numpy_helper.from_array(made.scale, f"{name}_scale"))
-        model.graph.initializer.append(_make_uint4(f"{name}_zero", made.zero))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(blocks.scale, f"{name}_scale"))
+        model.graph.initializer.append(_make_uint4(f"{name}_zero", blocks.zero))
         new = onnx.helper.make_node(
             "GatherBlockQuantized",
             [f"{name}_quantised", node.input[1], f"{name}_scale", f"{name}_zero"],

@@ -3,7 +3,7 @@
     ceiling("1.19.2")                                        -> Ceiling(opset=21, ir=10)
     missing_ops("1.19.2", {"Conv": 49, "RMSNormalization": 1}, 21)  -> ("RMSNormalization",)
 
-benchmarks/ort_facts.py measures the file anew: it installs every version and asks it. Measured on
+benchmarks/ort_facts.py measures it again: it installs every version and asks it. Measured on
 x86-64; the kernels of the wheels for other processors are registered by the same source.
 """
 
@@ -45,8 +45,8 @@ def find_missing_ops(version: str, ops: Iterable[str], opset: int) -> tuple[str,
     """The ``ops`` ("Conv", "com.microsoft:MatMulNBits") that ``version`` cannot run on the CPU.
 
     An operator that is inlined from its function body runs. Lines older than the oldest one that
-    could be asked (1.16) are held to its list: what it lacks, they lack. Type constraints are not
-    looked at: an operator may be listed and still refuse, say, fp16.
+    could be asked (1.16) are checked against its list: what it lacks, they lack. Type constraints
+    are not looked at: an operator may be listed and still refuse, say, fp16.
     """
     oldest = _parse_line(_load_facts().kernels[0])
     line = max(_parse_line(version), oldest)
@@ -89,10 +89,10 @@ def _find_line(version: str) -> Line:
 
 def _parse_line(version: str) -> Line:
     """'1.22.1', '1.22' or '1.22.0+cu126' -> (1, 22)."""
-    found = re.match(r"(\d{1,4})\.(\d{1,4})(?![0-9])", version)
-    if not found:
+    match = re.match(r"(\d{1,4})\.(\d{1,4})(?![0-9])", version)
+    if not match:
         raise InputError(f"'{version}' is no version of onnxruntime", hint="such as 1.23.2")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _can_run(name: str, opset: int, line: Line) -> bool:

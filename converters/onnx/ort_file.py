@@ -1,7 +1,7 @@
 """ORT-format files: written so that equal models are equal bytes, and read for their versions.
 
 ONNX Runtime writes the file's table of kernel types in the order of a hash table, which changes
-from process to process; here the table is written anew, sorted. The format is a FlatBuffer, and
+from process to process; here the table is rewritten, sorted. The format is a FlatBuffer, and
 onnxruntime/core/flatbuffers/schema/ort.fbs its schema.
 """
 
@@ -29,10 +29,10 @@ def write_ort(source: Path, out: Path, *, arm: bool) -> None:
     """
     ort = need("onnxruntime", "onnx")
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "model.ort"
+        unsorted = Path(folder) / "model.ort"
         so = ort.SessionOptions()
         so.log_severity_level = 4
-        so.optimized_model_filepath = str(made)
+        so.optimized_model_filepath = str(unsorted)
         so.add_session_config_entry("session.save_model_format", "ORT")
         # As onnxruntime.tools.convert_onnx_models_to_ort does for its target platforms.
         so.add_session_config_entry("session.qdqisint8allowed", "1" if arm else "0")
@@ -45,7 +45,7 @@ def write_ort(source: Path, out: Path, *, arm: bool) -> None:
                 str(source), so, providers=["CPUExecutionProvider"],
                 disabled_optimizers=["NchwcTransformer"],
             )  # fmt: skip
-        write_atomic(out, _sort_types(made.read_bytes()))
+        write_atomic(out, _sort_types(unsorted.read_bytes()))
 
 
 def read_ort_versions(path: Path) -> tuple[int, int]:
@@ -60,7 +60,7 @@ def read_ort_versions(path: Path) -> tuple[int, int]:
 
 
 def _sort_types(raw: bytes) -> bytes:
-    """The same file with its table of kernel types written anew, in order.
+    """The same file with its table of kernel types rewritten, in order.
 
     FlatBuffers are written from the end: the model comes last in the file, and all before it is
     the table of types and the root.

@@ -47,24 +47,24 @@ def prepare_model(
     Raises InputError for an unreadable file or a dimension that is still free, ConvertError for an
     op that cannot run.
     """
-    fixed, given = fixed_shapes.fix_shapes(load_model(path), shapes, path)
+    fixed, constants = fixed_shapes.fix_shapes(load_model(path), shapes, path)
     if fixed.functions:
         with translate_foreign_errors(f"{path.name}: its functions cannot be inlined"):
             fixed = need("onnx.inliner", "onnx").inline_local_functions(fixed)
     notes = []
     try:
         model = _simplify(fixed)
-        unknown = verify_rewrite(path, given, model)
+        unknown = verify_rewrite(path, constants, model)
     except ConvertError as error:
         model = _infer_shapes(fixed)
-        unknown = verify_rewrite(path, given, model)  # raises what was wrong before
+        unknown = verify_rewrite(path, constants, model)  # raises what was wrong before
         notes.append(f"the graph was not simplified: {error.what}")
     if unknown:
         notes.append(f"the prepared model was not compared with the original: {unknown}")
     kept = Counter(node.op_type for node in iter_nodes(model) if node.op_type in CONTROL_FLOW)
     if kept:
-        told = ", ".join(f"{count} {op}" for op, count in sorted(kept.items()))
-        notes.append(f"control flow that depends on data stays: {told}")
+        ops = ", ".join(f"{count} {op}" for op, count in sorted(kept.items()))
+        notes.append(f"control flow that depends on data stays: {ops}")
     save_model(model, out)
     return tuple(notes)
 

@@ -27,11 +27,11 @@ _NO_KERNEL = re.compile(r"implementation for (\S+)\(\d+\) node with name '([^']*
 _NO_SCHEMA = re.compile(r"(\S+:\w+)\(-?\d+\) is not a registered function/op")
 
 
-def verify_rewrite(path: Path, given: Feeds, rewritten: ModelProto) -> str:
+def verify_rewrite(path: Path, constants: Feeds, rewritten: ModelProto) -> str:
     """Run the file at ``path`` and ``rewritten`` on the same random input. Returns "" when they
     agree, or why they could not be compared.
 
-    ``given`` are the inputs that became constants. Raises ConvertError when the outputs differ or
+    ``constants`` are the inputs that became constants. Raises ConvertError when the outputs differ or
     a file does not load, naming the op that ONNX Runtime lacks.
     """
     # Without optimisation: the question is whether the graphs agree, not whether an optimiser errs.
@@ -43,18 +43,18 @@ def verify_rewrite(path: Path, given: Feeds, rewritten: ModelProto) -> str:
         _open(copy, path, "all")  # as devices load it; some branches only fail there
     feeds = make_random_feeds(session.inputs)
     try:
-        want = original.run({**feeds, **given})
+        expected = original.run({**feeds, **constants})
     except MeasureError as error:  # some models refuse what no user would feed them
         return error.what
     try:
-        got = session.run(feeds)
+        actual = session.run(feeds)
     except MeasureError as error:
         raise ConvertError(f"{path.name} does not run once rewritten: {error.what}") from error
     kinds = need("onnx", "onnx").TensorProto
     half = any(
         tensor.data_type in (kinds.FLOAT16, kinds.BFLOAT16) for tensor in iter_weights(rewritten)
     )
-    require_same_outputs(want, got, TOLERANCE_FP16 if half else TOLERANCE)
+    require_same_outputs(expected, actual, TOLERANCE_FP16 if half else TOLERANCE)
     return ""
 
 
@@ -62,10 +62,10 @@ def _open(file: Path, path: Path, level: str) -> Session:
     try:
         return onnxruntime.open(file, threads=1, options={"graph_optimization": level})
     except MeasureError as error:
-        if found := _NO_KERNEL.search(error.what):
-            raise make_unknown_op_error(path, found[1], found[2]) from error
-        if found := _NO_SCHEMA.search(error.what):
-            raise make_unknown_op_error(path, found[1], "") from error
+        if match := _NO_KERNEL.search(error.what):
+            raise make_unknown_op_error(path, match[1], match[2]) from error
+        if match := _NO_SCHEMA.search(error.what):
+            raise make_unknown_op_error(path, match[1], "") from error
         if file == path:
             raise ConvertError(error.what, hint="'edge inspect' lists the model's ops") from error
         raise ConvertError(

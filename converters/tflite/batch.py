@@ -48,10 +48,12 @@ def _try_operator(draft: Draft, tracker: BatchTracker, op: Op) -> list[Op]:
     label = f"{kind} at '{flatbuffer.tensor_name(draft.graph.tensors[op.outputs[0]])}'"
     batched = tracker.rows.get(str(op.inputs[0])) if len(op.inputs) else None
     unit = REWRITES[kind](draft, op, batched) if batched is not None and kind in REWRITES else [op]
-    made = {int(index) for member in unit for index in member.outputs}
-    inputs = [str(index) for index in sorted(_collect_inputs(unit) - made)]
+    produced = {int(index) for member in unit for index in member.outputs}
+    inputs = [str(index) for index in sorted(_collect_inputs(unit) - produced)]
     results = [
-        str(index) for index in sorted(made) if index in op.outputs or index in draft.split.values()
+        str(index)
+        for index in sorted(produced)
+        if index in op.outputs or index in draft.split.values()
     ]
     tracker.step(label, inputs, results, lambda rows, known: _load_unit(draft, unit, rows, known))
     return unit
@@ -62,11 +64,11 @@ def _load_unit(
 ) -> RunUnit:
     """The operators alone, on the real runtime, without delegates."""
     fed = [int(name) for name in (*rows, *constants)]
-    made = [int(index) for member in unit for index in member.outputs]
+    produced = [int(index) for member in unit for index in member.outputs]
     module = need("ai_edge_litert.interpreter", "tflite")
     with translate_foreign_errors("LiteRT"):
         interpreter = module.Interpreter(
-            model_content=flatbuffer.to_bytes(_extract_model(draft, unit, fed, made)),
+            model_content=flatbuffer.to_bytes(_extract_model(draft, unit, fed, produced)),
             num_threads=1,
             experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
@@ -83,17 +85,17 @@ def _load_unit(
                 interpreter.set_tensor(place, array)
             interpreter.invoke()
             answers = [interpreter.get_tensor(place).copy() for place in results]
-        return {str(index): array for index, array in zip(made, answers, strict=True)}
+        return {str(index): array for index, array in zip(produced, answers, strict=True)}
 
     return run
 
 
 def _extract_model(
-    draft: Draft, unit: Sequence[Op], fed: Sequence[int], made: Sequence[int]
+    draft: Draft, unit: Sequence[Op], fed: Sequence[int], produced: Sequence[int]
 ) -> flatbuffer.Model:
     """A model of the operators only, with the tensors and the buffers that they use."""
     fb, tensors, buffers = flatbuffer.schema(), draft.graph.tensors, draft.model.buffers
-    used = dict.fromkeys([*fed, *made, *sorted(_collect_inputs(unit))])
+    used = dict.fromkeys([*fed, *produced, *sorted(_collect_inputs(unit))])
     scales = {
         index: int(quantization.details.scales)
         for index in used
@@ -122,7 +124,7 @@ def _extract_model(
         moved.outputs = np.array([number[int(index)] for index in op.outputs], np.int32)
         graph.operators.append(moved)
     graph.inputs = np.array([number[index] for index in fed], np.int32)
-    graph.outputs = np.array([number[index] for index in made], np.int32)
+    graph.outputs = np.array([number[index] for index in produced], np.int32)
     return model
 
 

@@ -76,19 +76,19 @@ class Draft:
 
     def op(self, kind: str, inputs: Sequence[int], output: int, options: str) -> Op:
         """A new operator with the default options of that table."""
-        made = self._schema.OperatorT()
-        made.opcodeIndex = flatbuffer.op_code(self.model, kind)
-        made.inputs, made.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
-        made.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
-        made.builtinOptions = getattr(self._schema, f"{options}T")()
-        return made
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = flatbuffer.op_code(self.model, kind)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
+        operator.builtinOptions = getattr(self._schema, f"{options}T")()
+        return operator
 
     def make_reshape(self, source: int, shape: Shape, place: int, target: int) -> Op:
         """A RESHAPE to ``shape``, with as many rows as there are in one dimension."""
         free = (*shape[:place], -1, *shape[place + 1 :])
-        made = self.op("RESHAPE", [source, self.ints(free)], target, "ReshapeOptions")
-        made.builtinOptions.newShape = np.array(free, np.int32)
-        return made
+        operator = self.op("RESHAPE", [source, self.ints(free)], target, "ReshapeOptions")
+        operator.builtinOptions.newShape = np.array(free, np.int32)
+        return operator
 
     def make_slice(
         self, source: int, begin: Sequence[int], size: Shape, rows: int, target: int
@@ -99,18 +99,18 @@ class Draft:
         """
         end = [start + length for start, length in zip(begin, size, strict=True)]
         bounds = [self.ints(each) for each in (begin, end, [1] * len(size))]
-        made = self.op("STRIDED_SLICE", [source, *bounds], target, "StridedSliceOptions")
-        made.builtinOptions.beginMask = made.builtinOptions.endMask = 1 << rows
-        return made
+        operator = self.op("STRIDED_SLICE", [source, *bounds], target, "StridedSliceOptions")
+        operator.builtinOptions.beginMask = operator.builtinOptions.endMask = 1 << rows
+        return operator
 
 
 def rewrite_reshape(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """The free dimension where the rows are; where they cannot stay, they go to the front."""
     source, result = op.inputs[0], op.outputs[0]
-    want = draft.shape(result)
-    place = find_free_dimension(batched.where, batched.shape, want)
+    target_shape = draft.shape(result)
+    place = find_free_dimension(batched.where, batched.shape, target_shape)
     if place is not None:
-        return [draft.make_reshape(source, want, place, result)]
+        return [draft.make_reshape(source, target_shape, place, result)]
     before = math.prod(batched.shape[: batched.where.axis]) * batched.where.outer
     rest = math.prod(batched.shape) // before
     parts = draft.add_intermediate(op, (before, 1, rest), "rows")
@@ -118,19 +118,19 @@ def rewrite_reshape(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     return [
         draft.make_reshape(source, (before, 1, rest), 1, parts),
         draft.op("TRANSPOSE", [parts, draft.ints([1, 0, 2])], moved, "TransposeOptions"),
-        draft.make_reshape(moved, want, 0, result),
+        draft.make_reshape(moved, target_shape, 0, result),
     ]
 
 
 def rewrite_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row; or a part of each row."""
-    found, want, at = draft.constant(op, 1), draft.shape(op.outputs[0]), batched.where.axis
+    found, target_shape, at = draft.constant(op, 1), draft.shape(op.outputs[0]), batched.where.axis
     if found is None:
         return [op]
     begin = [int(start) for start in found]
-    if want[at] == batched.shape[at]:
-        return [draft.make_slice(op.inputs[0], begin, want, at, op.outputs[0])]
-    return _each(draft, op, batched, want, lambda rows, chosen: draft.make_slice(
+    if target_shape[at] == batched.shape[at]:
+        return [draft.make_slice(op.inputs[0], begin, target_shape, at, op.outputs[0])]
+    return _each(draft, op, batched, target_shape, lambda rows, chosen: draft.make_slice(
         rows, [*begin[:at], 0, *begin[at:]], draft.shape(chosen), at, chosen
     ))  # fmt: skip
 
@@ -163,30 +163,34 @@ def rewrite_strided_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
 
 def rewrite_gather(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """Constant places of each row, where all rows lie in the dimension that is looked up."""
-    options, want = op.builtinOptions, draft.shape(op.outputs[0])
+    options, target_shape = op.builtinOptions, draft.shape(op.outputs[0])
     axis = options.axis % len(batched.shape)
     if draft.constant(op, 1) is None or options.batchDims or axis != batched.where.axis:
         return [op]
 
     def make_gather(rows: int, chosen: int) -> Op:
-        made = copy.copy(op)
-        made.inputs, made.outputs = (
+        copied = copy.copy(op)
+        copied.inputs, copied.outputs = (
             np.array(each, np.int32) for each in ([rows, op.inputs[1]], [chosen])
         )
-        made.builtinOptions = copy.copy(options)
-        made.builtinOptions.axis = axis + 1
-        return made
+        copied.builtinOptions = copy.copy(options)
+        copied.builtinOptions.axis = axis + 1
+        return copied
 
-    return _each(draft, op, batched, want, make_gather)
+    return _each(draft, op, batched, target_shape, make_gather)
 
 
 def _each(
-    draft: Draft, op: Op, batched: BatchedTensor, want: Shape, part: Callable[[int, int], Op]
+    draft: Draft,
+    op: Op,
+    batched: BatchedTensor,
+    target_shape: Shape,
+    part: Callable[[int, int], Op],
 ) -> Ops:
     """A part of each row, from the rows in an axis of their own, before that of ``batched``."""
     at = batched.where.axis
-    chosen_shape = (*batched.shape[:at], 1, *want[at:])
-    place = find_free_dimension(BatchAxis(at), chosen_shape, want)
+    chosen_shape = (*batched.shape[:at], 1, *target_shape[at:])
+    place = find_free_dimension(BatchAxis(at), chosen_shape, target_shape)
     if batched.where.outer != 1 or place is None:
         return [op]
     source, new = int(op.inputs[0]), []
@@ -195,7 +199,7 @@ def _each(
         draft.split[source] = draft.add_intermediate(op, split, "rows")
         new = [draft.make_reshape(source, split, at, draft.split[source])]
     chosen = draft.add_intermediate(op, chosen_shape, "chosen")
-    whole = draft.make_reshape(chosen, want, place, op.outputs[0])
+    whole = draft.make_reshape(chosen, target_shape, place, op.outputs[0])
     return [*new, part(draft.split[source], chosen), whole]
 
 
@@ -204,14 +208,14 @@ def rewrite_broadcast_to(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
 
     It is exact, also for -0.0, infinity and NaN.
     """
-    tensor, want = draft.graph.tensors[op.inputs[0]], draft.shape(op.outputs[0])
+    tensor, target_shape = draft.graph.tensors[op.inputs[0]], draft.shape(op.outputs[0])
     if flatbuffer.has_scale(tensor):
         return [op]
-    have = (1,) * (len(want) - len(batched.shape)) + batched.shape
+    have = (1,) * (len(target_shape) - len(batched.shape)) + batched.shape
     ones = np.ones(
         [
             wanted_size if wanted_size != size else 1
-            for wanted_size, size in zip(want, have, strict=True)
+            for wanted_size, size in zip(target_shape, have, strict=True)
         ],
         batched.dtype,
     )

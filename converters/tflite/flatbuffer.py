@@ -258,5 +258,5 @@ def _tools() -> Any:
 
 @cache
 def _list_names(enum: str) -> dict[int, str]:
-    found = vars(getattr(schema(), enum)).items()
-    return {value: name for name, value in found if isinstance(value, int)}
+    members = vars(getattr(schema(), enum)).items()
+    return {value: name for name, value in members if isinstance(value, int)}

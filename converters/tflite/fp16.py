@@ -62,7 +62,7 @@ def _find_weights(model: flatbuffer.Model) -> dict[int, list[int]]:
     graph = model.subgraphs[0]
     used = {index for op in graph.operators for index in op.inputs}
     biases = _find_biases(model)
-    found: dict[int, list[int]] = defaultdict(list)
+    by_buffer: dict[int, list[int]] = defaultdict(list)
     shared: set[int] = {tensor.buffer for graph in model.subgraphs[1:] for tensor in graph.tensors}
     for index, tensor in enumerate(graph.tensors):
         values = (
@@ -72,13 +72,13 @@ def _find_weights(model: flatbuffer.Model) -> dict[int, list[int]]:
         )
         if values is None or tensor.buffer in shared:
             continue
-        same = not found[tensor.buffer] or (
-            flatbuffer.shape(graph.tensors[found[tensor.buffer][0]]) == flatbuffer.shape(tensor)
+        same = not by_buffer[tensor.buffer] or (
+            flatbuffer.shape(graph.tensors[by_buffer[tensor.buffer][0]]) == flatbuffer.shape(tensor)
         )
         worth = values.size >= MIN_ELEMENTS or index in biases
         if index in used and worth and tensor.sparsity is None and same:
-            found[tensor.buffer].append(index)
-    return {buffer: tensors for buffer, tensors in found.items() if tensors}
+            by_buffer[tensor.buffer].append(index)
+    return {buffer: tensors for buffer, tensors in by_buffer.items() if tensors}
 
 
 def _find_biases(model: flatbuffer.Model) -> set[int]:
@@ -87,14 +87,14 @@ def _find_biases(model: flatbuffer.Model) -> set[int]:
     XNNPACK in tflite-runtime-nightly 2.20 and ai-edge-litert 1.1 and 1.2 takes a float32 bias
     beside float16 weights for a float16 one: NaN.
     """
-    graph, found = model.subgraphs[0], set()
+    graph, biases = model.subgraphs[0], set()
     for op in graph.operators:
         place = BIAS.get(flatbuffer.op_name(model, op), 0)
         if place and len(op.inputs) > place and op.inputs[place] >= 0:
             weights = flatbuffer.constant(model, graph.tensors[op.inputs[1]])
             if weights is not None and weights.size >= MIN_ELEMENTS:
-                found.add(int(op.inputs[place]))
-    return found
+                biases.add(int(op.inputs[place]))
+    return biases
 
 
 def _to_half(values: Array, name: str) -> Array:

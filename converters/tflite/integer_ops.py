@@ -35,7 +35,7 @@ def find_integer_ops(
     graph = model.subgraphs[0]
     joining = PASSIVE + (ONLY_8 if bits == 8 else ())
     integer = set(graph.inputs) if integer_io else set()
-    taken = []
+    candidates = []
     for position, op in enumerate(graph.operators):
         kind = flatbuffer.op_name(model, op)
         if flatbuffer.tensor_name(graph.tensors[op.outputs[0]]) in kept or not _is_float(graph, op):
@@ -43,16 +43,16 @@ def find_integer_ops(
         if (kind in COMPUTE and _has_weights(model, graph, op)) or (
             kind in joining and _can_join(model, graph, op, integer)
         ):
-            taken.append(position)
+            candidates.append(position)
             integer.update(op.outputs)
-    wanted = set(graph.outputs) if integer_io else set()
-    left = []
-    for position in reversed(taken):
+    needed = set(graph.outputs) if integer_io else set()
+    integer_positions = []
+    for position in reversed(candidates):
         op = graph.operators[position]
-        if flatbuffer.op_name(model, op) in COMPUTE or wanted.intersection(op.outputs):
-            left.append(position)
-            wanted.update(op.inputs)
-    return left[::-1]
+        if flatbuffer.op_name(model, op) in COMPUTE or needed.intersection(op.outputs):
+            integer_positions.append(position)
+            needed.update(op.inputs)
+    return integer_positions[::-1]
 
 
 def find_float_tail(model: flatbuffer.Model, positions: Collection[int]) -> list[int]:

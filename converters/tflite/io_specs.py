@@ -37,6 +37,6 @@ def _make_spec(tensor: flatbuffer.Tensor, name: str) -> TensorSpec:
     if flatbuffer.has_scale(tensor) and len(tensor.quantization.scale) == 1:
         scale, zero = float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
     own = name or flatbuffer.tensor_name(tensor)
-    given = tensor.shapeSignature if tensor.shapeSignature is not None else flatbuffer.shape(tensor)
-    shape = tuple(int(dim) if dim >= 0 else f"{own}.{i}" for i, dim in enumerate(given))
+    dims = tensor.shapeSignature if tensor.shapeSignature is not None else flatbuffer.shape(tensor)
+    shape = tuple(int(dim) if dim >= 0 else f"{own}.{i}" for i, dim in enumerate(dims))
     return TensorSpec(own, flatbuffer.type_name(tensor).lower(), shape, "", scale, zero)

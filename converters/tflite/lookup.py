@@ -31,15 +31,17 @@ def use_lookups(model: flatbuffer.Model) -> int:
         table, ids = op.inputs
         dims = flatbuffer.shape(graph.tensors[ids])
         rows, width = math.prod(dims), flatbuffer.shape(graph.tensors[table])[1]
-        found = op.outputs[0]
+        looked_up = op.outputs[0]
         if len(dims) != 1:
             flat_ids = _add_tensor(graph, graph.tensors[ids], f"ids_{replaced}", (rows,))
             operators.append(_make_reshape(model, graph, ids, flat_ids, (rows,)))
             ids = flat_ids
-            found = _add_tensor(graph, graph.tensors[found], f"rows_{replaced}", (rows, width))
-        operators.append(_make_op(model, "EMBEDDING_LOOKUP", [ids, table], found))
-        if found != op.outputs[0]:
-            operators.append(_make_reshape(model, graph, found, op.outputs[0], (*dims, width)))
+            looked_up = _add_tensor(
+                graph, graph.tensors[looked_up], f"rows_{replaced}", (rows, width)
+            )
+        operators.append(_make_op(model, "EMBEDDING_LOOKUP", [ids, table], looked_up))
+        if looked_up != op.outputs[0]:
+            operators.append(_make_reshape(model, graph, looked_up, op.outputs[0], (*dims, width)))
         replaced += 1
     graph.operators = operators
     return replaced

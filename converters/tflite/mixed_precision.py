@@ -44,22 +44,22 @@ def choose_float_layers(costs: Sequence[float], gain: float, measure: Measure) -
             tried[layers] = measure(layers)
         return tried[layers]
 
-    taken: frozenset[int] = frozenset()
-    before = decibels(taken)
+    chosen: frozenset[int] = frozenset()
+    before = decibels(chosen)
     assert before is not None  # a search measures what it starts from
     reached = before
     for run in _rank_runs(_make_runs(len(costs)), costs, before, decibels):
-        added = _narrow_run(run, taken, reached, decibels)
-        now = decibels(taken | added)
+        added = _narrow_run(run, chosen, reached, decibels)
+        now = decibels(chosen | added)
         if now is None:
             break
-        spent = sum(costs[index] for index in sorted(taken | added))
+        spent = sum(costs[index] for index in sorted(chosen | added))
         if spent > 1 or now < reached + LEAST_GAIN:
             continue
-        taken, reached = taken | added, now
+        chosen, reached = chosen | added, now
         if reached >= before + gain:
             break
-    return LayerChoice(tuple(sorted(taken)), before, reached, len(tried))
+    return LayerChoice(tuple(sorted(chosen)), before, reached, len(tried))
 
 
 def _make_runs(count: int) -> list[Run]:
@@ -73,23 +73,23 @@ def _rank_runs(
     """Runs that help, the most decibels for its cost first."""
     helping = []
     for run in runs:
-        found = decibels(frozenset(run))
-        if found is None:
+        measured = decibels(frozenset(run))
+        if measured is None:
             break
-        if found > before:
+        if measured > before:
             cost = max(sum(costs[index] for index in run), 1e-6)
-            helping.append(((found - before) / cost, run))
+            helping.append(((measured - before) / cost, run))
     return [run for _, run in sorted(helping, key=lambda pair: (-pair[0], pair[1]))]
 
 
 def _narrow_run(
-    run: Run, taken: frozenset[int], reached: float, decibels: Measure
+    run: Run, chosen: frozenset[int], reached: float, decibels: Measure
 ) -> frozenset[int]:
     """The run, or the smallest half of a half of it that keeps MOST_OF its gain at each step."""
 
     def gain(layers: Run) -> float:
-        found = decibels(taken | set(layers))
-        return 0.0 if found is None else found - reached
+        measured = decibels(chosen | set(layers))
+        return 0.0 if measured is None else measured - reached
 
     kept, whole = run, gain(run)
     while len(kept) > 1 and whole > 0:

@@ -259,8 +259,10 @@ def _quantise(
                 tool.add_static_config(scope, op, recipe.activations, 8)
             else:
                 tool.update_quantization_recipe(scope, op, algorithm_key=none)
-        made = tool.quantize(qsv or None, enable_progress_bar=False, enable_progress_report=False)
-        return bytes(made.quantized_model)
+        outcome = tool.quantize(
+            qsv or None, enable_progress_bar=False, enable_progress_report=False
+        )
+        return bytes(outcome.quantized_model)
 
 
 def _make_scope(graph: Any, outputs: Iterable[Sequence[int]]) -> str:

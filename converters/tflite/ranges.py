@@ -43,20 +43,20 @@ class ModelRunner:
 
     def value(self, index: int) -> Array:
         """A tensor's values after run()."""
-        found: Array = self._interpreter.get_tensor(index)
-        return found
+        values: Array = self._interpreter.get_tensor(index)
+        return values
 
 
 def iter_activations(
-    model: flatbuffer.Model, wanted: Sequence[int], samples: Sequence[Feeds]
+    model: flatbuffer.Model, indices: Sequence[int], samples: Sequence[Feeds]
 ) -> Iterator[dict[int, Array]]:
     """For each sample, the values of the wanted tensors of the first subgraph, by index."""
-    if not samples or not wanted:
+    if not samples or not indices:
         return
     runner = ModelRunner(flatbuffer.to_bytes(model), keep_all=True)
     for feeds in samples:
         runner.run(feeds)
-        yield {index: runner.value(index) for index in dict.fromkeys(wanted)}
+        yield {index: runner.value(index) for index in dict.fromkeys(indices)}
 
 
 def find_extremes(
@@ -75,14 +75,14 @@ def find_extremes(
         and flatbuffer.type_name(tensor) == "FLOAT32"
         and flatbuffer.constant(model, tensor) is None
     }
-    found: dict[str, tuple[float, float]] = {}
+    extremes: dict[str, tuple[float, float]] = {}
     for values in iter_activations(model, list(names), samples):
         for index, name in names.items():
             if values[index].size:
                 low, high = float(values[index].min()), float(values[index].max())
-                before = found.get(name, (low, high))
-                found[name] = min(low, before[0]), max(high, before[1])
-    return found
+                before = extremes.get(name, (low, high))
+                extremes[name] = min(low, before[0]), max(high, before[1])
+    return extremes
 
 
 def _to_stored(value: Array, detail: Any) -> Array:

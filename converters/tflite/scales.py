@@ -36,7 +36,7 @@ def compute_four_bit_ranges(
     model: flatbuffer.Model, ops: Iterable[tuple[flatbuffer.Op, str]]
 ) -> Ranges:
     """Ranges of the four-bit weights among ops given with their forms."""
-    found = {}
+    ranges = {}
     for op, form in ops:
         tensor = model.subgraphs[0].tensors[op.inputs[1]]
         weights = flatbuffer.constant(model, tensor)
@@ -45,8 +45,8 @@ def compute_four_bit_ranges(
         block = FORMS[form][2]
         limits = find_bounds(weights, block or weights.shape[1])
         limits = limits[:, :, 0] if block else limits[:, 0]
-        found[flatbuffer.tensor_name(tensor)] = {"min": -limits, "max": limits}
-    return found
+        ranges[flatbuffer.tensor_name(tensor)] = {"min": -limits, "max": limits}
+    return ranges
 
 
 def find_bounds(weights: Array, size: int) -> Array:
@@ -75,26 +75,26 @@ def compute_eight_bit_ranges(
 ) -> Ranges:
     """Ranges per channel of the weights of ops with a bias and 8-bit inputs."""
     tensors = model.subgraphs[0].tensors
-    found: Ranges = {}
+    ranges: Ranges = {}
     for op in ops:
         weight, bias = tensors[op.inputs[1]], _find_bias(model, op)
-        values, taken = (
+        values, source = (
             flatbuffer.constant(model, weight),
             flatbuffer.tensor_name(tensors[op.inputs[0]]),
         )
-        if bias is None or values is None or taken not in extremes:
+        if bias is None or values is None or source not in extremes:
             continue
-        low, high = extremes[taken]
+        low, high = extremes[source]
         step = (max(high, 0.0) - min(low, 0.0)) / 255
         axis = 3 if flatbuffer.op_name(model, op) == "DEPTHWISE_CONV_2D" else 0
         others = tuple(k for k in range(values.ndim) if k != axis)
         limits = np.abs(values).max(axis=others, keepdims=True)
         needed = 127 * np.abs(bias) / (max(step, 1e-12) * MAX_BIAS)
         limits = np.maximum(limits, needed.reshape(limits.shape)).astype(np.float32)
-        before = found.get(flatbuffer.tensor_name(weight), {"max": limits})["max"]
+        before = ranges.get(flatbuffer.tensor_name(weight), {"max": limits})["max"]
         limits = np.maximum(limits, before)
-        found[flatbuffer.tensor_name(weight)] = {"min": -limits, "max": limits}
-    return found
+        ranges[flatbuffer.tensor_name(weight)] = {"min": -limits, "max": limits}
+    return ranges
 
 
 def _find_bias(model: flatbuffer.Model, op: flatbuffer.Op) -> Array | None:

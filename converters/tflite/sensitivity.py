@@ -3,7 +3,7 @@
 search(float_path, out, recipe, samples, budget_s=60) -> Search
 
 A layer's worth is measured: the outputs' signal to noise against the float model on calibration
-samples, of the worst output. What it costs is told in bytes, and in milliseconds of both files in
+samples, of the worst output. Its cost is reported in bytes, and in milliseconds of both files in
 turn. mixed_precision.py decides.
 """
 
@@ -63,13 +63,15 @@ def search_float_layers(
     source = FloatModel(flatbuffer.read(float_path), float_path.name, samples)
     layers = source.layers(recipe)
     chosen = [samples[int(index)] for index in _pick_indices(len(samples))]
-    wanted = _run_samples(flatbuffer.to_bytes(source.model), chosen)
+    expected = _run_samples(flatbuffer.to_bytes(source.model), chosen)
 
     def measure(kept: frozenset[int]) -> float | None:
         if kept and time.monotonic() > deadline:
             return None
-        made, _ = source.quantise(_keep_layers(recipe, source, [layers[index] for index in kept]))
-        return _compute_decibels(wanted, _run_samples(flatbuffer.to_bytes(made), chosen))
+        quantised, _ = source.quantise(
+            _keep_layers(recipe, source, [layers[index] for index in kept])
+        )
+        return _compute_decibels(expected, _run_samples(flatbuffer.to_bytes(quantised), chosen))
 
     choice = choose_float_layers(_compute_costs(source.model, layers), gain_db, measure)
     if not choice.layers:
@@ -92,17 +94,17 @@ def _write_search(
     choice: LayerChoice,
 ) -> Search:
     best = _keep_layers(recipe, source, kept)
-    whole, made = (flatbuffer.to_bytes(source.quantise(each)[0]) for each in (recipe, best))
-    ms = _time_in_turn(whole, made, source.samples[0])
+    whole, mixed = (flatbuffer.to_bytes(source.quantise(each)[0]) for each in (recipe, best))
+    ms = _time_in_turn(whole, mixed, source.samples[0])
     names = best.keep_float[len(recipe.keep_float) :]
     notes = (
         f"{len(names)} layers left float: {', '.join(names)}",
         f"signal to noise {choice.before:.1f} -> {choice.after:.1f} dB on calibration samples, "
-        f"{len(made) - len(whole):+d} bytes ({len(made) / len(whole) - 1:+.1%}), "
+        f"{len(mixed) - len(whole):+d} bytes ({len(mixed) / len(whole) - 1:+.1%}), "
         f"{choice.tried} files tried",
     )
     result = write_smaller(
-        flatbuffer.from_bytes(made), flatbuffer.read(float_path), float_path, out, notes=notes
+        flatbuffer.from_bytes(mixed), flatbuffer.read(float_path), float_path, out, notes=notes
     )
     cost = f"the float layers cost {ms[1] - ms[0]:+.2f} ms here: {ms[0]:.2f} -> {ms[1]:.2f} ms"
     result = msgspec.structs.replace(result, times=(cost,))
@@ -110,7 +112,7 @@ def _write_search(
         result=result,
         kept=names,
         decibels=(choice.before, choice.after),
-        size=(len(whole), len(made)),
+        size=(len(whole), len(mixed)),
         ms=ms,
     )
 
@@ -133,10 +135,10 @@ def _compute_costs(model: flatbuffer.Model, layers: Sequence[flatbuffer.Op]) -> 
     weights, work = [], []
     for op in layers:
         dims = flatbuffer.shape(tensors[op.inputs[1]])
-        kind, found = flatbuffer.op_name(model, op), flatbuffer.shape(tensors[op.outputs[0]])
+        kind, result_dims = flatbuffer.op_name(model, op), flatbuffer.shape(tensors[op.outputs[0]])
         weights.append(float(np.prod(dims)))
         each = np.prod(dims[1:3]) if kind == "DEPTHWISE_CONV_2D" else np.prod(dims[1:])
-        work.append(0.0 if kind == "EMBEDDING_LOOKUP" else float(each * np.prod(found)))
+        work.append(0.0 if kind == "EMBEDDING_LOOKUP" else float(each * np.prod(result_dims)))
     return [
         max(weight_share / sum(weights) / MAX_WEIGHTS, work_share / (sum(work) or 1.0) / MAX_WORK)
         for weight_share, work_share in zip(weights, work, strict=True)
@@ -146,16 +148,18 @@ def _compute_costs(model: flatbuffer.Model, layers: Sequence[flatbuffer.Op]) -> 
 def _run_samples(file: bytes, samples: Sequence[Feeds]) -> dict[str, Array]:
     """What the file gives for all samples, as reals, by output name."""
     runner = ranges.ModelRunner(file)
-    found = [runner.run(feeds) for feeds in samples]
-    return {name: np.concatenate([output[name].ravel() for output in found]) for name in found[0]}
+    outputs = [runner.run(feeds) for feeds in samples]
+    return {
+        name: np.concatenate([output[name].ravel() for output in outputs]) for name in outputs[0]
+    }
 
 
-def _compute_decibels(wanted: dict[str, Array], found: dict[str, Array]) -> float:
+def _compute_decibels(expected: dict[str, Array], actual: dict[str, Array]) -> float:
     """Signal to noise of the worst output, in dB."""
     worst = MAX_DB
-    for name, reference in wanted.items():
+    for name, reference in expected.items():
         signal = float(np.square(reference.astype(np.float64)).sum())
-        noise = float(np.square(reference.astype(np.float64) - found[name]).sum())
+        noise = float(np.square(reference.astype(np.float64) - actual[name]).sum())
         if not np.isfinite(noise):
             return -MAX_DB
         if noise > 0:

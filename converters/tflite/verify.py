@@ -49,12 +49,12 @@ def convert_verified(
     some = [samples[i] for i in range(min(len(samples), MAX_SAMPLES))]
     feeds = [make_random_feeds(session.inputs), *some]
     try:
-        want = [session.run(each) for each in feeds]
+        expected_runs = [session.run(each) for each in feeds]
     except MeasureError:  # some models refuse what no user would feed them
         feeds = feeds[1:]
-        want = [session.run(each) for each in feeds]
-    got = _run_converted(out, lowered, feeds, session.inputs, session.outputs)
-    for expected, actual in zip(want, got, strict=True):
+        expected_runs = [session.run(each) for each in feeds]
+    actual_runs = _run_converted(out, lowered, feeds, session.inputs, session.outputs)
+    for expected, actual in zip(expected_runs, actual_runs, strict=True):
         try:
             require_same_outputs(expected, actual)
         except ConvertError as error:
@@ -66,11 +66,13 @@ def _run_converted(
     file: Path, lowered: Lowered, feeds: Sequence[Feeds], inputs: Any, outputs: Any
 ) -> list[Feeds]:
     with tempfile.TemporaryDirectory() as folder, Child() as child:
-        given, answers = Path(folder) / "in", Path(folder) / "out"
-        sample_store.write(given, [to_artifact(each, inputs, lowered.inputs) for each in feeds])
+        samples_path, answers = Path(folder) / "in", Path(folder) / "out"
+        sample_store.write(
+            samples_path, [to_artifact(each, inputs, lowered.inputs) for each in feeds]
+        )
         try:
             child.ask("open", path=str(file), runtime=RUNTIME, threads=1, options={})
-            child.ask("run", feeds=str(given), out=str(answers))
+            child.ask("run", feeds=str(samples_path), out=str(answers))
         except MeasureError as error:
             kinds = sorted(
                 {
@@ -83,14 +85,16 @@ def _run_converted(
                 f"the converted file does not run: {error.what}",
                 hint=f"its ops: {', '.join(kinds)}",
             ) from error
-        found = sample_store.read(answers)
-        return [to_model(found[i], outputs, lowered.outputs) for i in range(len(found))]
+        outputs_read = sample_store.read(answers)
+        return [
+            to_model(outputs_read[i], outputs, lowered.outputs) for i in range(len(outputs_read))
+        ]
 
 
 def _name_first_difference(
     model: ModelProto, feeds: Feeds, error: ConvertError, lowerings: Mapping[str, Lowering]
 ) -> ConvertError:
-    """The same error, naming the first op whose result differs, if that can be told."""
+    """The same error, naming the first op whose result differs, if it can be found."""
     helper = need("onnx.helper", "onnx")
     watched = need("onnx", "onnx").ModelProto()
     watched.CopyFrom(model)
@@ -102,16 +106,16 @@ def _name_first_difference(
         source, out = Path(folder) / "watched.onnx", Path(folder) / "watched.tflite"
         save_model(watched, source)
         session = onnxruntime.open(source, threads=1, options={"graph_optimization": "off"})
-        want = session.run(feeds)
+        expected = session.run(feeds)
         try:
             lowered = write(watched, out, layout="NCHW", lowerings=lowerings)
-            got = _run_converted(out, lowered, [feeds], session.inputs, session.outputs)[0]
+            actual = _run_converted(out, lowered, [feeds], session.inputs, session.outputs)[0]
         except ConvertError:  # a constant as an output, for one
             return error
     for node in watched.graph.node:
         for name in filter(None, node.output):
             try:
-                require_same_outputs({name: want[name]}, got)
+                require_same_outputs({name: expected[name]}, actual)
             except ConvertError as e:
                 what = f"op {node.op_type} ('{node.name or name}'): {e.what}"
                 return ConvertError(f"{what} once converted to TFLite", hint=ONNX_HINT)

@@ -60,8 +60,8 @@ def stamp(model: flatbuffer.Model) -> None:
 def find_min_runtime(model: flatbuffer.Model) -> str:
     """The oldest TensorFlow Lite release that knows every operator version of ``model``.
 
-    In TensorFlow's numbers: ai-edge-litert counts anew from 1.0, which is about 2.16. Releases
-    before FLOOR are not told apart; versions that TensorFlow does not list count as FLOOR.
+    In TensorFlow's numbers: ai-edge-litert counts again from 1.0, which is about 2.16. Releases
+    before FLOOR are not distinguished; versions that TensorFlow does not list count as FLOOR.
     """
     numbers = flatbuffer.schema().BuiltinOperator
     newer = {

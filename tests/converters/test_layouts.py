@@ -19,9 +19,9 @@ def image(name="x", layout="", **more):
 @given(array=IMAGES)
 def test_a_channel_moves_to_the_end_and_keeps_its_pixels(array):
     moved = to_artifact({"x": array}, [image()], [image(layout="NHWC")])["x"]
-    n, c, h, w = array.shape
-    assert moved.shape == (n, h, w, c)
-    assert all(np.array_equal(moved[..., i], array[:, i]) for i in range(c))
+    name, channels, height, width = array.shape
+    assert moved.shape == (name, height, width, channels)
+    assert all(np.array_equal(moved[..., i], array[:, i]) for i in range(channels))
     assert moved.flags.c_contiguous
 
 
@@ -43,10 +43,16 @@ def test_tensors_are_matched_by_name_and_come_in_the_order_of_the_other_side():
     file = [TensorSpec("b", "int64", (1, 6)), image("a", "NHWC")]
     sample = {"a": np.ones((1, 3, 4, 5), np.float32), "b": np.arange(6)[None]}
     moved = to_artifact(sample, model, file)
-    assert [(n, a.shape) for n, a in moved.items()] == [("b", (1, 6)), ("a", (1, 4, 5, 3))]
+    assert [(name, array.shape) for name, array in moved.items()] == [
+        ("b", (1, 6)),
+        ("a", (1, 4, 5, 3)),
+    ]
     assert moved["b"].dtype == np.int64
     back = to_model({**moved, "debug": np.zeros(1)}, model, file)
-    assert [(n, a.shape) for n, a in back.items()] == [("a", (1, 3, 4, 5)), ("b", (1, 6))]
+    assert [(name, array.shape) for name, array in back.items()] == [
+        ("a", (1, 3, 4, 5)),
+        ("b", (1, 6)),
+    ]
 
 
 def test_an_input_that_the_file_has_not_is_not_passed_on():

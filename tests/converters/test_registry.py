@@ -107,8 +107,8 @@ class Run(NamedTuple):
 
 def every(samples: Iterable[Any], name: str, step: int) -> list[Feeds]:
     """Every ``step``-th sample as feeds, labels dropped."""
-    plain = [s[0] if isinstance(s, tuple) else s for s in samples][::step]
-    return [s if isinstance(s, dict) else {name: s} for s in plain]
+    plain = [sample[0] if isinstance(sample, tuple) else sample for sample in samples][::step]
+    return [sample if isinstance(sample, dict) else {name: sample} for sample in plain]
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +183,11 @@ def attempt(*arguments: Any, **more: Any) -> Converted | ConvertError:
     """convert(), with a refusal as a value."""
     try:
         return convert(*arguments, **more)
-    except ConvertError as e:
-        return e
+    except ConvertError as refusal:
+        return refusal
 
 
-def opened(path: Path, **options: str) -> Session:
+def open_session(path: Path, **options: str) -> Session:
     """By the runtime that is first for such files."""
     name = "litert" if path.suffix == ".tflite" else "onnxruntime"
     return runtimes.get(name).open(path, threads=1, options=options)
@@ -195,19 +195,19 @@ def opened(path: Path, **options: str) -> Session:
 
 def outputs(path: Path, samples: Sequence[Feeds], **options: str) -> Array:
     """The first output for each sample, flat."""
-    session = opened(path, **options)
+    session = open_session(path, **options)
     first = session.outputs[0].name
-    return np.stack([session.run(s)[first].ravel() for s in samples]).astype(np.float64)
+    return np.stack([session.run(sample)[first].ravel() for sample in samples]).astype(np.float64)
 
 
 def answers(name: str, done: Converted, original: Path, samples: Sequence[Feeds]) -> Array:
     """The same of a converted file, fed and read as the original."""
-    model, spec = opened(original), converters.get(name).SPEC
+    model, spec = open_session(original), converters.get(name).SPEC
     session = runtimes.get(spec.runtimes[0]).open(done.path, threads=1, options=done.options)
     takes, gives = done.inputs or model.inputs, done.outputs or model.outputs
     first = model.outputs[0].name
-    said = (session.run(to_artifact(s, model.inputs, takes)) for s in samples)
-    rows = [to_model(a, model.outputs, gives)[first].ravel() for a in said]
+    said = (session.run(to_artifact(sample, model.inputs, takes)) for sample in samples)
+    rows = [to_model(answer, model.outputs, gives)[first].ravel() for answer in said]
     return np.stack(rows).astype(np.float64)
 
 
@@ -243,9 +243,9 @@ def test_a_converter_describes_itself(name):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="no converter 'onnx-int7'") as e:
+    with pytest.raises(InputError, match="no converter 'onnx-int7'") as entry_point:
         converters.get("onnx-int7")
-    assert "onnx-int8-weights" in e.value.hint
+    assert "onnx-int8-weights" in entry_point.value.hint
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
@@ -255,15 +255,17 @@ def test_one_file_is_written_and_the_runtime_opens_it(twice, case):
     session = runtimes.get(spec.runtimes[0]).open(done.path, threads=1, options=done.options)
     assert session.inputs[0].dynamic == ()
     for told, found in ((done.inputs, session.inputs), (done.outputs, session.outputs)):
-        assert not told or [msgspec.structs.replace(s, layout="") for s in told] == list(found)
+        assert not told or [msgspec.structs.replace(spec, layout="") for spec in told] == list(
+            found
+        )
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_outputs_stay_close_to_the_originals(twice, subject, case):
     name, model = case
-    done, s = twice[0].done[case], subject(model)
-    want = outputs(s.original, s.evaluation)
-    got = answers(name, done, s.original, s.evaluation)
+    done, network = twice[0].done[case], subject(model)
+    want = outputs(network.original, network.evaluation)
+    got = answers(name, done, network.original, network.evaluation)
     assert cosine(want, got) >= LEAST.get(name.removesuffix("-ort"), LEAST_OTHERS)
 
 
@@ -320,10 +322,15 @@ def test_what_was_converted_before_is_not_converted_again(twice, subject, tmp_pa
 @pytest.mark.parametrize("version", ["1.19.2", "1.16.3", "1.10.0"])
 @pytest.mark.parametrize("name", ONNX)
 def test_a_file_is_never_newer_than_the_devices_runtime(tmp_path, subject, name, version):
-    s, known = subject("digits"), ort_facts.find_ceiling(version)
+    network, known = subject("digits"), ort_facts.find_ceiling(version)
     ceiling = Ceiling(known.opset, known.ir)
     done = attempt(
-        name, s.prepared, tmp_path / "out", s.calibration, ceiling=ceiling, version=version
+        name,
+        network.prepared,
+        tmp_path / "out",
+        network.calibration,
+        ceiling=ceiling,
+        version=version,
     )
     if isinstance(done, ConvertError):
         assert name.startswith("onnx-int4")  # the only ones that need more
@@ -334,10 +341,13 @@ def test_a_file_is_never_newer_than_the_devices_runtime(tmp_path, subject, name,
     assert ir <= ceiling.ir
     if done.path.suffix == ".onnx":
         model = load_model(done.path)
-        ops = {f"{n.domain}:{n.op_type}" if n.domain else n.op_type for n in model.graph.node}
+        ops = {
+            f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+            for node in model.graph.node
+        }
         assert ort_facts.find_missing_ops(version, ops, opset) == ()
-    got = outputs(done.path, s.evaluation, **done.options)
-    assert cosine(outputs(s.original, s.evaluation), got) >= LEAST_OTHERS
+    got = outputs(done.path, network.evaluation, **done.options)
+    assert cosine(outputs(network.original, network.evaluation), got) >= LEAST_OTHERS
 
 
 PECULIAR = {
@@ -397,8 +407,8 @@ def test_recurrent_weights_stay_float(tmp_path, name, op):
     done = convert(name, source, tmp_path / "out", random_samples(source, 4))
     made = load_model(done.path)
     kinds = {t.name: t.data_type for t in made.graph.initializer}
-    (node,) = (n for n in made.graph.node if n.op_type == op)
-    assert [kinds[i] for i in node.input[1:3]] == [onnx.TensorProto.FLOAT] * 2
+    (node,) = (node for node in made.graph.node if node.op_type == op)
+    assert [kinds[name] for name in node.input[1:3]] == [onnx.TensorProto.FLOAT] * 2
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if converters.get(n).SPEC.needs_samples])
@@ -407,40 +417,43 @@ def test_static_recipes_refuse_to_guess_samples(tmp_path, subject, name):
         convert(name, subject("digits").prepared, tmp_path / "out")
 
 
-def documented(s: Subject, folder: Path) -> Path:
+def convert_as_documented(network: Subject, folder: Path) -> Path:
     """What onnxruntime's own tools give at their best, calibrated on the same samples."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(s.calibration)
+            self.left = iter(network.calibration)
 
         def get_next(self) -> Feeds | None:
             return next(self.left, None)
 
     source, out = folder / "preprocessed.onnx", folder / "quantised.onnx"
-    quant_pre_process(s.original, source)
+    quant_pre_process(network.original, source)
     quantize_static(source, out, Reader(), per_channel=True, activation_type=QuantType.QUInt8)
     return out
 
 
 def test_static_int8_keeps_more_than_the_documented_recipe(tmp_path, subject):
-    s = subject("lite0")
-    done = convert("onnx-int8-static-u8s8", s.prepared, tmp_path / "out", s.calibration)
-    want = outputs(s.original, s.evaluation)
-    ours, theirs = (outputs(p, s.evaluation) for p in (done.path, documented(s, tmp_path)))
+    network = subject("lite0")
+    done = convert("onnx-int8-static-u8s8", network.prepared, tmp_path / "out", network.calibration)
+    want = outputs(network.original, network.evaluation)
+    ours, theirs = (
+        outputs(p, network.evaluation)
+        for p in (done.path, convert_as_documented(network, tmp_path))
+    )
     assert noise(want, ours) < 0.5 * noise(want, theirs)
     assert agreement(want, ours) >= agreement(want, theirs)
-    assert done.path.stat().st_size <= 0.30 * s.original.stat().st_size
+    assert done.path.stat().st_size <= 0.30 * network.original.stat().st_size
 
 
 def test_int8_weights_alone_keep_the_model(tmp_path, subject):
-    s = subject("lite0")
-    done = convert("onnx-int8-weights", s.prepared, tmp_path / "out")
-    want = outputs(s.original, s.evaluation)
-    assert cosine(want, outputs(done.path, s.evaluation, **done.options)) >= 0.998
-    assert done.path.stat().st_size <= 0.27 * s.original.stat().st_size
+    network = subject("lite0")
+    done = convert("onnx-int8-weights", network.prepared, tmp_path / "out")
+    want = outputs(network.original, network.evaluation)
+    assert cosine(want, outputs(done.path, network.evaluation, **done.options)) >= 0.998
+    assert done.path.stat().st_size <= 0.27 * network.original.stat().st_size
 
 
 LAYERS = {
@@ -472,11 +485,11 @@ def test_correcting_a_layer_lowers_its_error(tmp_path, layer):
 
 
 def test_a_4_bit_sentence_model_fits_15_mb(tmp_path, subject):
-    s = subject("minilm")
-    done = convert("onnx-int4", s.prepared, tmp_path / "out")
-    want = outputs(s.original, s.evaluation)
+    network = subject("minilm")
+    done = convert("onnx-int4", network.prepared, tmp_path / "out")
+    want = outputs(network.original, network.evaluation)
     assert done.path.stat().st_size <= 15_000_000
-    assert cosine(want, outputs(done.path, s.evaluation)) >= 0.97
+    assert cosine(want, outputs(done.path, network.evaluation)) >= 0.97
     assert done.notes == ()
 
 
@@ -485,7 +498,9 @@ def test_4_bit_tables_become_8_bit_where_the_runtime_is_too_old(tmp_path):
     for version, ceiling in (("1.19.2", Ceiling(21, 10)), ("1.23.2", Ceiling(19, 9))):
         done = convert("onnx-int4", source, tmp_path / "out", ceiling=ceiling, version=version)
         assert "lookup tables take 8 bits, not 4" in done.notes[0]
-        assert "GatherBlockQuantized" not in {n.op_type for n in load_model(done.path).graph.node}
+        assert "GatherBlockQuantized" not in {
+            node.op_type for node in load_model(done.path).graph.node
+        }
 
 
 def test_ort_format_is_made_for_the_devices_architecture(tmp_path, twice):
@@ -499,10 +514,13 @@ def test_ort_format_is_made_for_the_devices_architecture(tmp_path, twice):
 
 def test_ort_format_computes_what_its_onnx_form_does(twice, subject):
     for model in ("digits", "keywords"):
-        s = subject(model)
+        network = subject(model)
         plain, ort = (twice[0].done[f"onnx-fp32{form}", model].path for form in ("", "-ort"))
         np.testing.assert_allclose(
-            outputs(ort, s.evaluation), outputs(plain, s.evaluation), rtol=1e-4, atol=1e-4
+            outputs(ort, network.evaluation),
+            outputs(plain, network.evaluation),
+            rtol=1e-4,
+            atol=1e-4,
         )
 
 

@@ -41,8 +41,8 @@ def loads(model, path: Path) -> bool:
 
 def test_the_installed_version_loads_its_ceiling_and_nothing_above(tmp_path):
     top = ort_facts.find_ceiling(HERE)
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
-    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", [x], [y])
+    first, second = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", [first], [second])
 
     def probe(opset, ir):
         opsets = [helper.make_opsetid("", opset)]
@@ -57,18 +57,25 @@ def test_the_installed_versions_kernels_are_the_stored_ones(script):
     """Every operator version with a kernel in the live registry is stored as running."""
     state = onnxruntime.capi.onnxruntime_pybind11_state
     kernels = {}
-    for k in state.get_all_opkernel_def():
-        kernels.setdefault((k.domain, k.op_name), set()).add(tuple(k.version_range))
+    for kernel in state.get_all_opkernel_def():
+        kernels.setdefault((kernel.domain, kernel.op_name), set()).add(tuple(kernel.version_range))
     compared = 0
-    for s in state.get_all_operator_schema():
-        if s.domain in script.PRIVATE:
+    for schema in state.get_all_operator_schema():
+        if schema.domain in script.PRIVATE:
             continue
-        has = any(script.matches(s.since_version, *r) for r in kernels.get((s.domain, s.name), ()))
-        if s.domain == "" and has:
-            assert ort_facts.find_missing_ops(HERE, [s.name], s.since_version) == ()
+        has = any(
+            script.matches(schema.since_version, *span)
+            for span in kernels.get((schema.domain, schema.name), ())
+        )
+        if schema.domain == "" and has:
+            assert ort_facts.find_missing_ops(HERE, [schema.name], schema.since_version) == ()
             compared += 1
-        elif s.domain and not has and len(ort_facts._load_facts().cpu[s.domain][s.name]) == 1:
-            name = f"{s.domain}:{s.name}"
+        elif (
+            schema.domain
+            and not has
+            and len(ort_facts._load_facts().cpu[schema.domain][schema.name]) == 1
+        ):
+            name = f"{schema.domain}:{schema.name}"
             assert ort_facts.find_missing_ops(HERE, [name], 21) == (name,)
             compared += 1
     assert compared > 500
@@ -78,11 +85,11 @@ def test_what_is_called_missing_does_not_load_and_what_is_not_does(script, tmp_p
     """Against ONNX's own node tests, at the opset that each of them is written for."""
     top = ort_facts.find_ceiling(HERE)
     versions = {}
-    for s in onnxruntime.capi.onnxruntime_pybind11_state.get_all_operator_schema():
-        versions.setdefault(s.name, set()).add(s.since_version)
+    for schema in onnxruntime.capi.onnxruntime_pybind11_state.get_all_operator_schema():
+        versions.setdefault(schema.name, set()).add(schema.since_version)
     ran = {}
     for op, _, model in script.node_tests():
-        opset = next(o.version for o in model.opset_import if o.domain == "")
+        opset = next(entry.version for entry in model.opset_import if entry.domain == "")
         # An attribute that onnx added to a version later (Attention-25) is beyond the table.
         later = op in versions and opset not in versions[op]
         if opset <= top.opset and not later and not ran.get((op, opset)):
@@ -95,8 +102,8 @@ def test_what_is_called_missing_does_not_load_and_what_is_not_does(script, tmp_p
 
 
 def test_ceilings_rise_with_the_version():
-    tops = [ort_facts.find_ceiling(v) for v in LINES]
-    assert tops == sorted(tops, key=lambda t: (t.opset, t.ir))
+    tops = [ort_facts.find_ceiling(since) for since in LINES]
+    assert tops == sorted(tops, key=lambda ceiling: (ceiling.opset, ceiling.ir))
     assert ort_facts.find_ceiling("1.19.2") == ort_facts.Ceiling(opset=21, ir=10)
     assert ort_facts.find_ceiling("1.23.2") == ort_facts.Ceiling(opset=23, ir=11)
     assert ort_facts.find_ceiling("1.10.0") == ort_facts.Ceiling(opset=15, ir=8)
@@ -156,5 +163,5 @@ def test_the_table_is_small_and_every_entry_is_used():
     assert file.stat().st_size < 150_000
     assert ort_facts._load_facts().measured[HERE] == ort_facts.find_ceiling(HERE)
     standard = ort_facts._load_facts().cpu[""]
-    known = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
+    known = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     assert len(known & set(standard)) > 180

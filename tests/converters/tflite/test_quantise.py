@@ -48,7 +48,7 @@ def floats(example_model, tmp_path_factory):
 
 
 def nhwc(images):
-    return [{"input": np.ascontiguousarray(x.transpose(0, 2, 3, 1))} for x in images]
+    return [{"input": np.ascontiguousarray(image.transpose(0, 2, 3, 1))} for image in images]
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def samples():
     return {
         "digits": (
             nhwc(list(data.digits_calibration())),
-            nhwc([x for x, _ in list(data.digits_eval())[::100]]),
+            nhwc([image for image, _ in list(data.digits_eval())[::100]]),
         ),
         "keywords": (
-            [{"mel": x} for x in list(data.keywords_calibration())[::3]],
-            [{"mel": x} for x, _ in list(data.keywords_eval())[::6]],
+            [{"mel": image} for image in list(data.keywords_calibration())[::3]],
+            [{"mel": image} for image, _ in list(data.keywords_eval())[::6]],
         ),
     }
 
@@ -99,13 +99,17 @@ def test_a_file_is_written_with_its_buffers_aligned_and_reads_back_the_same(floa
     written = flatbuffer.to_bytes(model)
     again = flatbuffer.from_bytes(written)
     assert flatbuffer.to_bytes(again) == written
-    for a, b in zip(flatbuffer.iter_weights(model), flatbuffer.iter_weights(again), strict=True):
-        assert np.array_equal(flatbuffer.constant(model, a), flatbuffer.constant(again, b))
+    for first, second in zip(
+        flatbuffer.iter_weights(model), flatbuffer.iter_weights(again), strict=True
+    ):
+        assert np.array_equal(flatbuffer.constant(model, first), flatbuffer.constant(again, second))
     packed = flatbuffer.schema().Model.GetRootAs(written, 0)
     start = np.frombuffer(written, np.uint8).ctypes.data
     found = [packed.Buffers(i).DataAsNumpy() for i in range(packed.BuffersLength())]
     assert {
-        (d.ctypes.data - start) % flatbuffer.ALIGN for d in found if not isinstance(d, int)
+        (buffer.ctypes.data - start) % flatbuffer.ALIGN
+        for buffer in found
+        if not isinstance(buffer, int)
     } == {0}
 
 
@@ -145,13 +149,15 @@ def test_float16_halves_the_file_and_keeps_the_answers(floats, samples, tmp_path
     assert result.share == 0.0
     assert out.stat().st_size < 0.53 * source.stat().st_size
     _, held_out = samples["keywords"]
-    wanted, found = (answers(p.read_bytes(), held_out) for p in (source, out))
+    wanted, found = (answers(path.read_bytes(), held_out) for path in (source, out))
     assert decibels(wanted, found) > 55
 
 
 def test_float16_refuses_what_it_cannot_hold(floats, tmp_path):
     model = flatbuffer.read(floats("digits"))
-    largest = max(flatbuffer.iter_weights(model), key=lambda t: len(model.buffers[t.buffer].data))
+    largest = max(
+        flatbuffer.iter_weights(model), key=lambda tensor: len(model.buffers[tensor.buffer].data)
+    )
     values = flatbuffer.constant(model, largest).copy()
     values.flat[7] = -70_000
     flatbuffer.set_constant(model, largest, values)
@@ -167,8 +173,8 @@ def test_tensors_that_share_a_buffer_share_its_float16_form(floats, samples, tmp
         flatbuffer.write(model, source)
         fp16.write(source, out)
         return sum(
-            flatbuffer.type_name(t) == "FLOAT16"
-            for t in flatbuffer.iter_weights(flatbuffer.read(out))
+            flatbuffer.type_name(tensor) == "FLOAT16"
+            for tensor in flatbuffer.iter_weights(flatbuffer.read(out))
         )
 
     model = flatbuffer.read(floats("keywords"))
@@ -181,7 +187,7 @@ def test_tensors_that_share_a_buffer_share_its_float16_form(floats, samples, tmp
     other.buffer = one.buffer
     assert halves(model) == alone - 1
     _, held_out = samples["keywords"]
-    wanted, found = (answers(p.read_bytes(), held_out[:8]) for p in (source, out))
+    wanted, found = (answers(path.read_bytes(), held_out[:8]) for path in (source, out))
     assert decibels(wanted, found) > 50
 
 
@@ -213,7 +219,7 @@ def test_each_recipe_stays_close_to_the_float_model(
     calibration, held_out = samples[name]
     result = quantise.write_quantised(source, out, recipe_, calibration)
     assert result.share == flatbuffer.compute_quantised_share(flatbuffer.read(out)) > least_share
-    wanted, found = (answers(p.read_bytes(), held_out) for p in (source, out))
+    wanted, found = (answers(path.read_bytes(), held_out) for path in (source, out))
     assert decibels(wanted, found) > least_db
 
 
@@ -231,9 +237,11 @@ def test_int8_inputs_and_outputs_keep_their_names_and_have_a_scale(floats, sampl
         floats("digits"), out, quantise.STATIC_INTEGER_IO, samples["digits"][0]
     )
     graph = flatbuffer.read(out).subgraphs[0]
-    ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
-    assert [flatbuffer.tensor_name(t) for t in ends] == ["input", "logits"]
-    assert all(flatbuffer.type_name(t) == "INT8" and flatbuffer.has_scale(t) for t in ends)
+    ends = [graph.tensors[index] for index in (*graph.inputs, *graph.outputs)]
+    assert [flatbuffer.tensor_name(tensor) for tensor in ends] == ["input", "logits"]
+    assert all(
+        flatbuffer.type_name(tensor) == "INT8" and flatbuffer.has_scale(tensor) for tensor in ends
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,8 +251,8 @@ def test_float_inputs_and_outputs_stay_as_they_are(floats, samples, tmp_path, re
     out = tmp_path / "made.tflite"
     quantise.write_quantised(floats("digits"), out, recipe_, samples["digits"][0])
     graph = flatbuffer.read(out).subgraphs[0]
-    ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
-    assert [(flatbuffer.tensor_name(t), flatbuffer.type_name(t)) for t in ends] == [
+    ends = [graph.tensors[index] for index in (*graph.inputs, *graph.outputs)]
+    assert [(flatbuffer.tensor_name(tensor), flatbuffer.type_name(tensor)) for tensor in ends] == [
         ("input", "FLOAT32"),
         ("logits", "FLOAT32"),
     ]
@@ -263,7 +271,7 @@ def test_four_bit_blocks_need_rows_that_divide_into_them(tmp_path):
         flatbuffer.write(small(width=width), source)
         quantise.write_quantised(source, out, quantise.INT4_BLOCKS)
         assert kind in {
-            flatbuffer.type_name(t) for t in flatbuffer.iter_weights(flatbuffer.read(out))
+            flatbuffer.type_name(tensor) for tensor in flatbuffer.iter_weights(flatbuffer.read(out))
         }
 
 
@@ -334,7 +342,7 @@ def test_a_table_of_four_bits_is_stored_in_half_bytes(tmp_path):
     flatbuffer.write(small(rows=400), tmp_path / "float.tflite")
     quantise.write_quantised(tmp_path / "float.tflite", tmp_path / "made.tflite", quantise.INT4)
     made = flatbuffer.read(tmp_path / "made.tflite")
-    sizes = [len(made.buffers[t.buffer].data) for t in flatbuffer.iter_weights(made)]
+    sizes = [len(made.buffers[tensor.buffer].data) for tensor in flatbuffer.iter_weights(made)]
     assert 400 * 32 // 2 in sizes
 
 
@@ -381,7 +389,7 @@ def test_kernels_keep_their_sums(floats, tmp_path):
     source, out = floats("digits"), tmp_path / "made.tflite"
     quantise.write_quantised(source, out, quantise.WEIGHT_ONLY)
     model, made = flatbuffer.read(source), flatbuffer.read(out)
-    weights = {flatbuffer.tensor_name(t): t for t in flatbuffer.iter_weights(made)}
+    weights = {flatbuffer.tensor_name(tensor): tensor for tensor in flatbuffer.iter_weights(made)}
     checked = 0
     for tensor in flatbuffer.iter_weights(model):
         stored = weights[flatbuffer.tensor_name(tensor)]
@@ -406,13 +414,13 @@ def test_rounding_by_moments_loses_no_more_on_the_rows_it_saw_than_the_nearest(w
     found = round_by_moments(weights, scale, rows.T @ rows, 7)
     nearest = np.clip(np.round(weights / scale), -8, 7)
 
-    def lost(integers):
+    def measure_loss(integers):
         return np.square(rows @ (weights - integers * scale).T).sum()
 
     assert np.array_equal(found, np.round(found))
     assert found.min() >= -8
     assert found.max() <= 7
-    assert lost(found) <= 1.3 * lost(nearest) + 1e-9
+    assert measure_loss(found) <= 1.3 * measure_loss(nearest) + 1e-9
 
 
 def test_inputs_without_anything_in_common_are_rounded_to_the_nearest():
@@ -431,11 +439,11 @@ def test_a_chosen_range_loses_no_more_than_the_whole_one(seed, size):
     assert bound.shape == (3, 16 // size, 1)
     assert np.all(bound <= largest)
 
-    def lost(limits):
+    def measure_loss(limits):
         scale = limits / 7
         return np.square(np.clip(np.round(grouped / scale), -8, 7) * scale - grouped).sum(axis=2)
 
-    assert np.all(lost(bound) <= lost(largest) * 1.001)
+    assert np.all(measure_loss(bound) <= measure_loss(largest) * 1.001)
 
 
 def test_the_bias_of_a_dead_channel_is_kept():
@@ -445,7 +453,7 @@ def test_the_bias_of_a_dead_channel_is_kept():
     biases = np.array([0.1, 0.7], np.float32)
     inputs = [x, graph.constant(weights), graph.constant(biases)]
     graph.outputs.append(graph.emit("FULLY_CONNECTED", inputs, (1, 2)))
-    feeds = [{"x": np.array([v], np.float32)} for v in ([0, 1, 2, 3], [3, 2, 1, 0])]
+    feeds = [{"x": np.array([row], np.float32)} for row in ([0, 1, 2, 3], [3, 2, 1, 0])]
     source = quantise.FloatModel(graph.to_model(), "dead", feeds)
     made, _ = source.quantise(quantise.STATIC_PLAIN)
     found = answers(flatbuffer.to_bytes(made), feeds)
@@ -457,13 +465,13 @@ def test_the_bias_of_a_dead_channel_is_kept():
 
 def test_a_softmax_and_what_only_it_takes_stay_float():
     graph = Graph()
-    x = graph.input("x", (1, 8, 8, 4), np.float32)
+    source = graph.input("x", (1, 8, 8, 4), np.float32)
     rng = np.random.default_rng(0)
     weights = graph.constant(rng.normal(size=(4, 3, 3, 4)).astype(np.float32))
     bias = graph.constant(np.zeros(4, np.float32))
     options = {"padding": 0, "strideW": 1, "strideH": 1}
     options |= {"dilationWFactor": 1, "dilationHFactor": 1}
-    made = graph.emit("CONV_2D", [x, weights, bias], (1, 8, 8, 4), **options)
+    made = graph.emit("CONV_2D", [source, weights, bias], (1, 8, 8, 4), **options)
     added = graph.emit("ADD", [made, made], made.shape)
     last = graph.emit("CONV_2D", [added, weights, bias], (1, 8, 8, 4), **options)
     doubled = graph.emit("ADD", [last, last], last.shape)
@@ -509,7 +517,7 @@ def test_the_cheaper_of_two_bad_layers_is_taken_when_one_is_enough():
 def test_what_is_left_float_is_never_more_than_allowed_and_never_worse(layers, costs):
     costs = costs[: len(layers)]
     found = mixed_precision.choose_float_layers(costs, 3.0, noise(layers))
-    assert sum(costs[i] for i in found.layers) <= 1
+    assert sum(costs[index] for index in found.layers) <= 1
     assert found.after >= found.before
     assert found.after == noise(layers)(frozenset(found.layers))
 
@@ -541,7 +549,7 @@ def test_a_search_writes_a_better_file_and_tells_its_cost(floats, samples, tmp_p
     calibration, held_out = samples["keywords"]
     quantise.write_quantised(source, plain, quantise.STATIC, calibration)
     found = sensitivity.search_float_layers(source, out, quantise.STATIC, calibration, gain_db=1.0)
-    wanted, before, after = (answers(p.read_bytes(), held_out) for p in (source, plain, out))
+    wanted, before, after = (answers(path.read_bytes(), held_out) for path in (source, plain, out))
     assert decibels(wanted, after) > decibels(wanted, before)
     assert found.decibels[1] > found.decibels[0]
     assert abs(found.size[1] - out.stat().st_size) < 2000  # versions are stamped

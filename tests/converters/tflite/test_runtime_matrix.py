@@ -28,7 +28,9 @@ from tests.graphs import INT64, value, weight
 
 TFR_214 = ("tflite-runtime", "2.14.0")
 TFR_220 = ("tflite-runtime", "2.20.0.dev20250409")
-LITERT = tuple(("litert", v) for v in ("1.0.1", "1.2.0", "1.4.0", "2.0.3", "2.1.2", "2.3.0"))
+LITERT = tuple(
+    ("litert", version) for version in ("1.0.1", "1.2.0", "1.4.0", "2.0.3", "2.1.2", "2.3.0")
+)
 L101, L120, L140, L203, L212, L230 = LITERT
 RUNTIMES = (TFR_214, TFR_220, *LITERT)
 if sys.version_info >= (3, 12):  # no wheels of the others
@@ -138,7 +140,7 @@ def _model(path):
         else {spec.name: rng.random(spec.shape, np.float32)}
         for _ in range(SAMPLES)
     ]
-    wanted = [next(iter(session.run(s).values())) for s in samples]
+    wanted = [next(iter(session.run(sample).values())) for sample in samples]
     return Model(path, samples, np.concatenate(wanted), session.inputs, session.outputs)
 
 
@@ -190,9 +192,11 @@ class Runner:
         return found
 
     def _outcome(self, child, file, model):
-        given, answers = (self.folder / f"{len(list(self.folder.iterdir()))}-{n}" for n in "ia")
+        given, answers = (
+            self.folder / f"{len(list(self.folder.iterdir()))}-{name}" for name in "ia"
+        )
         sample_store.write(
-            given, [to_artifact(s, model.inputs, file.inputs) for s in model.samples]
+            given, [to_artifact(sample, model.inputs, file.inputs) for sample in model.samples]
         )
         try:
             child.ask("open", path=str(file.path), runtime=self.name, threads=1, options={})
@@ -202,8 +206,10 @@ class Runner:
             child.ask("run", feeds=str(given), out=str(answers))
         except MeasureError as e:
             return e.what
-        rows = [to_model(a, model.outputs, file.outputs) for a in sample_store.read(answers)]
-        got = np.concatenate([next(iter(r.values())) for r in rows])
+        rows = [
+            to_model(answer, model.outputs, file.outputs) for answer in sample_store.read(answers)
+        ]
+        got = np.concatenate([next(iter(row.values())) for row in rows])
         error = float(np.linalg.norm(got - model.wanted) / np.linalg.norm(model.wanted))
         return "right" if error < file.limit else f"wrong by {error:.3g}"  # NaN is wrong
 
@@ -212,8 +218,15 @@ class Runner:
 def test_every_candidate_is_right_or_refused(runtime, candidates, models, workspace, tmp_path):
     found = Runner(workspace, runtime, tmp_path).outcomes(candidates, models)
     told = {cell: outcome.partition(":")[0] for cell, outcome in found.items()}
-    refused = {(m, c) for c, by in REFUSED_BY.items() for m in by if runtime in by[m]}
-    assert told == {c: "refused" if c in refused else "right" for c in candidates}, found
+    refused = {
+        (model, candidate)
+        for candidate, by in REFUSED_BY.items()
+        for model in by
+        if runtime in by[model]
+    }
+    assert told == {
+        candidate: "refused" if candidate in refused else "right" for candidate in candidates
+    }, found
     reasons = [outcome for outcome in found.values() if outcome.startswith("refused")]
     assert all("Didn't find op for builtin opcode '" in reason for reason in reasons)
 
@@ -259,7 +272,9 @@ def hazards(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hazards")
     found = {}
     for i, (what, hazard) in enumerate(HAZARDS.items()):
-        original, as_left, stamped = (folder / f"{i}-{n}.tflite" for n in ("float", "left", "ours"))
+        original, as_left, stamped = (
+            folder / f"{i}-{name}.tflite" for name in ("float", "left", "ours")
+        )
         lowered = lower.to_tflite(models[hazard.model].onnx, original)
         tool = Quantizer(str(original))
         kind, scales = TFLOperationName[hazard.op], QuantGranularity[hazard.scales]

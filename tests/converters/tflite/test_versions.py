@@ -16,14 +16,14 @@ schema = flatbuffer.schema()
 
 
 def tensor(kind, shape=(1, 8), scales=0, blocks=False):
-    t = schema.TensorT()
-    t.type, t.shape, t.buffer = getattr(schema.TensorType, kind), list(shape), 0
-    t.quantization = schema.QuantizationParametersT()
+    tensor = schema.TensorT()
+    tensor.type, tensor.shape, tensor.buffer = getattr(schema.TensorType, kind), list(shape), 0
+    tensor.quantization = schema.QuantizationParametersT()
     if scales:
-        t.quantization.scale, t.quantization.zeroPoint = [0.5] * scales, [0] * scales
+        tensor.quantization.scale, tensor.quantization.zeroPoint = [0.5] * scales, [0] * scales
     if blocks:
-        t.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
-    return t
+        tensor.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+    return tensor
 
 
 def model(name, inputs, outputs, **options):
@@ -38,7 +38,7 @@ def model(name, inputs, outputs, **options):
     return made
 
 
-def stamped(name, inputs, outputs, **options):
+def stamp_versions(name, inputs, outputs, **options):
     """Operator -> version after stamp(), guards too."""
     made = model(name, inputs, outputs, **options)
     versions.stamp(made)
@@ -46,8 +46,12 @@ def stamped(name, inputs, outputs, **options):
 
 
 def codes(made):
-    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-    return {names[c.builtinCode]: c.version for c in made.operatorCodes}
+    names = {
+        number: name
+        for name, number in vars(schema.BuiltinOperator).items()
+        if isinstance(number, int)
+    }
+    return {names[code.builtinCode]: code.version for code in made.operatorCodes}
 
 
 IMAGE, KERNEL = (1, 8, 8, 4), (16, 3, 3, 4)
@@ -71,7 +75,7 @@ DENSE = {"quantizedBiasType": 0, "keepNumDims": False, "asymmetricQuantizeInputs
 )
 def test_convolutions(data, weights, version):
     out = tensor(flatbuffer.type_name(data), IMAGE)
-    assert stamped("CONV_2D", [data, weights], [out], **PLAIN)["CONV_2D"] == version
+    assert stamp_versions("CONV_2D", [data, weights], [out], **PLAIN)["CONV_2D"] == version
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ def test_convolutions(data, weights, version):
 def test_depthwise_convolutions(data, weights, dilation, version):
     options = {"dilationWFactor": dilation, "dilationHFactor": 1}
     out = tensor(flatbuffer.type_name(data), IMAGE)
-    found = stamped("DEPTHWISE_CONV_2D", [data, weights], [out], **options)
+    found = stamp_versions("DEPTHWISE_CONV_2D", [data, weights], [out], **options)
     assert found == {"DEPTHWISE_CONV_2D": version}
 
 
@@ -108,10 +112,10 @@ def test_depthwise_convolutions(data, weights, dilation, version):
 )
 def test_fully_connected_layers(data, weights, options, version):
     bias, out = tensor(F32, (8,)), tensor(flatbuffer.type_name(data))
-    found = stamped("FULLY_CONNECTED", [data, weights, bias], [out], **{**DENSE, **options})
+    found = stamp_versions("FULLY_CONNECTED", [data, weights, bias], [out], **{**DENSE, **options})
     assert found == {"FULLY_CONNECTED": version}
     if version < 6:
-        found = stamped("FULLY_CONNECTED", [data, weights], [out], **{**DENSE, **options})
+        found = stamp_versions("FULLY_CONNECTED", [data, weights], [out], **{**DENSE, **options})
         assert found == {"FULLY_CONNECTED": 6}  # without a bias
 
 
@@ -145,23 +149,23 @@ def test_fully_connected_layers(data, weights, options, version):
     ],
 )  # fmt: skip
 def test_other_operators(name, inputs, result, options, version):
-    assert stamped(name, inputs, [tensor(result)], **options)[name] == version
+    assert stamp_versions(name, inputs, [tensor(result)], **options)[name] == version
 
 
 def test_a_product_that_grows_needs_version_3():
     big, small = tensor(I8, scales=1), tensor(I8, scales=1)
     small.quantization.scale = [0.25]  # 0.5 * 0.5 / 0.25 = 1
-    assert stamped("MUL", [big, big], [small]) == {"MUL": 3}
+    assert stamp_versions("MUL", [big, big], [small]) == {"MUL": 3}
 
 
 def test_guards_stand_beside_what_no_version_of_its_own_protects():
     out = tensor(F32, IMAGE)
-    conv = stamped("CONV_2D", [tensor(F32, IMAGE), tensor(I4, KERNEL, 16)], [out], **PLAIN)
+    conv = stamp_versions("CONV_2D", [tensor(F32, IMAGE), tensor(I4, KERNEL, 16)], [out], **PLAIN)
     assert conv == {"CONV_2D": 8, "CAST": 7}
     ids = tensor("INT32", (4,))
-    blocks = stamped("EMBEDDING_LOOKUP", [ids, tensor(I4, blocks=True)], [tensor(F32)])
+    blocks = stamp_versions("EMBEDDING_LOOKUP", [ids, tensor(I4, blocks=True)], [tensor(F32)])
     assert blocks == {"EMBEDDING_LOOKUP": 4, "PAD": 5}
-    rows = stamped("EMBEDDING_LOOKUP", [ids, tensor(I8, scales=8)], [tensor(F32)])
+    rows = stamp_versions("EMBEDDING_LOOKUP", [ids, tensor(I8, scales=8)], [tensor(F32)])
     assert rows == {"EMBEDDING_LOOKUP": 4}
 
 
@@ -214,7 +218,7 @@ def test_the_file_says_which_release_it_needs_once_and_stamping_twice_changes_no
     assert versions.find_min_runtime(again) == "2.17.0"
     versions.stamp(again)
     assert flatbuffer.to_bytes(again) == once
-    entries = [m for m in again.metadata if m.name == b"min_runtime_version"]
+    entries = [entry for entry in again.metadata if entry.name == b"min_runtime_version"]
     assert len(entries) == 1
     assert bytes(again.buffers[entries[0].buffer].data) == b"2.17.0".ljust(16, b"\0")
 

@@ -30,17 +30,17 @@ TINY = graphs.perceptron().SerializeToString()
 
 
 def ops(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(n.op_type for n in iter_nodes(model))
+    return Counter(node.op_type for node in iter_nodes(model))
 
 
 def shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
     return {
-        v.name: [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim]
-        for v in (*model.graph.input, *model.graph.output)
+        value.name: [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
     }
 
 
-def prepared(source: Path, tmp_path: Path, **fixed: int | tuple[int, ...]) -> onnx.ModelProto:
+def prepare_graph(source: Path, tmp_path: Path, **fixed: int | tuple[int, ...]) -> onnx.ModelProto:
     out = tmp_path / "prepared.onnx"
     prepare_model(source, out, fixed)
     return load_model(out)
@@ -69,10 +69,10 @@ def prepared(source: Path, tmp_path: Path, **fixed: int | tuple[int, ...]) -> on
 def test_what_is_no_model_is_refused_by_what_it_is(tmp_path, content, told, hint):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=told) as e:
+    with pytest.raises(InputError, match=told) as raised:
         load_model(path)
-    assert str(path) in e.value.what
-    assert hint in e.value.hint
+    assert str(path) in raised.value.what
+    assert hint in raised.value.hint
 
 
 def test_a_path_without_a_file_is_refused(tmp_path):
@@ -102,11 +102,11 @@ def test_an_op_that_nothing_runs_is_named_with_its_node(tmp_path):
         return graphs.saved(made, tmp_path / "model.onnx")
 
     with pytest.raises(ConvertError, match=r"op Frobnicate \(node 'the_node'\)"):
-        prepared(with_op("Frobnicate", ""), tmp_path)
+        prepare_graph(with_op("Frobnicate", ""), tmp_path)
     with pytest.raises(ConvertError, match=r"op my\.ops:Frobnicate"):
-        prepared(with_op("Frobnicate", "my.ops"), tmp_path)
+        prepare_graph(with_op("Frobnicate", "my.ops"), tmp_path)
     with pytest.raises(ConvertError, match=r"op com\.microsoft:Frobnicate"):
-        prepared(with_op("Frobnicate", "com.microsoft"), tmp_path)
+        prepare_graph(with_op("Frobnicate", "com.microsoft"), tmp_path)
 
 
 def test_external_data_is_read_and_its_absence_told(tmp_path):
@@ -115,10 +115,10 @@ def test_external_data_is_read_and_its_absence_told(tmp_path):
         graphs.perceptron(), path, save_as_external_data=True, location="weights.bin",
         size_threshold=0,
     )  # fmt: skip
-    prepared(path, tmp_path)
+    prepare_graph(path, tmp_path)
     alone = load_model(tmp_path / "prepared.onnx")
     assert len(alone.graph.initializer) == 4
-    assert not any(t.external_data for t in alone.graph.initializer)
+    assert not any(tensor.external_data for tensor in alone.graph.initializer)
 
     data = tmp_path / "weights.bin"
     whole = data.read_bytes()
@@ -164,17 +164,17 @@ def two_free_inputs(tmp_path: Path) -> Path:
 
 
 def test_free_dimensions_are_listed_with_the_options_that_fix_them(tmp_path):
-    with pytest.raises(InputError, match=r"'a' \(batchx3\), 'b' \(batchx\?\)") as e:
-        prepared(two_free_inputs(tmp_path), tmp_path)
-    assert "--shape batch=..." in e.value.hint
-    assert "--shape b=batchx?" in e.value.hint
+    with pytest.raises(InputError, match=r"'a' \(batchx3\), 'b' \(batchx\?\)") as raised:
+        prepare_graph(two_free_inputs(tmp_path), tmp_path)
+    assert "--shape batch=..." in raised.value.hint
+    assert "--shape b=batchx?" in raised.value.hint
 
 
 def test_a_dimension_is_fixed_by_its_name_or_through_its_input(tmp_path):
     source = two_free_inputs(tmp_path)
-    by_name = shapes(prepared(source, tmp_path, batch=2, b=(2, 3)))
+    by_name = shapes(prepare_graph(source, tmp_path, batch=2, b=(2, 3)))
     assert by_name == {"a": [2, 3], "b": [2, 3], "y": [2, 3]}
-    assert shapes(prepared(source, tmp_path, b=(2, 3))) == by_name
+    assert shapes(prepare_graph(source, tmp_path, b=(2, 3))) == by_name
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ def test_a_dimension_is_fixed_by_its_name_or_through_its_input(tmp_path):
 )
 def test_a_shape_that_does_not_fit_is_refused(tmp_path, fixed, told):
     with pytest.raises(InputError, match=told):
-        prepared(two_free_inputs(tmp_path), tmp_path, **fixed)
+        prepare_graph(two_free_inputs(tmp_path), tmp_path, **fixed)
 
 
 def test_the_size_of_the_shape_is_what_the_model_gets(tmp_path, magika):
-    assert shapes(prepared(magika, tmp_path, unk__214=1)) == {
+    assert shapes(prepare_graph(magika, tmp_path, unk__214=1)) == {
         "bytes": [1, 2048],
         "target_label": [1, 214],
     }
@@ -205,10 +205,10 @@ def test_the_size_of_the_shape_is_what_the_model_gets(tmp_path, magika):
 
 def test_preparing_leaves_the_file_and_the_names_alone(tmp_path, digits):
     before = hashlib.sha256(digits.read_bytes()).hexdigest()
-    made = prepared(digits, tmp_path)
+    made = prepare_graph(digits, tmp_path)
     assert hashlib.sha256(digits.read_bytes()).hexdigest() == before
     assert shapes(made) == {"input": [1, 1, 28, 28], "logits": [1, 10]}
-    assert [p.name for p in tmp_path.iterdir()] == ["prepared.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared.onnx"]
 
 
 def test_preparing_gives_the_same_bytes_in_any_process(tmp_path, lite0, fastestdet):
@@ -227,13 +227,13 @@ for number, source in enumerate(sys.argv[2:]):
             [sys.executable, "-c", code, folder, lite0, fastestdet],
             cwd=ROOT, env={"PYTHONHASHSEED": seed, "PATH": ""}, check=True,
         )  # fmt: skip
-        found.append([p.read_bytes() for p in sorted(folder.iterdir())])
+        found.append([path.read_bytes() for path in sorted(folder.iterdir())])
     assert found[0] == found[1]
     assert len(found[0]) == 2
 
 
 def test_preparing_folds_what_shapes_decide(tmp_path, lite0):
-    assert ops(prepared(lite0, tmp_path)) == {
+    assert ops(prepare_graph(lite0, tmp_path)) == {
         "Conv": 49, "Clip": 33, "Add": 9, "GlobalAveragePool": 1, "Reshape": 1, "Gemm": 1,
     }  # fmt: skip
 
@@ -244,28 +244,30 @@ def test_a_prepared_model_says_nothing_of_where_it_was_made(tmp_path, digits):
     made.graph.node[0].doc_string = "line 12"
     helper.set_model_props(made, {"author": "somebody"})
     source = graphs.saved(made, tmp_path / "told.onnx")
-    assert prepared(source, tmp_path) == prepared(digits, tmp_path)
+    assert prepare_graph(source, tmp_path) == prepare_graph(digits, tmp_path)
 
 
 def test_branches_that_shapes_decide_are_inlined(tmp_path):
     source = graphs.saved(graphs.branches(fixed=True), tmp_path / "model.onnx")
-    assert ops(prepared(source, tmp_path)) == {"Add": 1}
+    assert ops(prepare_graph(source, tmp_path)) == {"Add": 1}
 
 
 def test_branches_that_values_decide_stay_and_are_told(tmp_path):
     source = graphs.saved(graphs.branches(fixed=False), tmp_path / "model.onnx")
     notes = prepare_model(source, tmp_path / "out.onnx", {})
-    assert any("control flow that depends on data stays" in n for n in notes)
+    assert any("control flow that depends on data stays" in note for note in notes)
     session = onnxruntime.open(tmp_path / "out.onnx", threads=1, options={})
     original = onnxruntime.open(source, threads=1, options={})
-    for x in (np.ones((1, 4), np.float32), -np.ones((1, 4), np.float32)):
-        np.testing.assert_array_equal(session.run({"x": x})["y"], original.run({"x": x})["y"])
+    for array in (np.ones((1, 4), np.float32), -np.ones((1, 4), np.float32)):
+        np.testing.assert_array_equal(
+            session.run({"x": array})["y"], original.run({"x": array})["y"]
+        )
 
 
 def test_a_scalar_input_that_chooses_a_branch_can_become_a_constant(tmp_path, silero):
-    made = prepared(silero, tmp_path, input=(1, 576), state=(2, 1, 128), sr=16000)
+    made = prepare_graph(silero, tmp_path, input=(1, 576), state=(2, 1, 128), sr=16000)
     assert ops(made)["If"] == 0
-    assert [v.name for v in made.graph.input] == ["input", "state"]
+    assert [value.name for value in made.graph.input] == ["input", "state"]
     session = onnxruntime.open(tmp_path / "prepared.onnx", threads=1, options={})
     original = onnxruntime.open(silero, threads=1, options={"graph_optimization": "off"})
     rng = np.random.default_rng(0)
@@ -280,23 +282,23 @@ def test_a_scalar_input_that_chooses_a_branch_can_become_a_constant(tmp_path, si
 
 
 def test_shapes_that_a_branch_cannot_take_are_refused_with_a_way_out(tmp_path, silero):
-    with pytest.raises(ConvertError, match="does not load with these shapes") as e:
-        prepared(silero, tmp_path, input=(1, 576), state=(2, 1, 128))
-    assert "--shape NAME=VALUE" in e.value.hint
+    with pytest.raises(ConvertError, match="does not load with these shapes") as raised:
+        prepare_graph(silero, tmp_path, input=(1, 576), state=(2, 1, 128))
+    assert "--shape NAME=VALUE" in raised.value.hint
 
 
 def test_an_input_that_nothing_uses_is_still_one(tmp_path):
     made = graphs.relu()
     made.graph.input.append(graphs.value("spare", [1], TensorProto.INT64))
     source = graphs.saved(made, tmp_path / "model.onnx")
-    assert list(shapes(prepared(source, tmp_path))) == ["x", "spare", "y"]
+    assert list(shapes(prepare_graph(source, tmp_path))) == ["x", "spare", "y"]
 
 
 def test_constants_that_are_listed_as_inputs_are_not_fed(tmp_path):
     made = graphs.perceptron()
     made.graph.input.append(graphs.value("w", ["rows", "columns"]))
     source = graphs.saved(made, tmp_path / "model.onnx")
-    assert list(shapes(prepared(source, tmp_path))) == ["ids", "y"]
+    assert list(shapes(prepare_graph(source, tmp_path))) == ["ids", "y"]
 
 
 def test_a_quantised_model_stays_quantised(tmp_path):
@@ -312,7 +314,7 @@ def test_a_quantised_model_stays_quantised(tmp_path):
     )
     before = compute_quantised_share(made)
     assert before == pytest.approx(512 / (512 + 8 * 4))
-    after = prepared(graphs.saved(made, tmp_path / "model.onnx"), tmp_path)
+    after = prepare_graph(graphs.saved(made, tmp_path / "model.onnx"), tmp_path)
     assert compute_quantised_share(after) == before
 
 
@@ -340,7 +342,7 @@ def test_a_rewriting_that_changes_results_is_found(tmp_path):
     ],
 )
 def test_a_model_is_written_for_the_devices_runtime(tmp_path, digits, ceiling, minimum, written):
-    model = prepared(digits, tmp_path)
+    model = prepare_graph(digits, tmp_path)
     clamped = clamp_versions(model, ceiling, minimum)
     save_model(clamped, tmp_path / "clamped.onnx")
     assert read_versions(tmp_path / "clamped.onnx") == written
@@ -354,9 +356,9 @@ def test_an_op_that_an_older_opset_lacks_is_named(tmp_path):
         [graphs.value("y", [1, 8])],
         [graphs.weight("s", 8)],
     )
-    with pytest.raises(ConvertError, match=r"converted to 15: .*LayerNormalization") as e:
+    with pytest.raises(ConvertError, match=r"converted to 15: .*LayerNormalization") as raised:
         clamp_versions(made, Ceiling(15, 8))
-    assert "opset 15" in e.value.hint
+    assert "opset 15" in raised.value.hint
 
 
 def test_a_recipe_above_the_ceiling_is_refused(tmp_path):
