@@ -31,8 +31,8 @@ def verify_rewrite(path: Path, constants: Feeds, rewritten: ModelProto) -> str:
     """Run the file at ``path`` and ``rewritten`` on the same random input. Returns "" when they
     agree, or why they could not be compared.
 
-    ``constants`` are the inputs that became constants. Raises ConvertError when the outputs differ or
-    a file does not load, naming the op that ONNX Runtime lacks.
+    ``constants`` are the inputs that became constants. Raises ConvertError when the outputs differ
+    or a file does not load, naming the op that ONNX Runtime lacks.
     """
     # Without optimisation: the question is whether the graphs agree, not whether an optimiser errs.
     original = _open(path, path, "off")
