@@ -86,9 +86,12 @@ def install(
             folder = slots.unpack(opened, variant)
             progress(f"unpacked in {folder}")
             # 4. and 5. Self-test and tuning, unless this very runtime has been through them.
-            result, slot = None, None if force else _known(active, opened.digest, variant, runtime)
+            result, slot = (
+                None,
+                None if force else _find_tested(active, opened.digest, variant, runtime),
+            )
             if slot is None:
-                result, slot = _measured(config, opened, variant, folder, work, progress)
+                result, slot = _test_and_tune(config, opened, variant, folder, work, progress)
             # 6. One rename.
             already = slot is active.current
             if not already:
@@ -150,7 +153,7 @@ def _check_space(slots: Slots, opened: Package, variant: Variant) -> None:
         )
 
 
-def _known(active: Active, digest: str, variant: Variant, runtime: str) -> Slot | None:
+def _find_tested(active: Active, digest: str, variant: Variant, runtime: str) -> Slot | None:
     """The slot of this variant, if it was tested with the runtime that is here now."""
     for slot in (active.current, active.previous):
         tested = slot and (slot.digest, slot.variant, slot.tuning.runtime)
@@ -159,7 +162,7 @@ def _known(active: Active, digest: str, variant: Variant, runtime: str) -> Slot 
     return None
 
 
-def _measured(
+def _test_and_tune(
     config: Config,
     opened: Package,
     variant: Variant,

@@ -63,7 +63,7 @@ class Journal:
         """
         boot = (_boot_id() if boot_id is None else boot_id)[:64]
         try:
-            page, inside, why = *_mapped(path, boot), ""
+            page, inside, why = *_map_file(path, boot), ""
         except EdgeError as e:
             page, inside, why = mmap.mmap(-1, _SIZE), (), e.what
         page[:_SIZE] = bytes(_SIZE)
@@ -123,7 +123,7 @@ class Journal:
 Opened = tuple[Journal, tuple[InFlight, ...]]
 
 
-def _mapped(path: Path, boot: str) -> tuple[mmap.mmap, tuple[InFlight, ...]]:
+def _map_file(path: Path, boot: str) -> tuple[mmap.mmap, tuple[InFlight, ...]]:
     """The file, with its space allocated: a store into a hole of a full disk is a SIGBUS.
 
     The map keeps the descriptor, and with it the lock, until it is closed.

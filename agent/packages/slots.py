@@ -118,12 +118,12 @@ class Slots:
     def active(self, name: str) -> Active:
         """What is served for ``name``; raises UnknownModel, StorageError for a damaged file."""
         if not _NAME.fullmatch(name):
-            raise self._unknown(name)
+            raise self._make_unknown(name)
         path = self._active(name)
         try:
             raw = path.read_bytes() if path.stat().st_size <= MAX_ACTIVE else b""
         except FileNotFoundError:
-            raise self._unknown(name) from None
+            raise self._make_unknown(name) from None
         except OSError as e:
             raise StorageError(f"cannot read {path}: {e.strerror}") from e
         try:
@@ -195,7 +195,7 @@ class Slots:
             if old.previous is None:
                 raise InputError(f"'{name}' has no previous version to go back to")
             if refuse or old.disabled:
-                new = Active(current=old.previous, refused=_refused(old))
+                new = Active(current=old.previous, refused=_add_refusal(old))
             else:
                 new = Active(current=old.previous, previous=old.current, refused=old.refused)
             return self._write(name, new)
@@ -204,7 +204,7 @@ class Slots:
         """Serve nothing for ``name`` until another package is installed, or this one by force."""
         with self._lock(".lock"):
             old = self.active(name)
-            new = msgspec.structs.replace(old, disabled=why, refused=_refused(old))
+            new = msgspec.structs.replace(old, disabled=why, refused=_add_refusal(old))
             return self._write(name, new)
 
     def unpack(self, package: Package, variant: Variant) -> Path:
@@ -321,7 +321,7 @@ class Slots:
         except InputError as e:
             raise PackageError(f"{path}: {e.what}", hint=_AGAIN) from e
 
-    def _unknown(self, name: str) -> UnknownModel:
+    def _make_unknown(self, name: str) -> UnknownModel:
         known = self.names()
         near = difflib.get_close_matches(name, known, 1)
         listed = f"installed: {', '.join(known)}" if known else "no model is installed"
@@ -338,7 +338,7 @@ class Slots:
         except OSError as e:
             raise storage_error(e, self._models / name) from e
         try:
-            yield _locked(fd, wait)
+            yield _try_lock(fd, wait)
         finally:
             os.close(fd)
 
@@ -363,7 +363,7 @@ class _Format(msgspec.Struct):
     format: int
 
 
-def _refused(active: Active) -> tuple[Digest, ...]:
+def _add_refusal(active: Active) -> tuple[Digest, ...]:
     if active.current is None:
         return active.refused
     others = (d for d in active.refused if d != active.current.digest)
@@ -404,7 +404,7 @@ def _verify(path: Path, layer: Descriptor) -> None:
         raise PackageError(f"{path} is damaged", hint=_AGAIN)
 
 
-def _locked(fd: int, wait: bool) -> bool:
+def _try_lock(fd: int, wait: bool) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -46,7 +46,7 @@ def read(path: Path) -> Image:
         # 1. The layout's version has one content, which takes two blocks.
         _same(f, _member("oci-layout", oci.LAYOUT), "oci-layout", path)
         # 2. In the index only digest and size of the manifest are free; it fits in one block.
-        digest, size = _named_in_index(f.read(2 * BLOCK), path)
+        digest, size = _parse_index(f.read(2 * BLOCK), path)
         f.seek(-2 * BLOCK, os.SEEK_CUR)
         _same(f, _member("index.json", oci.index(digest, size)), "index.json", path)
         # 3. The manifest: size limit, header, digest, padding; parsed only then.
@@ -75,7 +75,7 @@ def read(path: Path) -> Image:
     return Image(raw, manifest, blobs)
 
 
-def _named_in_index(member: bytes, path: Path) -> tuple[str, int]:
+def _parse_index(member: bytes, path: Path) -> tuple[str, int]:
     found = re.search(rb'"digest":"(sha256:[0-9a-f]{64})".{1,99}"size":([0-9]{1,11})[^0-9]', member)
     if found is None:
         raise PackageError(f"{path}: index.json names no manifest", hint=_NOT_CANONICAL)

@@ -150,7 +150,7 @@ def write(out: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> P
     raw = oci.encode(ARTIFACT_TYPE, described, layers)
     stored = {b.digest: b for b in (config, *blobs.values())}
     try:
-        checked = _checked(out, Image(raw, oci.parse(raw, out), stored))
+        checked = _check_image(out, Image(raw, oci.parse(raw, out), stored))
     except PackageError as e:  # here the caller's input is unfit, not a package
         raise InputError(f"no package can be made: {e.what}", hint=e.hint) from e
     return _write_archive(out, checked)
@@ -162,7 +162,7 @@ def open(path: Path) -> Package:
     Steps 1 to 6 are archive.read(), or 1 to 3 of oci.read_directory(): every byte has its digest.
     """
     image = oci.read_directory(path) if path.is_dir() else archive.read(path)
-    return _checked(path, image)
+    return _check_image(path, image)
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -187,7 +187,7 @@ def pack(folder: Path, out: Path) -> PackageRef:
     return _write_archive(out, open(folder))
 
 
-def _checked(path: Path, image: Image) -> Package:
+def _check_image(path: Path, image: Image) -> Package:
     oci_manifest = image.manifest
     # 7. It is a package of ours.
     if oci_manifest.artifact_type != ARTIFACT_TYPE:
@@ -248,12 +248,12 @@ def _config(manifest: Manifest, layers: tuple[Descriptor, ...]) -> bytes:
     labels = {
         "org.opencontainers.image.title": manifest.name,
         "org.opencontainers.image.version": manifest.version,
-        "edge-deploy.candidate": _joined(v.candidate for v in variants),
+        "edge-deploy.candidate": _join(v.candidate for v in variants),
         "edge-deploy.model-sha256": manifest.model_sha256,
-        "edge-deploy.precision": _joined(v.precision for v in variants),
-        "edge-deploy.profiles": _joined(p for v in variants for p in v.profiles),
-        "edge-deploy.runtime": _joined(f"{v.runtime.name} {v.runtime.version}" for v in variants),
-        "edge-deploy.variants": _joined(v.name for v in variants),
+        "edge-deploy.precision": _join(v.precision for v in variants),
+        "edge-deploy.profiles": _join(p for v in variants for p in v.profiles),
+        "edge-deploy.runtime": _join(f"{v.runtime.name} {v.runtime.version}" for v in variants),
+        "edge-deploy.variants": _join(v.name for v in variants),
     }
     config = {
         "architecture": arch,
@@ -267,5 +267,5 @@ def _config(manifest: Manifest, layers: tuple[Descriptor, ...]) -> bytes:
     )
 
 
-def _joined(values: Iterable[str]) -> str:
+def _join(values: Iterable[str]) -> str:
     return ",".join(dict.fromkeys(values))

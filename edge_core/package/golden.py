@@ -100,7 +100,7 @@ def make(
     tolerance: Mapping[str, float] | None = None,  # output -> RMS, instead of the rule above
 ) -> Golden:
     """Golden vectors with a tolerance for each output; raises InputError if they do not match."""
-    inputs, original, artifact = _matched(inputs, original, artifact)
+    inputs, original, artifact = _match_roles(inputs, original, artifact)
     names = tuple(artifact[0])
     given = dict(tolerance or {})
     if unknown := given.keys() - set(names):
@@ -117,7 +117,7 @@ def make(
     return Golden(inputs, original, artifact, found)
 
 
-def _matched(
+def _match_roles(
     inputs: Samples, original: Samples, artifact: Samples
 ) -> tuple[Samples, Samples, Samples]:
     count = len(inputs)
@@ -160,7 +160,7 @@ def check(golden: Golden, run: Callable[[Feeds], Feeds]) -> GoldenResult:
     for i, (feeds, wanted) in enumerate(zip(golden.inputs, golden.artifact, strict=True)):
         outputs = run(feeds)
         for name, want in wanted.items():
-            result = _held(name, want, outputs.get(name), golden.tolerance[name], i)
+            result = _compare(name, want, outputs.get(name), golden.tolerance[name], i)
             if name not in worst or _badness(result) > _badness(worst[name]):
                 worst[name] = result
         for name in outputs.keys() - wanted.keys():
@@ -173,7 +173,7 @@ def check(golden: Golden, run: Callable[[Feeds], Feeds]) -> GoldenResult:
     return GoldenResult(not failed, count, results, "; ".join(failed) if failed else fine)
 
 
-def _held(name: str, want: Array, got: Array | None, tolerance: float, i: int) -> OutputResult:
+def _compare(name: str, want: Array, got: Array | None, tolerance: float, i: int) -> OutputResult:
     def failed(why: str) -> OutputResult:
         return OutputResult(name, False, tolerance, None, f"'{name}' {why} in sample {i}")
 

@@ -122,7 +122,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     toolchain: dict[str, str] = {}  # distribution -> version
 
     def __post_init__(self) -> None:
-        where = f"variant {_shortened(self.name)}"
+        where = f"variant {_shorten(self.name)}"
         if not _NAME.fullmatch(self.name):
             raise PackageError(f"{where}: the name is not safe as a file name")
         # Beside the package's own files, because they share a folder when they are unpacked.
@@ -226,20 +226,20 @@ def check_paths(paths: Iterable[str], where: str) -> None:
     for path in paths:
         names = path.split("/")
         if not all(_NAME.fullmatch(n) for n in names) or len(names) > MAX_DEPTH:
-            raise PackageError(f"{where}: unsafe path {_shortened(path)}")
+            raise PackageError(f"{where}: unsafe path {_shorten(path)}")
         if len(path) > MAX_PATH:
-            raise PackageError(f"{where}: path {_shortened(path)} has over {MAX_PATH} characters")
+            raise PackageError(f"{where}: path {_shorten(path)} has over {MAX_PATH} characters")
         folders = ["/".join(names[:depth]) for depth in range(1, len(names))]
         taken = path.lower() in spelled or any(
             f in files or spelled.setdefault(f.lower(), f) != f for f in folders
         )
         if taken:
-            raise PackageError(f"{where}: path {_shortened(path)} collides with another")
+            raise PackageError(f"{where}: path {_shorten(path)} collides with another")
         spelled[path.lower()] = path
         files.add(path)
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= 100 else f"{text[:100]}...")
 
 

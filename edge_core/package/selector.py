@@ -101,10 +101,10 @@ def _mismatches(variant: Variant, facts: DeviceFacts) -> Iterator[str]:
 
 
 def _unmet(required: str, present: str) -> str:
-    return f"needs {_shortened(required)}; it has {_shortened(present) or 'none'}"
+    return f"needs {_shorten(required)}; it has {_shorten(present) or 'none'}"
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}..."
 

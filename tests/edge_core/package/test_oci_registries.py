@@ -134,3 +134,17 @@ def test_architectures_have_the_names_that_registries_use(made, tmp_path, arch, 
     ref = package.write(tmp_path / "a.edgepkg", other, files)
     told = json.loads(skopeo("inspect", f"oci-archive:{ref.path}"))
     assert (told["Architecture"], told["Os"]) == shown
+
+
+def test_a_package_of_two_variants_that_share_blobs_comes_back_whole(made, registry, tmp_path):
+    manifest, files = made
+    (first,) = manifest.variants
+    second = msgspec.structs.replace(first, name="other", profiles=("other",))
+    both = msgspec.structs.replace(manifest, variants=(first, second))
+    files = {**files, **{second.title(p): files[first.title(p)] for p in second.files}}
+    two = package.write(tmp_path / "two.edgepkg", both, files)
+    there = f"docker://{registry.address}/models/two:1"
+    skopeo("copy", "--dest-tls-verify=false", f"oci-archive:{two.path}", there)
+    skopeo("copy", "--src-tls-verify=false", there, f"oci:{tmp_path / 'back'}:1")
+    back = package.pack(tmp_path / "back", tmp_path / "back.edgepkg")
+    assert back.path.read_bytes() == two.path.read_bytes()
