@@ -25,7 +25,7 @@ START_S = 30.0
 
 def serve(out: Path, packages: Mapping[str, tuple[Path, ...]], photo: Path) -> int:
     """Install this machine's packages below ``out``, run the agent, ask it; the exit code."""
-    profile = PROFILES.get(detect.here().arch, "")
+    profile = PROFILES.get(detect.detect_platform().arch, "")
     if not packages.get(profile):
         console.stdout().print("no profile of the demo has this machine's processor")
         return 0

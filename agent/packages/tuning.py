@@ -54,7 +54,7 @@ class Limits:
 
 def allowed_threads(cpu_share: float, root: Path = Path("/")) -> int:
     """``cpu_share`` of the processors of this process and its control groups; at least 1."""
-    return max(1, math.floor(cpu_share * min(linux.cores(), linux.cpu_quota(root))))
+    return max(1, math.floor(cpu_share * min(linux.count_cores(), linux.read_cpu_quota(root))))
 
 
 def tune(

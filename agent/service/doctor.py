@@ -82,7 +82,7 @@ def _images() -> Check:
 
 def _memory(root: Path) -> Check:
     try:
-        memory = linux.memory(root)
+        memory = linux.read_memory(root)
     except EdgeError as error:
         return Check("memory", "warn", error.what)
     low = memory.available_mb < LOW_MEMORY_MB

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edge_core.machine.linux import compatible, read_text
+from edge_core.machine.linux import read_compatible, read_text
 from edge_core.profile import Accelerator
 
 # The GPU of a Tegra chip: "compatible" of the root node (Documentation/devicetree/bindings/arm/
@@ -42,29 +42,30 @@ def is_detectable(accelerator: Accelerator) -> bool:
 
 
 def _tegra_gpu(root: Path) -> list[Accelerator]:
-    names = compatible(root)
+    compatible = read_compatible(root)
     return [
         Accelerator(name=name, kind="gpu", capability=capability)
         for chip, (name, capability) in TEGRA_GPUS.items()
-        if chip in names
+        if chip in compatible
     ]
 
 
 def _nvidia_gpus(root: Path) -> list[Accelerator]:
     """Discrete GPUs: one folder each, in which the driver states the model."""
     files = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
-    models = (re.search(r"^Model:\s*(\S.*)$", read_text(f), re.MULTILINE) for f in files)
-    return [Accelerator(name=m[1].strip()[:100], kind="gpu") for m in models if m]
+    models = (re.search(r"^Model:\s*(\S.*)$", read_text(file), re.MULTILINE) for file in files)
+    return [Accelerator(name=match[1].strip()[:100], kind="gpu") for match in models if match]
 
 
 def _edge_tpus(root: Path) -> list[Accelerator]:
     usb = _bus_ids(root / "sys/bus/usb/devices", "idVendor", "idProduct")
     pci = _bus_ids(root / "sys/bus/pci/devices", "vendor", "device")
-    count = sum(i in EDGE_TPU_USB for i in usb) + sum(i in EDGE_TPU_PCI for i in pci)
+    count = sum(ids in EDGE_TPU_USB for ids in usb) + sum(ids in EDGE_TPU_PCI for ids in pci)
     return [Accelerator(name=EDGE_TPU, kind="npu")] * count
 
 
 def _bus_ids(folder: Path, vendor: str, product: str) -> list[tuple[str, str]]:
     return [
-        (read_text(d / vendor).strip(), read_text(d / product).strip()) for d in folder.glob("*")
+        (read_text(device / vendor).strip(), read_text(device / product).strip())
+        for device in folder.glob("*")
     ]

@@ -4,7 +4,7 @@
 
 Peaks of the widest unit that ONNX Runtime's kernels use (MLAS): vector multiply-add for fp32; for
 int8 the dot product or matrix instruction, or the widening multiplies where there is none. They
-compare processors with each other; kernels reach a half of them or less. What is not documented
+compare processors with each other; kernels reach half of them or less. What is not documented
 stays None.
 """
 
@@ -51,12 +51,12 @@ CORES: tuple[Core, ...] = (
         Rates(8, 16),
         "Gracemont: Intel 64 and IA-32 Optimization Reference Manual; int8 a lower bound",
     ),
-    Core("Armv8-A", Rates(4, 16 / 3), "the least of the above, for generic profiles"),
+    Core("Armv8-A", Rates(4, 16 / 3), "the slowest of the above, for generic profiles"),
     Core(r"\b[JN]3[34]\d\d\b", Rates(4, None), "Goldmont: one 128-bit multiply and one add"),
 )
 
-# Processors that are not listed by name, by what /proc/cpuinfo says; the first line that holds.
-# (all of these flags, in the name, rates, why)
+# Processors that are not listed by name, by what /proc/cpuinfo says; the first match wins.
+# (required flags, part of the name, rates, reason)
 X86: tuple[tuple[frozenset[str], str, Rates, str], ...] = (
     (frozenset({"avx512f", "avx512_vnni"}), "Xeon", Rates(32, 128), "two 512-bit units"),
     (frozenset({"avx512f"}), "Xeon", Rates(32, 64), "two 512-bit units; VPMADDUBSW + VPMADDWD"),
@@ -72,12 +72,14 @@ X86: tuple[tuple[frozenset[str], str, Rates, str], ...] = (
 def macs_per_cycle(arch: str, isa: Collection[str], model: str) -> Rates:
     """The rates of a processor by its name, or on x86-64 by its instruction sets.
 
-    Of a processor with several kinds of cores, those of the fastest.
+    For a processor with several kinds of cores, those of the fastest.
     """
-    named = [c.rates for c in CORES if re.search(c.pattern, model)]
-    if named:
-        return max(named, key=lambda r: r.fp32 or 0)
+    matching = [core.rates for core in CORES if re.search(core.pattern, model)]
+    if matching:
+        return max(matching, key=lambda rates: rates.fp32 or 0)
     if arch != "x86_64":
         return Rates()
     have = set(isa)
-    return next((r for flags, name, r, _ in X86 if flags <= have and name in model), Rates())
+    return next(
+        (rates for flags, name, rates, _ in X86 if flags <= have and name in model), Rates()
+    )

@@ -59,19 +59,19 @@ def detect(
     InputError on a processor or system that no profile can name.
     """
     mac = sys.platform == "darwin"
-    cpu = darwin.cpu(_arch()) if mac else linux.cpu(root, _arch())
-    computed = {p for precisions in runtimes.values() for p in precisions}
+    cpu = darwin.read_cpu(_arch()) if mac else linux.read_cpu(root, _arch())
+    computed = {precision for precisions in runtimes.values() for precision in precisions}
     return Profile(
         name="this-machine",
-        title=f"Detected: {linux.device_name(root) or cpu.model}",
-        platform=here(),
+        title=f"Detected: {linux.read_device_name(root) or cpu.model}",
+        platform=detect_platform(),
         cpu=cpu,
-        memory=darwin.memory() if mac else linux.memory(root),
+        memory=darwin.read_memory() if mac else linux.read_memory(root),
         storage=Storage(available_mb=_free_mb(packages or Path.home())),
         runtimes=tuple(runtimes),
-        precisions=tuple(p for p in get_args(Precision) if p in computed),
+        precisions=tuple(precision for precision in get_args(Precision) if precision in computed),
         accelerators=() if mac else accelerators.find_accelerators(root),
-        thermal=linux.trip_point(root),
+        thermal=linux.read_trip_point(root),
         sources=SOURCES,
     )
 
@@ -95,7 +95,7 @@ def _arch() -> Arch:
     return known[machine]
 
 
-def here() -> Platform:
+def detect_platform() -> Platform:
     """Architecture and system of this interpreter; raises InputError if no profile can name it."""
     system: dict[str, Os] = {"linux": "linux", "android": "android", "darwin": "macos"}
     if sys.platform not in system:

@@ -43,7 +43,7 @@ def write_package(out: Path, model: Path, feeds: list[dict[str, np.ndarray]], **
     """A package of ``model`` for this machine, with its answers on ``feeds`` as golden vectors."""
     session = adapter.open(model, threads=1, options={})
     answers = tuple(session.run(f) for f in feeds)
-    here = detect.here()
+    here = detect.detect_platform()
     version = adapter.version()
     variant = Variant(
         name="here",

@@ -28,7 +28,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     session = onnxruntime.open(MODEL, threads=1, options={})
     feeds = {session.inputs[0].name: to_tensor(PHOTO, RECIPE)}
     answers = session.run(feeds)
-    version, here = onnxruntime.version(), detect.here()
+    version, here = onnxruntime.version(), detect.detect_platform()
     variant = Variant(
         name="here",
         selector=Selector(arch=here.arch, os=here.os),

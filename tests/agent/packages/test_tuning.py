@@ -257,7 +257,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 
 def test_threads_never_exceed_the_share_of_what_the_control_groups_allow(tmp_path):
     """A copied tree of /proc and /sys; the processors themselves are this machine's."""
-    cores = tuning.linux.cores()
+    cores = tuning.linux.count_cores()
     assert tuning.allowed_threads(1.0, tmp_path) == cores
     assert tuning.allowed_threads(0.01, tmp_path) == 1
     assert tuning.allowed_threads(0.5, tmp_path) == max(1, cores // 2)
@@ -270,7 +270,7 @@ def test_threads_never_exceed_the_share_of_what_the_control_groups_allow(tmp_pat
             "sys/fs/cgroup/system.slice/cpu.max": "150000 100000\n",
         },
     )
-    assert tuning.linux.cpu_quota(tmp_path) == 1.5
+    assert tuning.linux.read_cpu_quota(tmp_path) == 1.5
     assert tuning.allowed_threads(1.0, tmp_path) == 1
     write(tmp_path, {"sys/fs/cgroup/system.slice/cpu.max": "max 100000\n"})
-    assert tuning.linux.cpu_quota(tmp_path) == math.inf
+    assert tuning.linux.read_cpu_quota(tmp_path) == math.inf

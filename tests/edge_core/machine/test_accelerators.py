@@ -37,7 +37,7 @@ def test_a_jetsons_device_tree_gives_the_gpu_of_its_profile(name, tmp_path):
     write_tree(tmp_path, **{"proc__device-tree__compatible": JETSONS[name]})
     (gpu,) = find_accelerators(tmp_path)
     profile = device_profiles.load(name)
-    (expected,) = (a for a in profile.accelerators if is_detectable(a))
+    (expected,) = filter(is_detectable, profile.accelerators)
     assert (gpu.kind, gpu.capability) == (expected.kind, expected.capability)
     assert expected.name.startswith(gpu.name)
 

@@ -47,7 +47,7 @@ BOARDS = {  # profile: (Features, maker, part, compatible, kHz)
 }  # fmt: skip
 
 
-def tree(root, **texts):
+def write_tree(root, **texts):
     """Write files below ``root``; __ in a name stands for a slash."""
     for name, text in texts.items():
         path = root / name.replace("__", "/")
@@ -60,35 +60,35 @@ def tree(root, **texts):
 def test_a_boards_files_give_the_cpu_of_its_profile(name, tmp_path):
     features, maker, part, compatible, khz = BOARDS[name]
     core = f"Features\t: {features}\n" + ARM.format(maker=maker, part=part)
-    tree(
+    write_tree(
         tmp_path,
         proc__cpuinfo="".join(f"processor\t: {i}\n{core}\n" for i in range(4)),
         **{"proc__device-tree__compatible": compatible},
         sys__devices__system__cpu__cpu0__cpufreq__cpuinfo_max_freq=f"{khz}\n",
     )
     shipped = device_profiles.load(name)
-    found = linux.cpu(tmp_path, shipped.platform.arch)
-    assert (found.model, found.clock_mhz) == (shipped.cpu.model, shipped.cpu.clock_mhz)
-    assert found.isa == shipped.cpu.isa
-    assert found.fp32_macs_per_cycle == shipped.cpu.fp32_macs_per_cycle
-    want = shipped.cpu.int8_macs_per_cycle
-    assert found.int8_macs_per_cycle == (want and pytest.approx(want, rel=0.01))
+    cpu = linux.read_cpu(tmp_path, shipped.platform.arch)
+    assert (cpu.model, cpu.clock_mhz) == (shipped.cpu.model, shipped.cpu.clock_mhz)
+    assert cpu.isa == shipped.cpu.isa
+    assert cpu.fp32_macs_per_cycle == shipped.cpu.fp32_macs_per_cycle
+    int8_rate = shipped.cpu.int8_macs_per_cycle
+    assert cpu.int8_macs_per_cycle == (int8_rate and pytest.approx(int8_rate, rel=0.01))
 
 
 def test_two_kinds_of_cores_are_both_named_and_the_fast_one_counts(tmp_path):
-    parts = "".join(ARM.format(maker="0x41", part=p) for p in ("0xd05", "0xd05", "0xd0b"))
-    found = linux.cpu(tree(tmp_path, proc__cpuinfo=parts), "aarch64")
-    assert found.model == "Cortex-A55 + Cortex-A76"
-    assert found.fp32_macs_per_cycle == 8
+    parts = "".join(ARM.format(maker="0x41", part=part) for part in ("0xd05", "0xd05", "0xd0b"))
+    cpu = linux.read_cpu(write_tree(tmp_path, proc__cpuinfo=parts), "aarch64")
+    assert cpu.model == "Cortex-A55 + Cortex-A76"
+    assert cpu.fp32_macs_per_cycle == 8
 
 
 def test_what_the_system_hides_stays_open(tmp_path):
-    found = linux.cpu(tmp_path, "aarch64")
-    assert (found.model, found.clock_mhz, found.isa) == ("aarch64", None, ())
-    assert found.fp32_macs_per_cycle is None
-    assert linux.trip_point(tmp_path) is None
+    cpu = linux.read_cpu(tmp_path, "aarch64")
+    assert (cpu.model, cpu.clock_mhz, cpu.isa) == ("aarch64", None, ())
+    assert cpu.fp32_macs_per_cycle is None
+    assert linux.read_trip_point(tmp_path) is None
     with pytest.raises(InputError, match="MemTotal"):
-        linux.memory(tmp_path)
+        linux.read_memory(tmp_path)
 
 
 MEMINFO = "MemTotal:        8000000 kB\nMemFree:  1 kB\nMemAvailable:    4000000 kB\n"
@@ -114,14 +114,14 @@ MEMINFO = "MemTotal:        8000000 kB\nMemFree:  1 kB\nMemAvailable:    4000000
     ],
 )
 def test_a_control_groups_limit_counts_where_it_is_lower(groups, total, available, tmp_path):
-    tree(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="0::/a/b\n", **groups)
-    found = linux.memory(tmp_path)
-    assert (found.total_mb, found.available_mb) == (total, available)
+    write_tree(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="0::/a/b\n", **groups)
+    memory = linux.read_memory(tmp_path)
+    assert (memory.total_mb, memory.available_mb) == (total, available)
 
 
 def test_the_lowest_passive_trip_point_of_a_processor_is_the_throttle(tmp_path):
     zone = "sys__class__thermal__thermal_zone"
-    tree(tmp_path, **{
+    write_tree(tmp_path, **{
         f"{zone}0__type": "cpu-thermal\n",
         f"{zone}0__trip_point_0_type": "passive\n", f"{zone}0__trip_point_0_temp": "80000\n",
         f"{zone}0__trip_point_1_type": "critical\n", f"{zone}0__trip_point_1_temp": "70000\n",
@@ -129,7 +129,7 @@ def test_the_lowest_passive_trip_point_of_a_processor_is_the_throttle(tmp_path):
         f"{zone}1__type": "battery\n",
         f"{zone}1__trip_point_0_type": "passive\n", f"{zone}1__trip_point_0_temp": "45000\n",
     })  # fmt: skip
-    assert linux.trip_point(tmp_path).throttle_c == 75.5
+    assert linux.read_trip_point(tmp_path).throttle_c == 75.5
 
 
 @given(st.text(), st.sampled_from(["x86_64", "aarch64", "armv7l"]))
@@ -137,32 +137,32 @@ def test_any_cpuinfo_gives_a_cpu(tmp_path_factory, text, arch):
     root = tmp_path_factory.getbasetemp() / "garbage"
     (root / "proc").mkdir(parents=True, exist_ok=True)
     (root / "proc" / "cpuinfo").write_text(text, encoding="utf-8", errors="replace")
-    assert linux.cpu(root, arch).cores >= 1
+    assert linux.read_cpu(root, arch).cores >= 1
 
 
 @linux_only
 def test_this_machine_is_described_as_its_own_files_do():
-    found = detect.detect(runtimes=installed_runtimes())
-    assert found.platform.arch == platform.machine()
-    assert found.platform.python == f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert found.cpu.cores == len(os.sched_getaffinity(0))
+    profile = detect.detect(runtimes=installed_runtimes())
+    assert profile.platform.arch == platform.machine()
+    assert profile.platform.python == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert profile.cpu.cores == len(os.sched_getaffinity(0))
     info = (linux.Path("/proc/cpuinfo")).read_text()
-    assert found.cpu.model in info or found.platform.arch != "x86_64"
-    assert set(found.cpu.isa) <= ISA
-    assert found.memory.available_mb <= found.memory.total_mb
-    assert found.runtime("onnxruntime").version == onnxruntime.__version__
-    assert "linux" in found.runtime("onnxruntime").wheel
-    assert found.budgets == type(found.budgets)()
-    assert found.power_modes == ()
+    assert profile.cpu.model in info or profile.platform.arch != "x86_64"
+    assert set(profile.cpu.isa) <= ISA
+    assert profile.memory.available_mb <= profile.memory.total_mb
+    assert profile.runtime("onnxruntime").version == onnxruntime.__version__
+    assert "linux" in profile.runtime("onnxruntime").wheel
+    assert profile.budgets == type(profile.budgets)()
+    assert profile.power_modes == ()
 
 
 def test_what_is_detected_is_a_profile_that_can_be_written_and_loaded(tmp_path):
-    found = detect.detect(tmp_path / "not" / "there", runtimes=installed_runtimes())
+    profile = detect.detect(tmp_path / "not" / "there", runtimes=installed_runtimes())
     path = tmp_path / "here.toml"
-    path.write_text(device_profiles.dump(found))
-    assert device_profiles.load(path) == found
+    path.write_text(device_profiles.dump(profile))
+    assert device_profiles.load(path) == profile
     assert "this-machine" not in device_profiles.names()
-    msgspec.json.encode(found)
+    msgspec.json.encode(profile)
 
 
 @linux_only
@@ -171,13 +171,13 @@ def test_only_the_cores_that_the_process_may_use_are_counted():
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
         "from edge_core.machine.detect import detect; print(detect(runtimes={}).cpu.cores)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout == "1\n"
+    assert process.stdout == "1\n"
 
 
-FLAGS = sorted({f for flags, *_ in X86 for f in flags})
+FLAGS = sorted({flag for flags, *_ in X86 for flag in flags})
 
 
 @given(st.sets(st.sampled_from(FLAGS)), st.sets(st.sampled_from(FLAGS)), st.booleans())

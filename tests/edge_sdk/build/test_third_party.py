@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
         )
     np.save(folder / "samples.npy", rng.normal(size=(40, 1, INPUTS)).astype(np.float32))
     np.save(folder / "one.npy", np.load(folder / "samples.npy")[0])
-    here = detect.here()
+    here = detect.detect_platform()
     (folder / "box.toml").write_text(
         f'''extends = "x86-64"
 name = "box"
