@@ -536,12 +536,12 @@ net = torch.nn.Sequential(
 ).eval()
 x = torch.arange(192.0).reshape(1, 3, 8, 8) / 192
 torch.export.save(torch.export.export(net, (x,)), folder / "net.pt2")
-torch_export.export(folder / "net.pt2", folder / "net.onnx")
+torch_export.export_program(folder / "net.pt2", folder / "net.onnx")
 print(net(x).tolist()[0])
 for content in (b"", b"PK no zip"):
     (folder / "bad.pt2").write_bytes(content)
     try:
-        torch_export.export(folder / "bad.pt2", folder / "bad.onnx")
+        torch_export.export_program(folder / "bad.pt2", folder / "bad.onnx")
     except torch_export.InputError as e:
         print(e.what)
 """
