@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_core import console
 from edge_sdk import BuildOptions, build, load_profile
-from edge_sdk.build.packaging import Built
+from edge_sdk.build.packaging import BuildResult
 from edge_sdk.build.stages import Measurement
 from edge_sdk.commands.render import format_quantity
 from examples import models
@@ -61,7 +61,7 @@ def main() -> int:
     return check(rows)
 
 
-def one(out: Path, model: str, samples: str, metric: str) -> Built:
+def one(out: Path, model: str, samples: str, metric: str) -> BuildResult:
     """Build one model with every candidate that exists."""
     path = LSTM if model == "lstm" else getattr(models, model)(out / f"{model}.onnx")
     options = BuildOptions(
@@ -74,7 +74,7 @@ def one(out: Path, model: str, samples: str, metric: str) -> Built:
     return build(path, [load_profile(PROFILE)], options)[0]
 
 
-def check(rows: dict[str, Built]) -> int:
+def check(rows: dict[str, BuildResult]) -> int:
     """The figures that the project holds itself to."""
 
     def value(model: str, candidate: str, name: str) -> float:

@@ -18,7 +18,7 @@ from converters import registry as converters
 from edge_core.errors import EdgeError
 from edge_core.files import write_atomic
 from edge_sdk import BuildOptions, build
-from edge_sdk.build.packaging import Built
+from edge_sdk.build.packaging import BuildResult
 from edge_sdk.commands.render import format_quantity
 from examples import models
 
@@ -97,7 +97,7 @@ def _build_row(name: str, out: Path) -> Path:
     return path
 
 
-def _row(model: str, built: Built, note: str) -> str:
+def _row(model: str, built: BuildResult, note: str) -> str:
     if not built.package:
         return f"| {model} | {built.profile}{note} | {_why(built)} | | | | | | |"
     by_name = {measurement.candidate: measurement.values for measurement in built.measurements}
@@ -114,7 +114,7 @@ def _row(model: str, built: Built, note: str) -> str:
     )
 
 
-def _why(built: Built) -> str:
+def _why(built: BuildResult) -> str:
     """What stood in the way: an op and a way out where the converters said so."""
     told = dict.fromkeys(
         measurement.error for measurement in built.measurements if measurement.error

@@ -3,7 +3,7 @@
 A converter is a module, or an object like one, with a SPEC and a convert():
 
     SPEC = Spec(name="onnx-fp16", ...)
-    def convert(job: Job) -> Converted: ...
+    def convert(job: Job) -> Conversion: ...
 
 convert() runs in a child process with a folder of its own; it may crash. A format is a value,
 Format(name="onnx", ...): what the rest of the product knows about model files of one kind.
@@ -47,7 +47,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     min_opset: int = 0  # the written file needs at least this
     arch_bound: bool = False  # laid out for the device: its times elsewhere say nothing
     is_reference: bool = False  # the float form of its target: the others are timed beside it
-    rescues: tuple[str, ...] = ()  # made only where one of these fails an accuracy gate
+    fallback_for: tuple[str, ...] = ()  # made only where one of these fails an accuracy gate
     toolchain: tuple[str, ...] = ("onnx", "onnxruntime", "numpy")  # versions go into the package
 
 
@@ -72,7 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     batch: Batch = "fixed"  # "dynamic": any number of rows in the first dimension
 
 
-class Converted(msgspec.Struct, frozen=True, kw_only=True):
+class Conversion(msgspec.Struct, frozen=True, kw_only=True):
     """What convert() wrote, and how the runtime must open it."""
 
     path: Path
@@ -92,7 +92,7 @@ class Converter(Protocol):
     @property
     def SPEC(self) -> Spec: ...  # noqa: N802
 
-    def convert(self, job: Job) -> Converted:
+    def convert(self, job: Job) -> Conversion:
         """Write the file; raises ConvertError naming the op and a way out."""
         ...
 

@@ -21,12 +21,12 @@ from converters.spec import Shapes
 from edge_core.facts import DeviceFacts
 from edge_core.machine import detect
 from edge_core.package.run import Answer, run_package
-from edge_core.package.verify import Verified, verify_package
+from edge_core.package.verify import Verification, verify_package
 from edge_core.profile import Profile
 from edge_core.runtimes import registry
 from edge_sdk.build import inspection, pipeline, planner
 from edge_sdk.build.inspection import Inspection
-from edge_sdk.build.packaging import Built
+from edge_sdk.build.packaging import BuildResult
 from edge_sdk.build.request import BuildOptions, StrPath, make_request
 from edge_sdk.build.stages import Plan
 from edge_sdk.build.workspace import Progress, Workspace, silent
@@ -56,8 +56,8 @@ def build(
     options: BuildOptions | None = None,
     *,
     progress: Progress = silent,
-) -> tuple[Built, ...]:
-    """Build one package for each profile; where nothing fits, ``Built.package`` is None.
+) -> tuple[BuildResult, ...]:
+    """Build one package for each profile; where nothing fits, ``BuildResult.package`` is None.
 
     ``options`` are those of `edge build`: where samples are, what is measured, what wins.
     ``progress`` is called with a stage, what it works on, and how much of how much is done.
@@ -70,7 +70,7 @@ def build(
     return pipeline.build(request, workspace)
 
 
-def verify(package: StrPath, *, variant: str = "") -> Verified:
+def verify(package: StrPath, *, variant: str = "") -> Verification:
     """Check every digest and replay the golden vectors; raises GateFailed if they differ.
 
     ``variant`` names the one to replay; without it, it is the first that matches this machine.

@@ -14,7 +14,7 @@ from agent.service.client import Document
 from agent.service.control import Model, Overview, Switch
 from agent.service.doctor import Check
 from edge_core import console
-from edge_core.package.bench import Timed
+from edge_core.package.bench import BenchResult
 from edge_core.package.run import Answer
 
 STAGES = ("prepare", "wait", "infer", "finish", "total")
@@ -117,7 +117,7 @@ def render_answer(answer: Answer) -> None:
         typer.echo(f"{scored.score:10.4f}  {scored.label}")
 
 
-def render_timings(timings: Sequence[Timed]) -> None:
+def render_timings(timings: Sequence[BenchResult]) -> None:
     """What `edge-agent bench` prints."""
     right = ("threads", "p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB")
     table = console.new_table(*right, right=right)

@@ -2,7 +2,7 @@
 
 clamp_versions(model, ceiling, min_opset)   an opset and IR version that the device's runtime loads
 compute_quantised_share(model)              how much of the weights is stored in 8 bits or fewer
-write_candidate(model, job) -> Converted    the file; write_quantised() refuses a no-op
+write_candidate(model, job) -> Conversion    the file; write_quantised() refuses a no-op
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from converters.onnx.model_file import (
     read_opset,
     save_model,
 )
-from converters.spec import Ceiling, Converted, Job
+from converters.spec import Ceiling, Conversion, Job
 from edge_core.errors import ConvertError
 from edge_core.extras import need
 
@@ -78,7 +78,7 @@ def compute_quantised_share(model: ModelProto) -> float:
     return small / (small + large) if small else 0.0
 
 
-def write_candidate(model: ModelProto, job: Job, **fields: Any) -> Converted:
+def write_candidate(model: ModelProto, job: Job, **fields: Any) -> Conversion:
     """Write a candidate's file into the job's folder; raises ConvertError if it cannot batch."""
     path, fixed = job.out_dir / "model.onnx", None
     if job.batch == "dynamic":
@@ -87,10 +87,10 @@ def write_candidate(model: ModelProto, job: Job, **fields: Any) -> Converted:
         model, notes = free_onnx_batch(model)
         fields["notes"] = (*fields.get("notes", ()), *notes)
     save_model(model, path)
-    return Converted(path=path, fixed=fixed, **fields)
+    return Conversion(path=path, fixed=fixed, **fields)
 
 
-def write_smaller(model: ModelProto, job: Job, original: ModelProto, **fields: Any) -> Converted:
+def write_smaller(model: ModelProto, job: Job, original: ModelProto, **fields: Any) -> Conversion:
     """Write what a recipe made of ``original`` by storing weights in fewer bits.
 
     Raises ConvertError if it took hardly any of them.
@@ -101,7 +101,7 @@ def write_smaller(model: ModelProto, job: Job, original: ModelProto, **fields: A
     return write_candidate(model, job, **fields)
 
 
-def write_quantised(model: ModelProto, job: Job, original: ModelProto, **fields: Any) -> Converted:
+def write_quantised(model: ModelProto, job: Job, original: ModelProto, **fields: Any) -> Conversion:
     """write_smaller() for a recipe that stores integers; tells their share."""
     return write_smaller(
         model, job, original, quantised_share=compute_quantised_share(model), **fields

@@ -11,7 +11,7 @@ import numpy as np
 from converters.onnx.candidate_file import clamp_versions, write_smaller
 from converters.onnx.model_file import load_model
 from converters.onnx.weights import insert_first
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 from edge_core.extras import need
 
 SPEC = Spec(
@@ -30,7 +30,7 @@ MAX_FP16 = 65504.0
 SCALED = ("QuantizeLinear", "DequantizeLinear")
 
 
-def convert(job: Job) -> Converted:
+def convert(job: Job) -> Conversion:
     """Write the model with fp16 weights; raises ConvertError if it has hardly any float weights."""
     onnx = need("onnx", "onnx")
     original = load_model(job.model)

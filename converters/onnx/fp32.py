@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from converters.onnx.candidate_file import clamp_versions, write_candidate
 from converters.onnx.model_file import load_model
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 
 SPEC = Spec(
     name="onnx-fp32",
@@ -19,7 +19,7 @@ SPEC = Spec(
 )
 
 
-def convert(job: Job) -> Converted:
+def convert(job: Job) -> Conversion:
     """Write the model in an opset that the device loads."""
     model = clamp_versions(load_model(job.model), job.ceiling, SPEC.min_opset)
     return write_candidate(model, job)

@@ -14,7 +14,7 @@ from converters.onnx.candidate_file import clamp_versions, write_quantised
 from converters.onnx.lookup import store_tables_int4, store_tables_int8
 from converters.onnx.model_file import load_model
 from converters.onnx.weights import Weight, find_weights, read_attribute, replace_node
-from converters.spec import Ceiling, Converted, Job, Spec
+from converters.spec import Ceiling, Conversion, Job, Spec
 from edge_core.errors import ConvertError
 from edge_core.extras import need
 
@@ -37,7 +37,7 @@ TABLE_SINCE, TABLE_OPSET = (1, 20), 21  # with GatherBlockQuantized, and the typ
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level; cosine differs by 0.0002, ARM gains most
 
 
-def convert(job: Job) -> Converted:
+def convert(job: Job) -> Conversion:
     """Write the model with 4-bit weights; raises ConvertError if it has hardly any to convert, or
     if the device's runtime is older than the kernel."""
     version = tuple(int(part) for part in job.runtime_version.split(".")[:2])

@@ -23,7 +23,7 @@ from converters.onnx.weights import (
     store_int8,
 )
 from converters.rounding import round_keeping_sums
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 from edge_core.extras import need
 from edge_core.tensors import Array
 
@@ -46,7 +46,7 @@ LARGEST = 7
 SHRINK = np.linspace(1.0, 0.7, 7)  # of a block's largest weight: clipping a little may cost less
 
 
-def convert(job: Job) -> Converted:
+def convert(job: Job) -> Conversion:
     """Write the model with 4-bit Conv weights; raises ConvertError if it has hardly any."""
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)

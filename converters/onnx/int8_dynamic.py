@@ -15,7 +15,7 @@ from converters.foreign_errors import translate_foreign_errors
 from converters.onnx.candidate_file import clamp_versions, write_quantised
 from converters.onnx.lookup import store_tables_int8
 from converters.onnx.model_file import load_checked, load_model, save_model
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 from edge_core.extras import need
 
 SPEC = Spec(
@@ -32,7 +32,7 @@ SPEC = Spec(
 OPS = ("MatMul",)  # Gemm is rewritten to it first
 
 
-def convert(job: Job) -> Converted:
+def convert(job: Job) -> Conversion:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
     quantization = need("onnxruntime.quantization", SPEC.extra)
     original = load_model(job.model)

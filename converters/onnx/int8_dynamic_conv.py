@@ -14,7 +14,7 @@ from converters.foreign_errors import translate_foreign_errors
 from converters.onnx import int8_dynamic
 from converters.onnx.candidate_file import clamp_versions, write_quantised
 from converters.onnx.model_file import load_checked, load_model, save_model
-from converters.spec import Converted, Job
+from converters.spec import Conversion, Job
 from edge_core.extras import need
 
 SPEC = msgspec.structs.replace(
@@ -24,7 +24,7 @@ SPEC = msgspec.structs.replace(
 )
 
 
-def convert(job: Job) -> Converted:
+def convert(job: Job) -> Conversion:
     """Write the model with int8 products; raises ConvertError if hardly any weights are in them."""
     quantization = need("onnxruntime.quantization", SPEC.extra)
     original = load_model(job.model)

@@ -23,7 +23,7 @@ from converters.foreign_errors import translate_foreign_errors
 from converters.onnx.bias_correction import correct_biases
 from converters.onnx.candidate_file import clamp_versions, write_quantised
 from converters.onnx.model_file import load_checked, load_model, save_model
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 from edge_core.errors import ConvertError
 from edge_core.extras import need
 from edge_core.tensors import Feeds
@@ -42,7 +42,7 @@ class StaticInt8(msgspec.Struct, frozen=True):
     activations: str  # a name of onnxruntime's QuantType
     per_channel: bool
 
-    def convert(self, job: Job) -> Converted:
+    def convert(self, job: Job) -> Conversion:
         """Write the int8 model; raises ConvertError without samples, or if it changes nothing."""
         if not job.samples:
             raise ConvertError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from converters.onnx.candidate_file import clamp_versions, write_quantised
 from converters.onnx.model_file import load_model
 from converters.onnx.weights import find_weights, insert_first, store_int8
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 
 SPEC = Spec(
     name="onnx-int8-weights",
@@ -26,7 +26,7 @@ SPEC = Spec(
 OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
-def convert(job: Job) -> Converted:
+def convert(job: Job) -> Conversion:
     """Write the model with int8 weights; raises ConvertError if it has hardly any to convert."""
     original = load_model(job.model)
     model = clamp_versions(original, job.ceiling, SPEC.min_opset)

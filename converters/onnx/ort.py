@@ -14,7 +14,7 @@ import msgspec
 
 from converters.onnx import fp32, int8_dynamic, int8_static
 from converters.onnx.ort_file import write_ort
-from converters.spec import Converted, Converter, Job
+from converters.spec import Conversion, Converter, Job
 
 ARM = ("aarch64", "armv7l")
 
@@ -34,7 +34,7 @@ class OrtConverter:
             is_reference=False,
         )
 
-    def convert(self, job: Job) -> Converted:
+    def convert(self, job: Job) -> Conversion:
         """Write the .ort file; raises what the other converter raises."""
         out = job.out_dir / "model.ort"
         with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from converters.layouts import Specs, to_artifact
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 from converters.tflite import batch, flatbuffer, fp16, quantise, sensitivity, verify, versions
 from converters.tflite.io_specs import read_io_specs
 from converters.tflite.result import Result
@@ -31,7 +31,7 @@ class TfliteConverter(msgspec.Struct, frozen=True):
     SPEC: Spec
     write: Write
 
-    def convert(self, job: Job) -> Converted:
+    def convert(self, job: Job) -> Conversion:
         """Write the file; raises ConvertError for an op that TFLite has not, or a no-op."""
         out = job.out_dir / "model.tflite"
         with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ class TfliteConverter(msgspec.Struct, frozen=True):
             ]
             done = self.write(source, out, samples)
         own_in, own_out = read_io_specs(flatbuffer.read(out))
-        return Converted(
+        return Conversion(
             path=out,
             fixed=_free_file(out) if job.batch == "dynamic" else None,
             inputs=_set_layouts(own_in, inputs),
@@ -121,13 +121,13 @@ def _make_spec(
     takes_samples: bool = False,
     is_reference: bool = False,
     sources: tuple[str, ...] = ("onnx", "tflite"),
-    rescues: tuple[str, ...] = (),
+    fallback_for: tuple[str, ...] = (),
 ) -> Spec:
     return Spec(
         name=f"tflite-{name}", title=title, target="tflite", precision=precision, scheme=scheme,
         runtimes=("litert", "tflite-runtime"), suffix=".tflite", extra="tflite",
         needs_samples=needs_samples, takes_samples=takes_samples, is_reference=is_reference,
-        sources=sources, rescues=rescues, toolchain=TOOLS,
+        sources=sources, fallback_for=fallback_for, toolchain=TOOLS,
     )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ TFLITE_CONVERTERS: tuple[TfliteConverter, ...] = (
         _make_spec(
             "int8-static-mixed", "full-integer INT8 with the few worst layers left float", "int8",
             "static", needs_samples=True,
-            rescues=("tflite-int8-static", "tflite-int8-static-plain"),
+            fallback_for=("tflite-int8-static", "tflite-int8-static-plain"),
         ),
         _write_searched,
     ),

@@ -1,6 +1,6 @@
 """Timing a package on this machine: latency, load time and memory.
 
-bench_package(path, facts) -> Timed
+bench_package(path, facts) -> BenchResult
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge_core.runtimes import sample_store
 from edge_core.runtimes.child import Child
 
 
-class Timed(msgspec.Struct, frozen=True, kw_only=True):
+class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """One thread count on this machine; milliseconds and 10^6 bytes."""
 
     threads: int
@@ -35,7 +35,7 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
 
 def bench_package(
     path: Path, facts: DeviceFacts, *, threads: tuple[int, ...], runs: int, variant: str = ""
-) -> tuple[Timed, ...]:
+) -> tuple[BenchResult, ...]:
     """Time a variant on its own golden inputs, each thread count in a fresh process.
 
     ``facts`` are this machine's; ``variant`` is the one to time, else choose_variant() decides.
@@ -59,7 +59,7 @@ def bench_package(
                 ms = child.ask("time", feeds=str(feeds), runs=runs)["ms"]
             cuts = statistics.quantiles(ms, n=100, method="inclusive")
             results.append(
-                Timed(
+                BenchResult(
                     threads=count, p50_ms=cuts[49], p90_ms=cuts[89], p99_ms=cuts[98],
                     runs=len(ms), load_ms=load_ms, peak_mb=peak,
                 )

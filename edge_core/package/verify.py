@@ -1,6 +1,6 @@
 """Verifying a package where it is: every digest, then the golden vectors in a child process.
 
-verify_package(path, facts) -> Verified
+verify_package(path, facts) -> Verification
 replay(child, model, path, vectors, folder) -> (runtime version, GoldenResult)
 """
 
@@ -23,7 +23,7 @@ from edge_core.runtimes import sample_store
 from edge_core.runtimes.child import Child
 
 
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """A package whose bytes and answers are right on this machine."""
 
     package: str
@@ -37,7 +37,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-def verify_package(path: Path, facts: DeviceFacts, *, variant: str = "") -> Verified:
+def verify_package(path: Path, facts: DeviceFacts, *, variant: str = "") -> Verification:
     """Check every digest and replay one variant's golden vectors in a child process.
 
     ``facts`` are this machine's; ``variant`` is the one to replay, else choose_variant() decides.
@@ -51,7 +51,7 @@ def verify_package(path: Path, facts: DeviceFacts, *, variant: str = "") -> Veri
     with tempfile.TemporaryDirectory(prefix="edge-verify-") as folder, Child() as child:
         entry = opened.extract(chosen, Path(folder) / "package")
         version, result = replay(child, model, entry, vectors, Path(folder))
-    return Verified(
+    return Verification(
         package=str(path),
         digest=opened.digest,
         name=model.name,

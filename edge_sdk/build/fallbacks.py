@@ -1,7 +1,8 @@
-"""Candidates that are only made when another one has lost too much accuracy. Pure.
+"""Fallbacks: candidates that are only made when another one failed its accuracy gate. Pure.
 
-A search for the layers that must stay in higher precision takes minutes; a model that passes its
-accuracy gate without it does not pay for it. Names given by --only and --with are made at once.
+A fallback, such as the search for the layers that must stay in higher precision, takes minutes; a
+model that passes its accuracy gate without it does not pay for it. Names given by --only and --with
+are made in any case.
 """
 
 from __future__ import annotations
@@ -18,58 +19,60 @@ from edge_sdk.build.trials import ProfileTrials
 Plans = Mapping[str, Plan]  # by profile
 
 
-def without(plans: Plans, request: BuildRequest) -> dict[str, Plan]:
-    """What is made in any case."""
+def drop_fallbacks(plans: Plans, request: BuildRequest) -> dict[str, Plan]:
+    """The plans without the fallbacks: what is converted in any case."""
     return {
         name: _keep(
-            plan, [candidate for candidate in plan.chosen if not _waits(candidate, request)]
+            plan, [candidate for candidate in plan.chosen if not _is_waiting(candidate, request)]
         )
         for name, plan in plans.items()
     }
 
 
-def needed(plans: Plans, verdicts: Mapping[str, Verdict], request: BuildRequest) -> dict[str, Plan]:
-    """Rescues of what failed its accuracy gate, with it and the float form to be timed beside."""
-    return {name: _rescues(plan, verdicts[name], request) for name, plan in plans.items()}
+def select_fallbacks(
+    plans: Plans, verdicts: Mapping[str, Verdict], request: BuildRequest
+) -> dict[str, Plan]:
+    """Fallbacks for what failed its accuracy gate, with it and the float form to compare with."""
+    return {name: _select_fallbacks(plan, verdicts[name], request) for name, plan in plans.items()}
 
 
-def _rescues(plan: Plan, verdict: Verdict, request: BuildRequest) -> Plan:
+def _select_fallbacks(plan: Plan, verdict: Verdict, request: BuildRequest) -> Plan:
     failed = {
-        judged.candidate
-        for judged in verdict.judged
-        if any(gate.gate in ACCURACY and gate.outcome == "fail" for gate in judged.gates)
+        judgement.candidate
+        for judgement in verdict.judgements
+        if any(gate.gate in ACCURACY and gate.outcome == "fail" for gate in judgement.gates)
     }
     waiting = [
         candidate
         for candidate in plan.chosen
-        if _waits(candidate, request) and failed.intersection(candidate.spec.rescues)
+        if _is_waiting(candidate, request) and failed.intersection(candidate.spec.fallback_for)
     ]
-    rescued = {name for candidate in waiting for name in candidate.spec.rescues}
+    primaries = {name for candidate in waiting for name in candidate.spec.fallback_for}
     targets = {candidate.spec.target for candidate in waiting}
-    beside = [
+    references = [
         candidate
         for candidate in plan.chosen
-        if candidate.name in rescued
+        if candidate.name in primaries
         or (candidate.spec.is_reference and candidate.spec.target in targets)
     ]
-    return _keep(plan, [*waiting, *beside])
+    return _keep(plan, [*waiting, *references])
 
 
-def join(first: ProfileTrials, second: ProfileTrials) -> ProfileTrials:
-    """The first trials and what is new in the second."""
+def join_trials(first: ProfileTrials, second: ProfileTrials) -> ProfileTrials:
+    """The first trials and those of new candidates in the second."""
     tried = {trial.candidate for trial in first}
     return first + tuple(trial for trial in second if trial.candidate not in tried)
 
 
-def explain(plans: Plans, trials: Mapping[str, ProfileTrials]) -> dict[str, Plan]:
-    """The plans, with the rescues that were not needed left out and why."""
+def explain_unneeded(plans: Plans, trials: Mapping[str, ProfileTrials]) -> dict[str, Plan]:
+    """The plans, with the fallbacks that were not needed marked out, and why."""
     return {
-        name: _explain(plan, {trial.candidate for trial in trials[name]})
+        name: _explain_unneeded(plan, {trial.candidate for trial in trials[name]})
         for name, plan in plans.items()
     }
 
 
-def _explain(plan: Plan, tried: set[Candidate]) -> Plan:
+def _explain_unneeded(plan: Plan, tried: set[Candidate]) -> Plan:
     untried = {candidate.name: candidate for candidate in plan.chosen if candidate not in tried}
     decisions = tuple(
         _not_needed(decision, untried[decision.candidate])
@@ -82,14 +85,15 @@ def _explain(plan: Plan, tried: set[Candidate]) -> Plan:
 
 
 def _not_needed(decision: Decision, candidate: Candidate) -> Decision:
-    rescued = " or ".join(candidate.spec.rescues)
+    primaries = " or ".join(candidate.spec.fallback_for)
     return msgspec.structs.replace(
-        decision, verdict="out", reason=f"not needed: {rescued} did not fail an accuracy gate"
+        decision, verdict="out", reason=f"not needed: {primaries} did not fail an accuracy gate"
     )
 
 
-def _waits(candidate: Candidate, request: BuildRequest) -> bool:
-    return bool(candidate.spec.rescues) and candidate.name not in (*request.only, *request.also)
+def _is_waiting(candidate: Candidate, request: BuildRequest) -> bool:
+    is_requested = candidate.name in (*request.only, *request.also)
+    return bool(candidate.spec.fallback_for) and not is_requested
 
 
 def _keep(plan: Plan, candidates: list[Candidate]) -> Plan:

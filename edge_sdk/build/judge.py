@@ -19,7 +19,15 @@ import msgspec
 from edge_core.errors import GateFailed
 from edge_core.profile import Profile
 from edge_sdk.build import policy
-from edge_sdk.build.stages import GateResult, Judged, Measurement, Outcome, Plan, Quantity, Verdict
+from edge_sdk.build.stages import (
+    GateResult,
+    Judgement,
+    Measurement,
+    Outcome,
+    Plan,
+    Quantity,
+    Verdict,
+)
 
 Objective = Literal["latency", "bytes", "memory", "accuracy"]
 Gates = Mapping[str, tuple[GateResult, ...]]  # by candidate
@@ -85,17 +93,17 @@ def judge(
     ran = [one for one in measurements if not one.error]
     fit = [one for one in ran if outcomes[one.candidate] != "fail"]
     winner = _pick_winner(fit, outcomes, objective) if fit else None
-    judged = []
+    judgements = []
     for measurement in measurements:
         name = measurement.candidate
         reason, figures = _explain_loss(measurement, gates[name], winner, fit, objective)
-        judged.append(
-            Judged(
+        judgements.append(
+            Judgement(
                 candidate=name,
                 outcome=outcomes[name],
                 gates=gates[name],
                 pareto=_is_on_front(measurement, ran),
-                lost=reason,
+                reason=reason,
                 figures=figures,
             )
         )
@@ -103,14 +111,14 @@ def judge(
         profile=profile.name,
         outcome=outcomes[winner.candidate] if winner else "fail",
         winner=winner.candidate if winner else "",
-        judged=tuple(judged),
-        relaxation="" if winner else find_relaxation(judged),
+        judgements=tuple(judgements),
+        relaxation="" if winner else find_relaxation(judgements),
     )
 
 
 def explain_refusal(verdict: Verdict, plan: Plan) -> Verdict:
     """The verdict; without any candidate no budget stands in the way, but what the plan says."""
-    if verdict.judged:
+    if verdict.judgements:
         return verdict
     reason = plan.decisions[0].reason
     return msgspec.structs.replace(verdict, relaxation=f"no candidate: {reason}")
@@ -124,7 +132,7 @@ def check_verdicts(verdicts: Iterable[Verdict], *, strict: bool = False) -> None
             raise GateFailed(f"{verdict.profile}: nothing fits", hint=verdict.relaxation)
     for verdict in verdicts:
         if strict and verdict.outcome != "pass":
-            winner = next(one for one in verdict.judged if one.candidate == verdict.winner)
+            winner = next(one for one in verdict.judgements if one.candidate == verdict.winner)
             open_gates = [gate for gate in winner.gates if gate.outcome != "pass"]
             why = "; ".join(f"{gate.gate}: {gate.why}" for gate in open_gates)
             raise GateFailed(f"{verdict.profile}: {verdict.winner} is inconclusive: {why}")
@@ -153,13 +161,13 @@ def dominates(better: Measurement, worse: Measurement) -> bool:
     return is_better
 
 
-def find_relaxation(judged: Sequence[Judged]) -> str:
+def find_relaxation(judgements: Sequence[Judgement]) -> str:
     """The smallest change of budgets that would let one candidate pass.
 
     Smallest: the fewest budgets, then the smallest relative change of the one that moves most.
     """
     options = []
-    for candidate in judged:
+    for candidate in judgements:
         failed = [gate for gate in candidate.gates if gate.outcome == "fail"]
         limits = [limit for gate in failed if (limit := _limit_that_passes(gate)) is not None]
         if not failed or len(limits) < len(failed):
@@ -169,8 +177,8 @@ def find_relaxation(judged: Sequence[Judged]) -> str:
         text = ", ".join(f"{GATES[gate.gate].setting}={limit:g}" for gate, limit in pairs)
         options.append((len(failed), change, candidate.candidate, text))
     if not options:
-        errors = {candidate.lost for candidate in judged}
-        is_common = len(errors) == 1 and not any(candidate.gates for candidate in judged)
+        errors = {candidate.reason for candidate in judgements}
+        is_common = len(errors) == 1 and not any(candidate.gates for candidate in judgements)
         return "no budget would help: no candidate ran" + (f": {errors.pop()}" if is_common else "")
     _, _, name, text = min(options)
     return f"{text} would let {name} in"

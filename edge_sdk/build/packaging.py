@@ -42,7 +42,7 @@ GOLDEN = 3  # samples replayed on the device before a package is used
 STABLE = ("package_mb", "accuracy_drop_points", "agreement", "cosine")
 
 
-class Built(msgspec.Struct, frozen=True, kw_only=True):
+class BuildResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome for one profile."""
 
     profile: str
@@ -121,7 +121,7 @@ def write_report(
     verdict: Verdict,
     ref: PackageRef | None,
     seconds: Mapping[str, float],
-) -> Built:
+) -> BuildResult:
     """Write the profile's report beside its package, if it has one; raises StorageError."""
     start = time.perf_counter()
     stem = _stem(request, materials, profile.name)
@@ -145,7 +145,7 @@ def write_report(
     html, raw = request.out / f"{stem}.report.html", request.out / f"{stem}.report.json"
     write_atomic(html, report.render(told).encode())
     write_atomic(raw, to_json(told, indent=1))
-    return Built(
+    return BuildResult(
         profile=profile.name,
         verdict=verdict,
         plan=plan,
@@ -181,7 +181,7 @@ def _make_part(
     candidate, artifact, env = winner.candidate, winner.artifact, winner.env
     assert artifact  # a candidate that could not be converted or run never wins
     assert env
-    judged = next(j for j in verdict.judged if j.candidate == verdict.winner)
+    judgement = next(j for j in verdict.judgements if j.candidate == verdict.winner)
     entry = f"model{candidate.spec.suffix}"
     files = {
         **_model_files(artifact.path, entry),
@@ -209,7 +209,7 @@ def _make_part(
         inputs=_with_layout(artifact.inputs, request),
         outputs=artifact.outputs,
         preprocess=io_layout.recipe(request.preprocess, artifact.inputs),
-        gates=tuple(_stable(g) for g in judged.gates),
+        gates=tuple(_stable(g) for g in judgement.gates),
         toolchain=artifact.toolchain,
     )
     return Part(variant=variant, artifact=artifact, files=files)

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from edge_sdk.build import fallbacks, judge, materials, packaging, planner, trials
 from edge_sdk.build.clock import Clock
 from edge_sdk.build.materials import Materials
-from edge_sdk.build.packaging import Built
+from edge_sdk.build.packaging import BuildResult
 from edge_sdk.build.request import BuildRequest
 from edge_sdk.build.stages import Plan, Verdict
 from edge_sdk.build.trials import ProfileTrials
 from edge_sdk.build.workspace import Workspace
 
 
-def build(request: BuildRequest, workspace: Workspace) -> tuple[Built, ...]:
+def build(request: BuildRequest, workspace: Workspace) -> tuple[BuildResult, ...]:
     """Build one package a profile, or one for all; what nothing fits has a report and no package.
 
     Raises EdgeError for what concerns the whole build: unreadable input, a full disk.
@@ -33,7 +33,7 @@ def build(request: BuildRequest, workspace: Workspace) -> tuple[Built, ...]:
         raise
 
 
-def _build(request: BuildRequest, workspace: Workspace, clock: Clock) -> tuple[Built, ...]:
+def _build(request: BuildRequest, workspace: Workspace, clock: Clock) -> tuple[BuildResult, ...]:
     packaging.check_writable(request.out)
     workspace.sweep()
     shared = materials.gather(request, workspace, clock)
@@ -45,14 +45,14 @@ def _build(request: BuildRequest, workspace: Workspace, clock: Clock) -> tuple[B
             )
             for profile in request.profiles
         }  # fmt: skip
-    tried = trials.run(request, shared, fallbacks.without(plans, request), workspace, clock)
+    tried = trials.run(request, shared, fallbacks.drop_fallbacks(plans, request), workspace, clock)
     verdicts = _judge_all(request, shared, tried, clock)
-    needed = fallbacks.needed(plans, verdicts, request)
+    needed = fallbacks.select_fallbacks(plans, verdicts, request)
     if any(plan.chosen for plan in needed.values()):
         more = trials.run(request, shared, needed, workspace, clock)
-        tried = {name: fallbacks.join(tried[name], more[name]) for name in tried}
+        tried = {name: fallbacks.join_trials(tried[name], more[name]) for name in tried}
         verdicts = _judge_all(request, shared, tried, clock)
-    plans = fallbacks.explain(plans, tried)
+    plans = fallbacks.explain_unneeded(plans, tried)
     with clock.stage("package and report"):
         return _package_all(request, shared, plans, tried, verdicts, workspace, clock)
 
@@ -65,7 +65,7 @@ def _package_all(
     verdicts: Mapping[str, Verdict],
     workspace: Workspace,
     clock: Clock,
-) -> tuple[Built, ...]:
+) -> tuple[BuildResult, ...]:
     parts = {
         profile.name: packaging.make_part(
             request, shared, profile, tried[profile.name], verdicts[profile.name], workspace

@@ -19,7 +19,7 @@ from edge_core.extras import need
 from edge_core.profile import Profile
 from edge_sdk.build.judge import GATES
 from edge_sdk.build.plot import Plot, Point, plot_points
-from edge_sdk.build.stages import Artifact, Judged, Measurement, Model, Plan, Quantity, Verdict
+from edge_sdk.build.stages import Artifact, Judgement, Measurement, Model, Plan, Quantity, Verdict
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class Row(msgspec.Struct, frozen=True):
 
     number: int
     name: str
-    judged: Judged
+    judgement: Judgement
     measurement: Measurement
     artifact: Artifact | None
 
@@ -146,17 +146,21 @@ def _is_shown(column: Column, measurement: Measurement) -> bool:
 
 def _make_rows(report: Report) -> list[Row]:
     """The winner first, then by outcome, in the order of measurement."""
-    judged = {one.candidate: one for one in report.verdict.judged}
+    judgements = {one.candidate: one for one in report.verdict.judgements}
     artifacts = {artifact.candidate: artifact for artifact in report.artifacts}
     rank = {"pass": 0, "inconclusive": 1, "fail": 2}
 
     def order(measurement: Measurement) -> tuple[bool, bool, int]:
         name = measurement.candidate
-        return name != report.verdict.winner, bool(measurement.error), rank[judged[name].outcome]
+        return (
+            name != report.verdict.winner,
+            bool(measurement.error),
+            rank[judgements[name].outcome],
+        )
 
-    ordered = sorted((one for one in report.measurements if one.candidate in judged), key=order)
+    ordered = sorted((one for one in report.measurements if one.candidate in judgements), key=order)
     return [
-        Row(number, one.candidate, judged[one.candidate], one, artifacts.get(one.candidate))
+        Row(number, one.candidate, judgements[one.candidate], one, artifacts.get(one.candidate))
         for number, one in enumerate(ordered, start=1)
     ]
 
@@ -164,7 +168,7 @@ def _make_rows(report: Report) -> list[Row]:
 def _headline(report: Report, winner: Row | None) -> str:
     if winner is None:
         return f"Nothing fits {report.profile.title}"
-    doubtful = sum(gate.outcome == "inconclusive" for gate in winner.judged.gates)
+    doubtful = sum(gate.outcome == "inconclusive" for gate in winner.judgement.gates)
     if not doubtful:
         return f"{winner.name} fits {report.profile.title}"
     gates = "1 gate is" if doubtful == 1 else f"{doubtful} gates are"
@@ -269,8 +273,8 @@ def _to_point(row: Row, latency: str) -> Point | None:
         size_mb=size_mb,
         latency_ms=latency_ms,
         loss=_number_of(values, "loss_points"),
-        fits=row.judged.outcome != "fail",
-        front=row.judged.pareto,
+        fits=row.judgement.outcome != "fail",
+        front=row.judgement.pareto,
     )
 
 

@@ -1,7 +1,7 @@
 """The values that travel between the stages of a build; every one prints as JSON.
 
 read -> Model    plan -> Plan    convert -> Artifact    measure -> Measurement
-judge -> Verdict    package -> Built
+judge -> Verdict    package -> BuildResult
 """
 
 from __future__ import annotations
@@ -116,13 +116,13 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate after all gates."""
 
     candidate: str
     outcome: Outcome
     gates: tuple[GateResult, ...]
-    lost: str = ""  # why it is not the winner; empty for the winner
+    reason: str = ""  # why it is not the winner; empty for the winner
     figures: str = ""  # of the comparison that it lost
     pareto: bool = False
 
@@ -133,7 +133,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     profile: str
     outcome: Outcome
     winner: str  # candidate; empty when nothing fits
-    judged: tuple[Judged, ...]
+    judgements: tuple[Judgement, ...]
     relaxation: str = ""  # for "nothing fits": the smallest change of a budget that would
 
 

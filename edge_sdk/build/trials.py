@@ -30,8 +30,9 @@ from edge_sdk.build.workspace import Workspace
 K = TypeVar("K")
 T = TypeVar("T")
 Envs = dict[tuple[str, str], RuntimeEnv | EdgeError]  # by name and version of the runtime
-Conversion = tuple[str, Ceiling, str, str]  # what decides about a converted file; see _conversion
-Artifacts = dict[Conversion, Artifact | EdgeError]
+# What decides about a converted file; see _conversion_key.
+ConversionKey = tuple[str, Ceiling, str, str]
+Artifacts = dict[ConversionKey, Artifact | EdgeError]
 Key = str  # what a subject is; see _key
 FATAL = (StorageError,)  # these end a build; other errors end a candidate
 
@@ -74,7 +75,7 @@ def run(
         artifacts = _convert_all(request, materials, candidates, workspace)
     attempts = {
         profile.name: [
-            _Attempt(c, artifacts[_conversion(c)], envs[c.runtime.name, c.runtime.version])
+            _Attempt(c, artifacts[_conversion_key(c)], envs[c.runtime.name, c.runtime.version])
             for c in plans[profile.name].chosen
         ]
         for profile in request.profiles
@@ -106,7 +107,7 @@ def _set_up(candidates: Sequence[Candidate], workspace: Workspace) -> Envs:
     return envs
 
 
-def _conversion(candidate: Candidate) -> Conversion:
+def _conversion_key(candidate: Candidate) -> ConversionKey:
     """Equal for candidates of several profiles that are the same file."""
     return candidate.name, candidate.ceiling, candidate.arch, candidate.runtime.version
 
@@ -123,7 +124,7 @@ def _convert_all(
             feeds=materials.calibration,
         )  # fmt: skip
 
-    jobs = {_conversion(c): (lambda c=c: convert_one(c)) for c in candidates}
+    jobs = {_conversion_key(c): (lambda c=c: convert_one(c)) for c in candidates}
     return _side_by_side(jobs, workspace, "convert", lambda key: key[0])
 
 

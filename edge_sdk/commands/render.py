@@ -8,14 +8,14 @@ import typer
 
 from edge_core import console
 from edge_core.console import new_table
-from edge_core.package.bench import Timed
+from edge_core.package.bench import BenchResult
 from edge_core.package.run import Answer
-from edge_core.package.verify import Verified
+from edge_core.package.verify import Verification
 from edge_core.profile import Profile
 from edge_core.tensors import TensorSpec
 from edge_sdk.build.inspection import Inspection
-from edge_sdk.build.packaging import Built
-from edge_sdk.build.stages import Judged, Measurement, Model, Plan, Quantity
+from edge_sdk.build.packaging import BuildResult
+from edge_sdk.build.stages import Judgement, Measurement, Model, Plan, Quantity
 from edge_sdk.doctor import Check
 
 COLUMN_TITLES = {
@@ -72,7 +72,7 @@ def render_plans(plans: Sequence[Plan]) -> None:
         console.stdout().print(candidates)
 
 
-def render_build(results: Sequence[Built]) -> None:
+def render_build(results: Sequence[BuildResult]) -> None:
     """What `edge build` prints: a table of candidates for each profile, then the packages."""
     out = console.stdout()
     for result in results:
@@ -88,7 +88,7 @@ def render_build(results: Sequence[Built]) -> None:
         out.print(f"report: {result.report_html}", soft_wrap=True)
 
 
-def _render_candidates(result: Built) -> None:
+def _render_candidates(result: BuildResult) -> None:
     out, winner = console.stdout(), result.verdict.winner
     accuracy = _accuracy_columns(result.measurements)
     titles = [COLUMN_TITLES[name] for name in accuracy]
@@ -99,15 +99,15 @@ def _render_candidates(result: Built) -> None:
     )  # fmt: skip
     measurements = {one.candidate: one for one in result.measurements}
     names = ("package_mb", *accuracy, "host_p50_ms", "latency_p50_ms", "memory_peak_mb")
-    for judged in sorted(
-        result.verdict.judged, key=lambda one: (one.candidate != winner, one.candidate)
+    for judgement in sorted(
+        result.verdict.judgements, key=lambda one: (one.candidate != winner, one.candidate)
     ):
-        values = measurements[judged.candidate].values
+        values = measurements[judgement.candidate].values
         candidates.add_row(
-            judged.candidate,
-            "WINS" if judged.candidate == winner else OUTCOME_MARKS[judged.outcome],
+            judgement.candidate,
+            "WINS" if judgement.candidate == winner else OUTCOME_MARKS[judgement.outcome],
             *(format_quantity(values.get(name)) for name in names),
-            judged.lost or _describe_open_gates(judged),
+            judgement.reason or _describe_open_gates(judgement),
         )
     out.print(candidates)
     refused = [one.candidate for one in result.plan.decisions if one.verdict == "out"]
@@ -123,9 +123,9 @@ def _accuracy_columns(measurements: Sequence[Measurement]) -> list[str]:
     return [name for name in COLUMN_TITLES if name in known]
 
 
-def _describe_open_gates(judged: Judged) -> str:
+def _describe_open_gates(judgement: Judgement) -> str:
     return "; ".join(
-        f"{gate.gate} is open: {gate.why}" for gate in judged.gates if gate.outcome != "pass"
+        f"{gate.gate} is open: {gate.why}" for gate in judgement.gates if gate.outcome != "pass"
     )
 
 
@@ -137,7 +137,7 @@ def format_quantity(quantity: Quantity | None) -> str:
     return f"~{digits}" if quantity.kind == "predicted" else digits
 
 
-def render_verification(verification: Verified) -> None:
+def render_verification(verification: Verification) -> None:
     """What `edge verify` prints."""
     out = console.stdout()
     out.print(
@@ -164,7 +164,7 @@ def render_answer(answer: Answer) -> None:
     typer.echo(f"{answer.ms:.1f} ms", err=True)
 
 
-def render_timings(timings: Sequence[Timed]) -> None:
+def render_timings(timings: Sequence[BenchResult]) -> None:
     """What `edge bench` prints."""
     names = ("threads", "p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB")
     rows = new_table(*names, right=names)

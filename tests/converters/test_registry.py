@@ -30,7 +30,7 @@ from converters.onnx.int8_static import U8S8
 from converters.onnx.model_file import load_model, save_model
 from converters.onnx.preparation import prepare_model
 from converters.rounding import round_keeping_sums
-from converters.spec import Ceiling, Converted, Job
+from converters.spec import Ceiling, Conversion, Job
 from edge_core.errors import ConvertError, InputError
 from edge_core.runtimes import onnxruntime, sample_store
 from edge_core.runtimes import registry as runtimes
@@ -100,7 +100,7 @@ class Subject(NamedTuple):
 class Run(NamedTuple):
     """What one child said and wrote."""
 
-    done: dict[tuple[str, str], Converted]
+    done: dict[tuple[str, str], Conversion]
     stdout: str
     stderr: str
 
@@ -160,7 +160,7 @@ def twice(subject, tmp_path_factory) -> tuple[Run, Run]:
         assert child.returncode == 0, child.stderr
         told = json.loads(child.stdout.splitlines()[-1])
         done = {
-            tuple(key.split()): msgspec.convert(d, Converted, dec_hook=lambda kind, v: kind(v))
+            tuple(key.split()): msgspec.convert(d, Conversion, dec_hook=lambda kind, v: kind(v))
             for key, d in told.items()
         }
         runs.append(Run(done, child.stdout, child.stderr))
@@ -170,7 +170,7 @@ def twice(subject, tmp_path_factory) -> tuple[Run, Run]:
 def convert(
     name: str, model: Path, out: Path, samples: Sequence[Feeds] = (), *,
     ceiling: Ceiling = NEWEST, version: str = "", arch: str = "x86_64",
-) -> Converted:  # fmt: skip
+) -> Conversion:  # fmt: skip
     out.mkdir(exist_ok=True)
     job = Job(
         model=model, out_dir=out, ceiling=ceiling, arch=arch, samples=samples,
@@ -179,7 +179,7 @@ def convert(
     return converters.get(name).convert(job)
 
 
-def attempt(*arguments: Any, **more: Any) -> Converted | ConvertError:
+def attempt(*arguments: Any, **more: Any) -> Conversion | ConvertError:
     """convert(), with a refusal as a value."""
     try:
         return convert(*arguments, **more)
@@ -200,7 +200,7 @@ def outputs(path: Path, samples: Sequence[Feeds], **options: str) -> Array:
     return np.stack([session.run(sample)[first].ravel() for sample in samples]).astype(np.float64)
 
 
-def answers(name: str, done: Converted, original: Path, samples: Sequence[Feeds]) -> Array:
+def answers(name: str, done: Conversion, original: Path, samples: Sequence[Feeds]) -> Array:
     """The same of a converted file, fed and read as the original."""
     model, spec = open_session(original), converters.get(name).SPEC
     session = runtimes.get(spec.runtimes[0]).open(done.path, threads=1, options=done.options)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from converters.spec import Converted, Job, Spec
+from converters.spec import Conversion, Job, Spec
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Broken:
     SPEC: Spec
     change: object  # ModelProto -> None
 
-    def convert(self, job: Job) -> Converted:
+    def convert(self, job: Job) -> Conversion:
         import onnx
 
         model = onnx.load(job.model)
         self.change(model)
         path = job.out_dir / "model.onnx"
         onnx.save(model, path)
-        return Converted(path=path)
+        return Conversion(path=path)
 
 
 def spec(name):
@@ -41,7 +41,7 @@ class PerTensor:
 
     SPEC: Spec
 
-    def convert(self, job: Job) -> Converted:
+    def convert(self, job: Job) -> Conversion:
         from onnxruntime.quantization import quantize_static
 
         class Reader:
@@ -52,7 +52,7 @@ class PerTensor:
 
         path = job.out_dir / "model.onnx"
         quantize_static(job.model, path, Reader())
-        return Converted(path=path)
+        return Conversion(path=path)
 
 
 def first_convolution(model):

@@ -44,8 +44,8 @@ def judge_all(*candidates, objective="latency", **budgets):
     return judge.judge(make_profile(**budgets), candidates, metric="top1", objective=objective)
 
 
-def find_judged(verdict, name):
-    return next(judged for judged in verdict.judged if judged.candidate == name)
+def find_judgement(verdict, name):
+    return next(judgement for judgement in verdict.judgements if judgement.candidate == name)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_fastest_that_fits_wins():
     )
     assert verdict.winner == "int8"
     assert verdict.outcome == "pass"
-    assert "int8 is better in latency" in find_judged(verdict, "float").lost
+    assert "int8 is better in latency" in find_judgement(verdict, "float").reason
 
 
 def test_a_candidate_beyond_a_gate_never_wins():
@@ -88,8 +88,8 @@ def test_a_candidate_beyond_a_gate_never_wins():
         make_candidate("float", ms=8, mb=18), make_candidate("int8", ms=4, drop=1.5)
     )
     assert verdict.winner == "float"
-    assert find_judged(verdict, "int8").outcome == "fail"
-    assert "accuracy_drop_points: 1.5 points is not <= 1" in find_judged(verdict, "int8").lost
+    assert find_judgement(verdict, "int8").outcome == "fail"
+    assert "accuracy_drop_points: 1.5 points is not <= 1" in find_judgement(verdict, "int8").reason
 
 
 def test_what_the_device_has_at_all_is_a_limit_without_a_budget():
@@ -98,8 +98,8 @@ def test_what_the_device_has_at_all_is_a_limit_without_a_budget():
     )
     verdict = judge.judge(small, [make_candidate("a", mb=5, peak=100)], metric="top1")
     assert verdict.winner == ""
-    assert "memory_available_mb: 100 MB is not <= 90" in verdict.judged[0].lost
-    assert "storage_available_mb: 5 MB is not <= 3" in verdict.judged[0].lost
+    assert "memory_available_mb: 100 MB is not <= 90" in verdict.judgements[0].reason
+    assert "storage_available_mb: 5 MB is not <= 3" in verdict.judgements[0].reason
     assert verdict.relaxation == "memory.available_mb=100, storage.available_mb=5 would let a in"
 
 
@@ -108,23 +108,23 @@ def test_a_candidate_that_crashed_is_a_loser_with_its_reason():
         make_candidate("float"), make_candidate("int8", error="the process crashed with SIGSEGV")
     )
     assert verdict.winner == "float"
-    assert find_judged(verdict, "int8").lost == "the process crashed with SIGSEGV"
+    assert find_judgement(verdict, "int8").reason == "the process crashed with SIGSEGV"
 
 
 def test_what_is_slower_and_less_accurate_is_dominated():
     verdict = judge_all(
         make_candidate("float", ms=4, mb=5), make_candidate("int8", ms=8, mb=5, drop=0.5)
     )
-    assert find_judged(verdict, "int8").lost.startswith("dominated by float")
-    assert not find_judged(verdict, "int8").pareto
-    assert find_judged(verdict, "float").pareto
+    assert find_judgement(verdict, "int8").reason.startswith("dominated by float")
+    assert not find_judgement(verdict, "int8").pareto
+    assert find_judgement(verdict, "float").pareto
 
 
 def test_what_is_not_known_of_one_of_them_does_not_dominate():
     unknown = make_candidate("ort", mb=4)
     unknown.values["latency_p50_ms"] = Quantity("unknown", None, "ms", "")
     verdict = judge_all(unknown, make_candidate("float", mb=5))
-    assert find_judged(verdict, "float").pareto
+    assert find_judgement(verdict, "float").pareto
     assert verdict.winner == "float"
 
 
@@ -134,7 +134,7 @@ def test_a_dominated_candidate_does_not_win_by_its_name():
         make_candidate("a", ms=4.0, drop=0.9), make_candidate("b", ms=4.1, drop=0.1)
     )
     assert verdict.winner == "b"
-    assert find_judged(verdict, "a").lost.startswith("dominated by b")
+    assert find_judgement(verdict, "a").reason.startswith("dominated by b")
     # "a" is within noise of "fast", "c" only of "a": no chain of small steps away from the fastest.
     verdict = judge_all(make_candidate("fast", ms=10, mb=20), make_candidate("a", ms=10.9, mb=8),
                 make_candidate("c", ms=11.5, mb=4))  # fmt: skip
@@ -155,7 +155,7 @@ def test_a_surer_candidate_wins_over_a_faster_doubtful_one():
     verdict = judge_all(make_candidate("float", ms=8), doubtful)
     assert verdict.winner == "float"
     assert verdict.outcome == "pass"
-    assert "surer" in find_judged(verdict, "int8").lost
+    assert "surer" in find_judgement(verdict, "int8").reason
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_no_budget_helps_when_nothing_ran():
 
 def test_only_the_accuracy_gate_of_the_metric_counts():
     verdict = judge.judge(make_profile(agreement_min=0.99), [make_candidate("a")], metric="top1")
-    gates = [result.gate for result in verdict.judged[0].gates]
+    gates = [result.gate for result in verdict.judgements[0].gates]
     assert [name for name in gates if name.endswith("_min")] == []
     assert "accuracy_drop_points" in gates
 
@@ -234,7 +234,9 @@ def test_the_winner_passes_every_gate_and_is_dominated_by_nobody_that_passes(val
         for i, (ms, mb, peak, drop) in enumerate(values)
     ]
     verdict = judge_all(*everyone)
-    passed = [judged.candidate for judged in verdict.judged if judged.outcome == "pass"]
+    passed = [
+        judgement.candidate for judgement in verdict.judgements if judgement.outcome == "pass"
+    ]
     assert (verdict.winner != "") == bool(passed)
     if verdict.winner:
         assert verdict.winner in passed
@@ -248,5 +250,5 @@ def test_the_winner_passes_every_gate_and_is_dominated_by_nobody_that_passes(val
             one.candidate for one in tied if not any(judge.dominates(rival, one) for rival in tied)
         ]
         assert verdict.winner in free or not free
-    for judged in verdict.judged:
-        assert bool(judged.lost) == (judged.candidate != verdict.winner)
+    for judgement in verdict.judgements:
+        assert bool(judgement.reason) == (judgement.candidate != verdict.winner)

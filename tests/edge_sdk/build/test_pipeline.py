@@ -44,8 +44,10 @@ def test_digits_int8_is_within_half_a_point_of_float(edge, digits, tmp_path):
     int8 = values(tmp_path, GATEWAY, "onnx-int8-static-u8s8")
     assert int8["metric_original"] == pytest.approx(99.70, abs=0.005)
     assert int8["accuracy_drop_points"] <= 0.5
-    judged = next(j for j in told["verdict"]["judged"] if j["candidate"] == "onnx-int8-static-u8s8")
-    gate = next(g for g in judged["gates"] if g["gate"] == "accuracy_drop_points")
+    judgement = next(
+        j for j in told["verdict"]["judgements"] if j["candidate"] == "onnx-int8-static-u8s8"
+    )
+    gate = next(g for g in judgement["gates"] if g["gate"] == "accuracy_drop_points")
     assert gate["outcome"] == "pass"
 
 
@@ -64,10 +66,10 @@ def test_keywords_int8_is_within_half_a_point_of_float(edge, keywords, tmp_path)
     won = values(tmp_path, GATEWAY, winner)
     assert won["metric_original"] == pytest.approx(87.8, abs=0.05)
     assert won["accuracy_drop_points"] <= 0.5
-    for m, judged in zip(told["measurements"], told["verdict"]["judged"], strict=True):
+    for m, judgement in zip(told["measurements"], told["verdict"]["judgements"], strict=True):
         lost = m["values"]["accuracy_drop_points"]["value"]
         assert lost <= 200 / 180 + 1e-9, m["candidate"]
-        assert (lost > 0.5) == (judged["outcome"] == "fail"), m["candidate"]
+        assert (lost > 0.5) == (judgement["outcome"] == "fail"), m["candidate"]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +82,8 @@ def test_a_broken_conversion_is_refused_by_the_accuracy_gate(edge, lite0, tmp_pa
         r"error: x86-gateway-n100: nothing fits\n  hint: budgets.agreement_min=", done.stderr
     )
     assert not list(tmp_path.glob("*.edgepkg"))
-    judged = report(tmp_path, GATEWAY)["verdict"]["judged"][0]
-    assert judged["lost"].startswith("agreement_min:")
+    judgement = report(tmp_path, GATEWAY)["verdict"]["judgements"][0]
+    assert judgement["reason"].startswith("agreement_min:")
 
 
 def test_refused_candidates_lose_by_their_measured_figures(edge, lite0, tmp_path):
@@ -139,18 +141,18 @@ def test_a_file_that_the_devices_runtime_cannot_load_is_never_packaged(edge, dig
                 tmp_path, ok=2, PYTHONPATH=PLUGINS)  # fmt: skip
     assert "nothing fits" in done.stderr
     assert not list(tmp_path.glob("*.edgepkg"))
-    lost = report(tmp_path, "jetson-xavier-nx")["verdict"]["judged"][0]["lost"]
-    assert "onnxruntime 1.19.2 cannot load" in lost
+    reason = report(tmp_path, "jetson-xavier-nx")["verdict"]["judgements"][0]["reason"]
+    assert "onnxruntime 1.19.2 cannot load" in reason
 
 
 def test_a_crash_is_a_failed_candidate_and_not_a_failed_build(edge, digits, tmp_path):
     edge("build", digits, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--only", "crashing",
          "--only", "crashing-file", "--out", tmp_path, PYTHONPATH=PLUGINS)  # fmt: skip
     verdict = report(tmp_path, GATEWAY)["verdict"]
-    lost = {j["candidate"]: j["lost"] for j in verdict["judged"]}
+    reasons = {j["candidate"]: j["reason"] for j in verdict["judgements"]}
     assert verdict["winner"] == "onnx-fp32"
-    assert "crashed with SIGABRT" in lost["crashing"]
-    assert lost["crashing-file"]
+    assert "crashed with SIGABRT" in reasons["crashing"]
+    assert reasons["crashing-file"]
 
 
 def test_a_converters_own_children_end_with_it(edge, digits, tmp_path):
@@ -159,9 +161,11 @@ def test_a_converters_own_children_end_with_it(edge, digits, tmp_path):
     edge("build", digits, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--only", "leaving",
          "--out", tmp_path, PYTHONPATH=PLUGINS, MARK=mark)  # fmt: skip
     verdict = report(tmp_path, GATEWAY)["verdict"]
-    lost = {j["candidate"]: j["lost"] for j in verdict["judged"]}
+    reasons = {j["candidate"]: j["reason"] for j in verdict["judgements"]}
     assert verdict["winner"] == "onnx-fp32"
-    assert lost["leaving"] == "the converter ended with exit status 3 during 'convert': no answer"
+    assert (
+        reasons["leaving"] == "the converter ended with exit status 3 during 'convert': no answer"
+    )
     assert not running(mark)
 
 

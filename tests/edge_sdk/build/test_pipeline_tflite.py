@@ -225,8 +225,8 @@ def test_layers_that_should_stay_float_are_searched_only_when_int8_lost_too_much
          tmp_path)  # fmt: skip
     told = report(tmp_path, GATEWAY)
     assert by_candidate(told["plan"]["decisions"])[mixed]["verdict"] == "in"
-    judged = by_candidate(told["verdict"]["judged"])
-    assert judged["tflite-int8-static"]["lost"].startswith("agreement_min:")
+    judgements = by_candidate(told["verdict"]["judgements"])
+    assert judgements["tflite-int8-static"]["reason"].startswith("agreement_min:")
     assert not by_candidate(told["measurements"])[mixed]["error"]
     notes = by_candidate(told["artifacts"])[mixed]["notes"]
     assert re.match(r"\d+ layers left float: ", notes[0])

@@ -226,9 +226,9 @@ def test_predictions_show_their_range_and_where_values_are_from(page):
 
 def test_every_loser_and_every_refusal_has_its_reason(full_report, page):
     verdict = full_report.verdict
-    for judged in verdict.judged:
-        reason = f"{judged.candidate}: {judged.lost}"
-        assert judged.candidate == verdict.winner or reason in page.text
+    for judgement in verdict.judgements:
+        reason = f"{judgement.candidate}: {judgement.reason}"
+        assert judgement.candidate == verdict.winner or reason in page.text
     for decision in full_report.plan.decisions:
         assert decision.reason in page.text
         assert decision.evidence in page.text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.spec import Converted, Description, Format, Job, Spec
+from converters.spec import Conversion, Description, Format, Job, Spec
 from edge_core.errors import InputError
 from edge_core.tensors import TensorSpec
 
@@ -46,12 +46,12 @@ class Linear:
     SPEC: Spec
     dtype: str
 
-    def convert(self, job: Job) -> Converted:
+    def convert(self, job: Job) -> Conversion:
         weights, bias = read(job.model)
         path = job.out_dir / "model.lin"
         with path.open("wb") as file:
             np.savez(file, weights=weights.astype(self.dtype), bias=bias)
-        return Converted(path=path)
+        return Conversion(path=path)
 
 
 def make_spec(name, **more):
