@@ -21,7 +21,7 @@ NOT_IN_THE_BASE = ("onnx", "onnxruntime", "torch", "PIL", "jinja2", "matplotlib"
 
 def main() -> None:
     """Raise AssertionError for what is wrong; print one line if nothing is."""
-    present = [m for m in NOT_IN_THE_BASE if find_spec(m)]
+    present = list(filter(find_spec, NOT_IN_THE_BASE))
     assert not present, f"this is not a base install: it has {present}"
     names = [
         module.name
@@ -33,24 +33,26 @@ def main() -> None:
         importlib.import_module(name)
     for adapter in runtimes.OURS:
         on_every_index = adapter.SPEC.name != "tflite-runtime"  # its hint is for 32-bit Arm
-        explains(
+        assert_missing_extra_is_explained(
             adapter.version, adapter.SPEC.distribution, adapter.SPEC.extra if on_every_index else ""
         )
     recipe = preprocess.BUILT_IN["mnist"]
-    explains(lambda: preprocess.to_tensor(b"", recipe), "PIL.Image", "image")
+    assert_missing_extra_is_explained(
+        lambda: preprocess.to_tensor(b"", recipe), "PIL.Image", "image"
+    )
     python = ".".join(map(str, sys.version_info[:3]))
     print(f"base install on Python {python}: {len(names)} modules import, extras are explained")
 
 
-def explains(call: Callable[[], object], package: str, extra: str) -> None:
+def assert_missing_extra_is_explained(call: Callable[[], object], package: str, extra: str) -> None:
     """Assert that ``call`` names the missing package and the extra that brings it, if one does."""
-    said = "nothing"
+    message = "nothing"
     try:
         call()
     except MissingExtra as e:
-        said = str(e)
+        message = str(e)
     hint = f"pip install 'edge-deploy[{extra}]'" if extra else ""
-    assert said.startswith(f"'{package}' is not installed\n  hint: {hint}"), said
+    assert message.startswith(f"'{package}' is not installed\n  hint: {hint}"), message
 
 
 if __name__ == "__main__":

@@ -28,15 +28,15 @@ MADE_WITH = (
 
 
 def _key() -> str:
-    h = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for source in SOURCES:
-        h.update((ROOT / source).read_bytes())
+        sha256.update((ROOT / source).read_bytes())
     for package in MADE_WITH:
         try:
-            h.update(f"{package}=={version(package)}\n".encode())
+            sha256.update(f"{package}=={version(package)}\n".encode())
         except PackageNotFoundError:
-            h.update(f"no {package}\n".encode())
-    return h.hexdigest()[:16]
+            sha256.update(f"no {package}\n".encode())
+    return sha256.hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +48,8 @@ def example_model() -> Callable[[str], Path]:
         path = CACHE / f"{name}-{key}.onnx"
         if not path.exists():  # a child, so that no test process carries PyTorch around
             command = [sys.executable, "-m", "examples.models", name, str(path)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+            process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert process.returncode == 0, process.stderr
         return path
 
     return build
@@ -100,7 +100,7 @@ class Edge:
         self, *arguments: object, ok: int = 0, cache: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run it in the project's folder; assert the exit code ``ok``."""
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "edge_sdk", *map(str, arguments)],
             cwd=ROOT,
             env=self.environment(cache, **environment),
@@ -108,8 +108,10 @@ class Edge:
             text=True,
             check=False,
         )
-        assert done.returncode == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        assert process.returncode == ok, (
+            f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
+        )
+        return process
 
     def environment(self, cache: Path | None = None, **more: str) -> dict[str, str]:
         return {**os.environ, "EDGE_CACHE": str(cache or self.cache), "COLUMNS": "250", **more}

@@ -28,7 +28,7 @@ def constant(name: str, values: Any, dtype: Any = None) -> onnx.TensorProto:
     return numpy_helper.from_array(np.asarray(values, dtype), name)
 
 
-def model(
+def make_model(
     nodes: Sequence[onnx.NodeProto],
     inputs: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[onnx.ValueInfoProto],
@@ -42,21 +42,21 @@ def model(
     return helper.make_model(graph, opset_imports=imports, ir_version=8, **more)
 
 
-def saved(made: onnx.ModelProto, path: Path) -> Path:
-    onnx.save(made, path)
+def save_model(proto: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(proto, path)
     return path
 
 
 def relu() -> onnx.ModelProto:
     """No weights at all."""
-    return model(
+    return make_model(
         [helper.make_node("Relu", ["x"], ["y"])], [value("x", [1, 8])], [value("y", [1, 8])]
     )
 
 
 def perceptron() -> onnx.ModelProto:
     """MatMul only, and an Add; token ids go through a lookup table."""
-    return model(
+    return make_model(
         [
             helper.make_node("Gather", ["table", "ids"], ["rows"]),
             helper.make_node("MatMul", ["rows", "w"], ["product"]),
@@ -76,7 +76,7 @@ def perceptron() -> onnx.ModelProto:
 def recurrent(op: str) -> onnx.ModelProto:
     """An LSTM or GRU with a dense layer behind it."""
     gates = {"LSTM": 4, "GRU": 3}[op]
-    return model(
+    return make_model(
         [
             helper.make_node(op, ["x", "wx", "wh"], ["states"], hidden_size=32),
             helper.make_node("Squeeze", ["states", "one"], ["flat"]),
@@ -124,7 +124,7 @@ def branches(*, fixed: bool) -> onnx.ModelProto:
             helper.make_node("Greater", ["total", "zero"], ["condition"]),
         ]
     )
-    return model(
+    return make_model(
         [*asked, outer],
         [value("x", [1, 4])],
         [value("y", [1, 4])],
@@ -148,7 +148,7 @@ def convolution(
     groups = how.get("group", 1)
     window = [kernel] * rank
     names = ["x", "w", "b"] if bias else ["x", "w"]
-    return model(
+    return make_model(
         [
             helper.make_node("Conv", names, ["c"], **how),
             helper.make_node("Relu", ["c"], ["r"]),

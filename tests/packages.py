@@ -27,7 +27,7 @@ def with_variant(manifest: Manifest, **changes: object) -> Manifest:
     return msgspec.structs.replace(manifest, variants=(first, *manifest.variants[1:]))
 
 
-def model(path: Path) -> Path:
+def write_model(path: Path) -> Path:
     """Four inputs, one dense layer, three classes."""
     rng = np.random.default_rng(7)
     weights = numpy_helper.from_array(rng.normal(size=(4, 3)).astype(np.float32), "w")
@@ -38,24 +38,24 @@ def model(path: Path) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 3))],
         [weights],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, path)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, path)
     return path
 
 
-def outputs(path: Path, inputs: tuple[Feeds, ...]) -> tuple[Feeds, ...]:
+def run_model(path: Path, inputs: tuple[Feeds, ...]) -> tuple[Feeds, ...]:
     """What a model file makes of the inputs."""
     session = adapter.open(path, threads=1, options={})
-    return tuple(session.run(x) for x in inputs)
+    return tuple(session.run(feeds) for feeds in inputs)
 
 
-def contents(folder: Path) -> tuple[Manifest, Files]:
+def make_contents(folder: Path) -> tuple[Manifest, Files]:
     """A manifest and all files but the manifest's own, with the model file on disk."""
-    original, quantised = model(folder / "original.onnx"), folder / "quantised.onnx"
+    original, quantised = write_model(folder / "original.onnx"), folder / "quantised.onnx"
     quantize_dynamic(original, quantised, weight_type=QuantType.QInt8)
     rng = np.random.default_rng(8)
     inputs = tuple({"x": rng.normal(size=(1, 4)).astype(np.float32)} for _ in range(3))
-    vectors = golden.make(inputs, outputs(original, inputs), outputs(quantised, inputs))
+    vectors = golden.make(inputs, run_model(original, inputs), run_model(quantised, inputs))
     session = adapter.open(quantised, threads=1, options={})
     variant = Variant(
         name=NAME,

@@ -37,8 +37,8 @@ def module_names():
 
 
 def test_no_module_loads_a_framework_when_it_is_imported():
-    done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    names, loaded = json.loads(done.stdout)
+    process = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    names, loaded = json.loads(process.stdout)
     assert loaded == {}
     assert sorted(names) == sorted(module_names())

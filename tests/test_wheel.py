@@ -23,17 +23,17 @@ def wheel(tmp_path_factory):
     source = work / "source"
     copy_source(source)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*pip, "--wheel-dir", str(work), str(source)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     (built,) = work.glob("*.whl")
-    with zipfile.ZipFile(built) as z:
-        yield z
+    with zipfile.ZipFile(built) as archive:
+        yield archive
 
 
 def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel):
-    inside = {n for n in wheel.namelist() if not n.split("/")[0].endswith(".dist-info")}
+    inside = {name for name in wheel.namelist() if not name.split("/")[0].endswith(".dist-info")}
     on_disk = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
@@ -44,14 +44,18 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel):
 
 
 def test_the_wheel_carries_the_licence_and_the_commands(wheel):
-    info = {n.split("/", 1)[1] for n in wheel.namelist() if ".dist-info/" in n}
+    info = {name.split("/", 1)[1] for name in wheel.namelist() if ".dist-info/" in name}
     assert {"licenses/LICENSE", "entry_points.txt", "METADATA"} <= info
 
 
 def test_the_base_needs_no_framework(wheel):
-    (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
+    (name,) = [entry for entry in wheel.namelist() if entry.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel.read(name))
-    base = [r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
+    base = [
+        requirement
+        for requirement in metadata.get_all("Requires-Dist")
+        if "extra ==" not in requirement
+    ]
     assert base
     heavy = ("onnx", "torch", "tensorflow", "tflite", "litert", "pillow", "coreml")
-    assert [r for r in base if r.lower().startswith(heavy)] == []
+    assert [requirement for requirement in base if requirement.lower().startswith(heavy)] == []

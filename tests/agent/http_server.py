@@ -40,7 +40,7 @@ SCALE, ZERO = 0.5, 10  # of the quantised echo
 
 def dense(folder: Path, *, name: str = "dense", version: str = "1.0.0") -> Path:
     """Four numbers in, three labelled class scores out."""
-    manifest, files = packages.contents(folder)
+    manifest, files = packages.make_contents(folder)
     out = folder / f"{name}-{version}.edgepkg"
     package.write(out, msgspec.structs.replace(manifest, name=name, version=version), files)
     return out

@@ -44,41 +44,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[http.server.ThreadingHTTPServer]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as s:
-        s.seen = []
-        thread = threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.01})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        listener.seen = []
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield s
-        s.shutdown()
+        yield listener
+        listener.shutdown()
         thread.join()
 
 
-def loaded(server, path: str, body: bytes, clients: int = 3) -> Load:
+def measure_load(server, path: str, body: bytes, clients: int = 3) -> Load:
     request = load.post(f"http://x{path}", body, {"X-Kind": "test"})
     return load.run(server.server_address, request, clients=clients, seconds=0.5)
 
 
 def test_every_client_keeps_its_connection_and_sends_whole_bodies(server):
     body = bytes(range(256)) * 3000  # several segments
-    found = loaded(server, "/echo", body)
-    assert found.failed == 0
-    assert len(found.ms) > 10
-    assert all(0 < ms < 1000 for ms in found.ms)
-    assert {got for _, got, _ in server.seen} == {body}
+    measured = measure_load(server, "/echo", body)
+    assert measured.failed == 0
+    assert len(measured.ms) > 10
+    assert all(0 < ms < 1000 for ms in measured.ms)
+    assert {received for _, received, _ in server.seen} == {body}
     assert len({address for _, _, address in server.seen}) == 3
-    assert len(found.ms) <= len(server.seen)
+    assert len(measured.ms) <= len(server.seen)
 
 
 def test_refusals_count_as_failed_and_not_as_answers(server):
-    found = loaded(server, "/refused", b"x")
-    assert found.ms == ()
-    assert found.failed > 10
-    assert found.quantile(0.5) == math.inf
+    measured = measure_load(server, "/refused", b"x")
+    assert measured.ms == ()
+    assert measured.failed > 10
+    assert measured.quantile(0.5) == math.inf
 
 
 def test_a_client_whose_connection_is_closed_comes_back(server):
-    found = loaded(server, "/hang-up", b"x", clients=1)
-    assert found.failed > 10
+    measured = measure_load(server, "/hang-up", b"x", clients=1)
+    assert measured.failed > 10
     assert len({address for _, _, address in server.seen}) > 10
 
 
@@ -94,10 +94,10 @@ def test_threads_are_clients_in_a_closed_loop():
         with lock:
             inside[0] -= 1
 
-    found = load.threads(call, clients=4, seconds=0.3)
+    measured = load.threads(call, clients=4, seconds=0.3)
     assert most[0] == 4
-    assert 8 < len(found.ms) <= 0.3 / 0.01 * 4 + 4
-    assert found.quantile(0.0) >= 10
+    assert 8 < len(measured.ms) <= 0.3 / 0.01 * 4 + 4
+    assert measured.quantile(0.0) >= 10
 
 
 def test_what_a_thread_raises_ends_the_load():
@@ -123,7 +123,7 @@ def test_calls_take_turns_and_each_begins_as_often():
     assert rounds[:: 3 * turn] == ["a", "b", "c"]
 
 
-def test_what_is_added_is_told_by_the_rounds_that_most_resemble():
+def test_what_is_added_is_measured_by_the_rounds_that_resemble_most():
     turn = agent_overhead.TURN
     bare, agent = np.full((5, turn), 1.0), np.full((5, turn), 1.1)
     bare[2], agent[2] = 90.0, 99.0  # a busy round
@@ -132,36 +132,36 @@ def test_what_is_added_is_told_by_the_rounds_that_most_resemble():
     assert agent_overhead.against(times, "agent", "bare") == pytest.approx((1.1, 0.1))
 
 
-def figures(p50=5.0, p99=9.0, per_s=200.0, failed=0) -> dict[int, peers.Figures]:
-    return {n: peers.Figures(p50, p99, per_s, 1.0, failed) for n in peers.CLIENTS}
+def make_figures(p50=5.0, p99=9.0, per_s=200.0, failed=0) -> dict[int, peers.Figures]:
+    return {clients: peers.Figures(p50, p99, per_s, 1.0, failed) for clients in peers.CLIENTS}
 
 
-def missed(told: dict[str, bool | None]) -> list[str]:
-    return [text for text, met in told.items() if met is False]
+def list_missed(verdicts: dict[str, bool | None]) -> list[str]:
+    return [text for text, met in verdicts.items() if met is False]
 
 
-def test_ours_is_held_against_the_best_peer_in_each_figure():
-    found = {
-        peers.OURS: figures(),
-        "quick but slow at times": figures(p50=4.0, p99=20.0, per_s=150.0),
-        "steady": figures(p50=6.0, p99=8.0, per_s=190.0),
+def test_ours_is_compared_with_the_best_peer_in_each_figure():
+    rows = {
+        peers.OURS: make_figures(),
+        "quick but slow at times": make_figures(p50=4.0, p99=20.0, per_s=150.0),
+        "steady": make_figures(p50=6.0, p99=8.0, per_s=190.0),
     }
-    told = peers.verdicts("m", found)
-    assert len(told) == 1 + 3 * len(peers.CLIENTS)
-    assert missed(told)[:2] == [
+    verdicts = peers.verdicts("m", rows)
+    assert len(verdicts) == 1 + 3 * len(peers.CLIENTS)
+    assert list_missed(verdicts)[:2] == [
         "m, 1 clients: p50 5.00 ms (quick but slow at times: 4.00)",
         "m, 1 clients: p99 9.00 ms (steady: 8.00)",
     ]
-    assert len(missed(told)) == 2 * len(peers.CLIENTS)
+    assert len(list_missed(verdicts)) == 2 * len(peers.CLIENTS)
 
 
 def test_a_failed_request_of_ours_is_a_figure_missed():
-    found = {peers.OURS: figures(failed=1), "peer": figures(p50=6, p99=10, per_s=100)}
-    assert missed(peers.verdicts("m", found)) == ["m: 3 failed requests"]
+    figures = {peers.OURS: make_figures(failed=1), "peer": make_figures(p50=6, p99=10, per_s=100)}
+    assert list_missed(peers.verdicts("m", figures)) == ["m: 3 failed requests"]
 
 
 def test_without_any_peer_the_comparison_stays_open():
-    assert peers.verdicts("m", {peers.OURS: figures()}) == {"m: no peer ran": None}
+    assert peers.verdicts("m", {peers.OURS: make_figures()}) == {"m: no peer ran": None}
 
 
 def test_processor_time_is_that_of_a_whole_session():
@@ -174,54 +174,59 @@ def test_processor_time_is_that_of_a_whole_session():
 
 
 def samples(mb, *, seconds=1800, files=20, threads=12) -> list[soak.Sample]:
-    return [soak.Sample(float(s), mb(s), files, threads) for s in range(seconds)]
+    return [soak.Sample(float(second), mb(second), files, threads) for second in range(seconds)]
 
 
-def noise(seed: int, alike: float) -> np.ndarray:
+def make_noise(seed: int, alike: float) -> np.ndarray:
     """Each value resembles the one before it."""
     rng = np.random.default_rng(seed)
-    found = np.zeros(1800)
-    for i in range(1, len(found)):
-        found[i] = alike * found[i - 1] + rng.normal()
-    return found
+    values = np.zeros(1800)
+    for i in range(1, len(values)):
+        values[i] = alike * values[i - 1] + rng.normal()
+    return values
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.8])
 def test_the_interval_holds_the_true_slope_about_19_times_in_20(alike):
     held = 0
     for seed in range(100):
-        e = noise(seed, alike)
-        found = soak.line(samples(lambda s, e=e: 100 + 5 * s / 3600 + e[s]))
-        held += found.low <= 5 <= found.high
+        error = make_noise(seed, alike)
+        slope = soak.line(
+            samples(lambda second, error=error: 100 + 5 * second / 3600 + error[second])
+        )
+        held += slope.low <= 5 <= slope.high
     assert held >= 88
 
 
-def told(samples, ended=(), wanted=0, swaps=(90, 90)) -> list[str]:
-    return missed(soak.verdicts(samples, ended, wanted, soak.Swaps(*swaps)))
+def list_problems(samples, ended=(), wanted=0, swaps=(90, 90)) -> list[str]:
+    return list_missed(soak.verdicts(samples, ended, wanted, soak.Swaps(*swaps)))
 
 
-def test_a_leak_is_told_and_a_flat_line_is_not():
-    e = noise(1, 0.8) * 0.05
-    assert told(samples(lambda s: 100 + e[s])) == []
-    (slow,) = told(samples(lambda s: 100 + 10 * s / 3600 + e[s]))
+def test_a_leak_is_reported_and_a_flat_line_is_not():
+    error = make_noise(1, 0.8) * 0.05
+    assert list_problems(samples(lambda second: 100 + error[second])) == []
+    (slow,) = list_problems(samples(lambda second: 100 + 10 * second / 3600 + error[second]))
     assert slow.startswith("memory +")
-    fast = told(samples(lambda s: 100 + 60 * s / 3600 + e[s]))
+    fast = list_problems(samples(lambda second: 100 + 60 * second / 3600 + error[second]))
     assert [text.split()[0] for text in fast] == ["memory", "resident"]
 
 
 def test_growth_within_the_warm_up_does_not_count():
-    assert told(samples(lambda s: min(100 + s, 250.0))) == []
+    assert list_problems(samples(lambda second: min(100 + second, 250.0))) == []
 
 
-def test_lost_and_failed_requests_lost_swaps_and_open_files_are_told():
-    flat = samples(lambda s: 100.0)
+def test_lost_and_failed_requests_lost_swaps_and_open_files_are_reported():
+    flat = samples(lambda second: 100.0)
     one = soak.Asked("x", 1.0)
-    assert told(flat, [one], 2) == ["1 of 2 requests answered, 0 failed"]
+    assert list_problems(flat, [one], 2) == ["1 of 2 requests answered, 0 failed"]
     failed = soak.Asked("x", 1.0, "429")
-    assert told(flat, [one, failed], 2) == ["2 of 2 requests answered, 1 failed"]
-    assert told(flat, swaps=(90, 89)) == ["90 swaps, 89 served"]
-    more = [soak.Sample(x.elapsed_s, x.mb, 20 + int(x.elapsed_s / 100), 12) for x in flat]
-    assert [text.split(":")[0] for text in told(more)] == ["open files"]
+    assert list_problems(flat, [one, failed], 2) == ["2 of 2 requests answered, 1 failed"]
+    assert list_problems(flat, swaps=(90, 89)) == ["90 swaps, 89 served"]
+    more = [
+        soak.Sample(sample.elapsed_s, sample.mb, 20 + int(sample.elapsed_s / 100), 12)
+        for sample in flat
+    ]
+    assert [text.split(":")[0] for text in list_problems(more)] == ["open files"]
 
 
 def test_speed_is_the_ratio_of_the_same_round():
@@ -234,33 +239,33 @@ def test_speed_is_the_ratio_of_the_same_round():
     assert agent_pipeline.speeds(rounds)["the agent"] == 4.0
 
 
-def batching(*, pays: bool, speed: float, p99: float = 1.0, batches: int = 0):
+def make_batching(*, pays: bool, speed: float, p99: float = 1.0, batches: int = 0):
     loads = {}
     for where in (agent_batching.THREADS, agent_batching.HTTP):
-        for n in agent_batching.CLIENTS:
-            loads[where, False, n] = [Load(n, 1.0, (1.0,) * 100, 0)]
-            loads[where, True, n] = [Load(n, 1.0, (p99,) * int(100 * speed), 0)]
+        for clients in agent_batching.CLIENTS:
+            loads[where, False, clients] = [Load(clients, 1.0, (1.0,) * 100, 0)]
+            loads[where, True, clients] = [Load(clients, 1.0, (p99,) * int(100 * speed), 0)]
     return agent_batching.Found(SimpleNamespace(pays=pays, why="measured"), loads, batches)
 
 
 def test_batches_are_held_to_pay_and_to_stay_off():
-    good = batching(pays=True, speed=1.5, batches=9)
-    off = batching(pays=False, speed=1.0)
-    assert missed(agent_batching.verdicts(good, off)) == []
-    slower = agent_batching.verdicts(batching(pays=True, speed=0.8), off)
-    assert len(missed(slower)) == 6  # 2 in process, 2 over HTTP, one client of each
-    later = agent_batching.verdicts(batching(pays=True, speed=1.5, p99=2.0), off)
-    assert len(missed(later)) == 2
-    on = agent_batching.verdicts(good, batching(pays=True, speed=1.0, batches=3))
-    assert len(missed(on)) == 2
+    good = make_batching(pays=True, speed=1.5, batches=9)
+    off = make_batching(pays=False, speed=1.0)
+    assert list_missed(agent_batching.verdicts(good, off)) == []
+    slower = agent_batching.verdicts(make_batching(pays=True, speed=0.8), off)
+    assert len(list_missed(slower)) == 6  # 2 in process, 2 over HTTP, one client of each
+    later = agent_batching.verdicts(make_batching(pays=True, speed=1.5, p99=2.0), off)
+    assert len(list_missed(later)) == 2
+    on = agent_batching.verdicts(good, make_batching(pays=True, speed=1.0, batches=3))
+    assert len(list_missed(on)) == 2
 
 
 def test_a_free_batch_gives_the_answers_of_its_rows(digits: Path, tmp_path: Path):
     free = agent_packages.free_batch(digits, tmp_path / "free.onnx")
-    x = np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype(np.float32)
+    inputs = np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype(np.float32)
     one, many = (adapter.open(path, threads=1, options={}) for path in (digits, free))
-    rows = [one.run({"input": row[None]})["logits"] for row in x]
-    assert np.allclose(many.run({"input": x})["logits"], np.concatenate(rows), atol=1e-5)
+    rows = [one.run({"input": row[None]})["logits"] for row in inputs]
+    assert np.allclose(many.run({"input": inputs})["logits"], np.concatenate(rows), atol=1e-5)
 
 
 def test_a_package_again_has_the_same_contents_and_another_digest(tmp_path: Path):

@@ -45,16 +45,16 @@ def test_only_the_figure_that_is_missed_is_not_met():
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "said"),
+    ("name", "changed", "part"),
     [
         (STATIC, figures("static", size=31, speed=1.9), "INT8 has 0.310"),
         (STATIC, figures("static", size=28, speed=1.69), "INT8 is 1.69x"),
         (ONNX2TF, figures("float", speed=1.06), "float takes 1.060"),
     ],
 )
-def test_each_limit_is_held(name, changed, said):
+def test_each_limit_is_held(name, changed, part):
     verdicts = lite0_targets({**FOUND, name: changed})
-    (met,) = [met for text, met in verdicts.items() if said in text]
+    (met,) = [met for text, met in verdicts.items() if part in text]
     assert met is False
 
 
@@ -67,7 +67,9 @@ def test_a_peer_that_did_not_run_leaves_its_comparison_open():
 
 def test_a_file_of_ours_that_was_not_made_is_a_target_not_met():
     verdicts = lite0_targets({**FOUND, STATIC: "the converter crashed"})
-    assert f"{STATIC}: the converter crashed" in [t for t, met in verdicts.items() if met is False]
+    assert f"{STATIC}: the converter crashed" in [
+        text for text, met in verdicts.items() if met is False
+    ]
 
 
 def test_a_row_without_figures_says_why(capsys):
@@ -85,9 +87,9 @@ def test_a_busy_round_does_not_move_the_ratio():
 def test_a_sample_is_moved_renamed_and_quantised_as_the_file_wants_it():
     image = np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)
     spec = TensorSpec("args_0", "int8", (1, 2, 4, 3), scale=0.5, zero_point=-10)
-    given = fit_layout({"input": image}, [spec])["args_0"]
-    assert given.dtype == np.int8
-    assert given[0, 1, 2].tolist() == [2, 18, 34]  # 6, 14, 22
+    array = fit_layout({"input": image}, [spec])["args_0"]
+    assert array.dtype == np.int8
+    assert array[0, 1, 2].tolist() == [2, 18, 34]  # 6, 14, 22
 
 
 def test_the_memory_is_that_of_the_program_and_not_of_its_caller(tmp_path):

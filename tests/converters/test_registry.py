@@ -295,7 +295,7 @@ def test_the_share_of_quantised_weights_is_told(twice, case):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_that_converts_nothing_is_refused(tmp_path, subject, name):
-    source = graphs.saved(graphs.relu(), tmp_path / "relu.onnx")
+    source = graphs.save_model(graphs.relu(), tmp_path / "relu.onnx")
     samples = [{"x": np.full((1, 8), i, np.float32)} for i in range(-2, 3)]
     if converters.get(name).SPEC.precision == "fp32":
         assert convert(name, source, tmp_path / "out", samples).path.exists()
@@ -367,7 +367,7 @@ FORMS = ("tflite-fp32", "tflite-int8-static", "tflite-int8-dynamic", "tflite-int
 @pytest.mark.parametrize("graph", PECULIAR)
 @pytest.mark.parametrize("name", [*ONNX, *FORMS])
 def test_a_peculiar_model_is_converted_or_refused(tmp_path, name, graph):
-    source = graphs.saved(PECULIAR[graph], tmp_path / "model.onnx")
+    source = graphs.save_model(PECULIAR[graph], tmp_path / "model.onnx")
     prepared = tmp_path / "prepared.onnx"
     prepare_model(source, prepared, {})
     samples = random_samples(prepared, 8)
@@ -403,7 +403,7 @@ FLOAT_STATES = ("onnx-int8-static-u8s8", "onnx-int8-dynamic", "onnx-int8-weights
 @pytest.mark.parametrize("name", FLOAT_STATES)
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
 def test_recurrent_weights_stay_float(tmp_path, name, op):
-    source = graphs.saved(graphs.recurrent(op), tmp_path / "model.onnx")
+    source = graphs.save_model(graphs.recurrent(op), tmp_path / "model.onnx")
     done = convert(name, source, tmp_path / "out", random_samples(source, 4))
     made = load_model(done.path)
     kinds = {t.name: t.data_type for t in made.graph.initializer}
@@ -473,7 +473,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_correcting_a_layer_lowers_its_error(tmp_path, layer):
-    source = graphs.saved(graphs.convolution(**LAYERS[layer]), tmp_path / "model.onnx")
+    source = graphs.save_model(graphs.convolution(**LAYERS[layer]), tmp_path / "model.onnx")
     samples = random_samples(source, 24)
     done = convert("onnx-int8-static-u8s8", source, tmp_path / "out", samples[:16])
     model = load_model(source)
@@ -494,7 +494,7 @@ def test_a_4_bit_sentence_model_fits_15_mb(tmp_path, subject):
 
 
 def test_4_bit_tables_become_8_bit_where_the_runtime_is_too_old(tmp_path):
-    source = graphs.saved(graphs.perceptron(), tmp_path / "model.onnx")
+    source = graphs.save_model(graphs.perceptron(), tmp_path / "model.onnx")
     for version, ceiling in (("1.19.2", Ceiling(21, 10)), ("1.23.2", Ceiling(19, 9))):
         done = convert("onnx-int4", source, tmp_path / "out", ceiling=ceiling, version=version)
         assert "lookup tables take 8 bits, not 4" in done.notes[0]

@@ -31,26 +31,26 @@ def open_model(path: Path) -> Session:
     return runtimes.get("onnxruntime").open(path, threads=1, options={})
 
 
-def first_output(session: Session, x: Array) -> Array:
-    return session.run({session.inputs[0].name: x})[session.outputs[0].name]
+def run_model(session: Session, array: Array) -> Array:
+    return session.run({session.inputs[0].name: array})[session.outputs[0].name]
 
 
-def correct(path: Path, labelled: Iterable[tuple[Array, int]]) -> tuple[int, int]:
+def count_correct(path: Path, labelled: Iterable[tuple[Array, int]]) -> tuple[int, int]:
     session = open_model(path)
-    hits = [int(first_output(session, x).argmax()) == label for x, label in labelled]
+    hits = [int(run_model(session, array).argmax()) == label for array, label in labelled]
     return sum(hits), len(hits)
 
 
 def test_digits_are_read_at_the_published_accuracy(digits):
-    assert correct(digits, data.digits_eval()) == (4985, 5000)  # 99.70 %
+    assert count_correct(digits, data.digits_eval()) == (4985, 5000)  # 99.70 %
 
 
 def test_keywords_are_recognised_at_the_published_accuracy(keywords):
-    assert correct(keywords, data.keywords_eval()) == (158, 180)  # 87.8 %
+    assert count_correct(keywords, data.keywords_eval()) == (158, 180)  # 87.8 %
 
 
 def test_content_types_are_recognised(magika):
-    assert correct(magika, data.magika_eval()) == (76, 76)
+    assert count_correct(magika, data.magika_eval()) == (76, 76)
 
 
 def test_photos_are_classified(lite0):
@@ -58,8 +58,8 @@ def test_photos_are_classified(lite0):
     hits = []
     for name, label in PHOTO_LABELS.items():
         if label["imagenet"]:
-            x = to_tensor(data.PHOTOS / name, BUILT_IN["efficientnet-lite0"])
-            best = int(first_output(session, x).argmax())
+            array = to_tensor(data.PHOTOS / name, BUILT_IN["efficientnet-lite0"])
+            best = int(run_model(session, array).argmax())
             hits.append(any(low <= best <= high for low, high in label["imagenet"]))
     assert (sum(hits), len(hits)) == (14, 15)
 
@@ -69,7 +69,7 @@ def test_photos_are_detected(fastestdet):
     hits = []
     for name, label in PHOTO_LABELS.items():
         if label["coco"]:
-            out = first_output(session, to_tensor(data.PHOTOS / name, data.DETECTION))[0]
+            out = run_model(session, to_tensor(data.PHOTOS / name, data.DETECTION))[0]
             objectness, classes = out[0].ravel(), out[5:].reshape(80, -1)
             cell = (objectness**0.6 * classes.max(0) ** 0.4).argmax()
             hits.append(int(classes[:, cell].argmax()) == COCO[label["coco"]])
@@ -86,10 +86,10 @@ def embed(session: Session, ids: list[int], *, padding: int = 0) -> Array:
 def test_the_sentence_model_ignores_what_its_mask_hides(minilm):
     session = open_model(minilm)
     hello = [101, 7592, 2088, 102]
-    a, b = embed(session, hello), embed(session, hello, padding=2307)
-    np.testing.assert_allclose(a, b, atol=1e-6)
-    assert np.linalg.norm(a) == pytest.approx(1, abs=1e-5)
-    assert a @ embed(session, [101, 9121, 102]) < 0.9  # and it reads what is not hidden
+    zero_padded, token_padded = embed(session, hello), embed(session, hello, padding=2307)
+    np.testing.assert_allclose(zero_padded, token_padded, atol=1e-6)
+    assert np.linalg.norm(zero_padded) == pytest.approx(1, abs=1e-5)
+    assert zero_padded @ embed(session, [101, 9121, 102]) < 0.9  # and it reads what is not hidden
 
 
 def test_a_sentence_is_nearest_to_its_paraphrase(minilm):
@@ -99,8 +99,8 @@ def test_a_sentence_is_nearest_to_its_paraphrase(minilm):
     tokenizer.no_padding()
     texts = ["A dog runs on the beach.", "A puppy is running by the sea.", "Delete a file."]
     session = open_model(minilm)
-    a, b, c = (embed(session, tokenizer.encode(t).ids) for t in texts)
-    assert a @ b > 0.6 > 0.2 > a @ c
+    sentence, paraphrase, unrelated = (embed(session, tokenizer.encode(text).ids) for text in texts)
+    assert sentence @ paraphrase > 0.6 > 0.2 > sentence @ unrelated
 
 
 @pytest.mark.parametrize("name", ["keywords", "digits", "lite0"])
@@ -118,10 +118,10 @@ def test_listing_the_models_needs_no_framework():
         "import sys, examples.data; from examples.models import main; main(['--list']); "
         "print([m for m in ('torch', 'onnx', 'onnxruntime', 'PIL') if m in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    *listed, loaded = done.stdout.splitlines()
+    *listed, loaded = process.stdout.splitlines()
     assert [line.split()[0] for line in listed] == list(models.BUILDERS)
     assert loaded == "[]"
 
@@ -154,9 +154,12 @@ def test_samples_fit_their_model_and_repeat(source, model, count, example_model)
 @pytest.mark.parametrize("kind", ["photo_crops", "keywords", "sentences", "digits"])
 def test_no_sample_is_used_for_both_calibration_and_evaluation(kind):
     def digests(function: str) -> set[str]:
-        made = getattr(data, function)()
-        plain = (s[0] if isinstance(s, tuple) else s for s in made)
-        return {sample_store.digest([s if isinstance(s, dict) else {"x": s}]) for s in plain}
+        labelled = getattr(data, function)()
+        plain = (sample[0] if isinstance(sample, tuple) else sample for sample in labelled)
+        return {
+            sample_store.digest([sample if isinstance(sample, dict) else {"x": sample}])
+            for sample in plain
+        }
 
     calibration, evaluation = digests(f"{kind}_calibration"), digests(f"{kind}_eval")
     assert len(calibration) >= 60

@@ -55,11 +55,11 @@ class PerTensor:
         return Conversion(path=path)
 
 
-def first_convolution(model):
+def find_first_convolution(model):
     import onnx
 
-    node = next(n for n in model.graph.node if n.op_type == "Conv")
-    weight = next(t for t in model.graph.initializer if t.name == node.input[1])
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
     return weight, onnx.numpy_helper.to_array(weight)
 
 
@@ -67,7 +67,7 @@ def swap_channels(model):
     """BGR for RGB: the first convolution reads its input channels in the opposite order."""
     import onnx
 
-    weight, values = first_convolution(model)
+    weight, values = find_first_convolution(model)
     weight.CopyFrom(onnx.numpy_helper.from_array(values[:, ::-1].copy(), weight.name))
 
 
@@ -75,7 +75,7 @@ def forget_scaling(model):
     """Pixels 0..255 where the model wants (x - 127) / 128: every input is 128 times too large."""
     import onnx
 
-    weight, values = first_convolution(model)
+    weight, values = find_first_convolution(model)
     weight.CopyFrom(onnx.numpy_helper.from_array(values * 128, weight.name))
 
 

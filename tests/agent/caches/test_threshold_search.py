@@ -320,7 +320,7 @@ def calibration_trials(
 
 
 def test_a_folder_of_clips_is_read_in_order_with_its_groups(tmp_path):
-    manifest, _ = packages.contents(tmp_path)
+    manifest, _ = packages.make_contents(tmp_path)
     model = manifest.model(manifest.variants[0])
     folder = tmp_path / "clips"
     for place, value in (("a/2.npy", 2), ("a/1.npy", 1), ("b/1.npy", 3), ("c.npy", 4)):

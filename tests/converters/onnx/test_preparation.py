@@ -98,8 +98,8 @@ def test_an_op_that_nothing_runs_is_named_with_its_node(tmp_path):
         node = helper.make_node(op, ["x"], ["y"], name="the_node", domain=domain)
         imports = [helper.make_opsetid(domain, 1)] if domain else []
         value = graphs.value("x", [1]), graphs.value("y", [1])
-        made = graphs.model([node], value[:1], value[1:], imports=imports)
-        return graphs.saved(made, tmp_path / "model.onnx")
+        made = graphs.make_model([node], value[:1], value[1:], imports=imports)
+        return graphs.save_model(made, tmp_path / "model.onnx")
 
     with pytest.raises(ConvertError, match=r"op Frobnicate \(node 'the_node'\)"):
         prepare_graph(with_op("Frobnicate", ""), tmp_path)
@@ -138,7 +138,7 @@ def test_external_data_outside_the_folder_is_not_read(tmp_path):
     onnx.external_data_helper.set_external_data(made.graph.initializer[0], "../secret")
     made.graph.initializer[0].ClearField("raw_data")
     with pytest.raises(InputError, match=r"'\.\./secret'"):
-        load_model(graphs.saved(made, inside / "model.onnx"))
+        load_model(graphs.save_model(made, inside / "model.onnx"))
 
 
 def test_a_model_above_2_gb_is_refused_before_it_is_read(tmp_path):
@@ -148,19 +148,19 @@ def test_a_model_above_2_gb_is_refused_before_it_is_read(tmp_path):
     huge.ClearField("raw_data")
     huge.dims[:] = [30_000, 30_000]
     with pytest.raises(ConvertError, match=r"3\.6 GB .* at most 2 GB"):
-        load_model(graphs.saved(made, tmp_path / "model.onnx"))
+        load_model(graphs.save_model(made, tmp_path / "model.onnx"))
 
 
 # Shapes
 
 
 def two_free_inputs(tmp_path: Path) -> Path:
-    made = graphs.model(
+    made = graphs.make_model(
         [helper.make_node("Add", ["a", "b"], ["y"])],
         [graphs.value("a", ["batch", 3]), graphs.value("b", ["batch", None])],
         [graphs.value("y", ["batch", None])],
     )
-    return graphs.saved(made, tmp_path / "free.onnx")
+    return graphs.save_model(made, tmp_path / "free.onnx")
 
 
 def test_free_dimensions_are_listed_with_the_options_that_fix_them(tmp_path):
@@ -243,17 +243,17 @@ def test_a_prepared_model_says_nothing_of_where_it_was_made(tmp_path, digits):
     made.doc_string, made.producer_version = "from /home/somebody", "1.2.3"
     made.graph.node[0].doc_string = "line 12"
     helper.set_model_props(made, {"author": "somebody"})
-    source = graphs.saved(made, tmp_path / "told.onnx")
+    source = graphs.save_model(made, tmp_path / "told.onnx")
     assert prepare_graph(source, tmp_path) == prepare_graph(digits, tmp_path)
 
 
 def test_branches_that_shapes_decide_are_inlined(tmp_path):
-    source = graphs.saved(graphs.branches(fixed=True), tmp_path / "model.onnx")
+    source = graphs.save_model(graphs.branches(fixed=True), tmp_path / "model.onnx")
     assert ops(prepare_graph(source, tmp_path)) == {"Add": 1}
 
 
 def test_branches_that_values_decide_stay_and_are_told(tmp_path):
-    source = graphs.saved(graphs.branches(fixed=False), tmp_path / "model.onnx")
+    source = graphs.save_model(graphs.branches(fixed=False), tmp_path / "model.onnx")
     notes = prepare_model(source, tmp_path / "out.onnx", {})
     assert any("control flow that depends on data stays" in note for note in notes)
     session = onnxruntime.open(tmp_path / "out.onnx", threads=1, options={})
@@ -290,20 +290,20 @@ def test_shapes_that_a_branch_cannot_take_are_refused_with_a_way_out(tmp_path, s
 def test_an_input_that_nothing_uses_is_still_one(tmp_path):
     made = graphs.relu()
     made.graph.input.append(graphs.value("spare", [1], TensorProto.INT64))
-    source = graphs.saved(made, tmp_path / "model.onnx")
+    source = graphs.save_model(made, tmp_path / "model.onnx")
     assert list(shapes(prepare_graph(source, tmp_path))) == ["x", "spare", "y"]
 
 
 def test_constants_that_are_listed_as_inputs_are_not_fed(tmp_path):
     made = graphs.perceptron()
     made.graph.input.append(graphs.value("w", ["rows", "columns"]))
-    source = graphs.saved(made, tmp_path / "model.onnx")
+    source = graphs.save_model(made, tmp_path / "model.onnx")
     assert list(shapes(prepare_graph(source, tmp_path))) == ["ids", "y"]
 
 
 def test_a_quantised_model_stays_quantised(tmp_path):
     scale = graphs.constant("scale", np.full(8, 0.01, np.float32))
-    made = graphs.model(
+    made = graphs.make_model(
         [
             helper.make_node("DequantizeLinear", ["w", "scale"], ["floats"], axis=0),
             helper.make_node("Gemm", ["x", "floats"], ["y"], transB=1),
@@ -314,12 +314,12 @@ def test_a_quantised_model_stays_quantised(tmp_path):
     )
     before = compute_quantised_share(made)
     assert before == pytest.approx(512 / (512 + 8 * 4))
-    after = prepare_graph(graphs.saved(made, tmp_path / "model.onnx"), tmp_path)
+    after = prepare_graph(graphs.save_model(made, tmp_path / "model.onnx"), tmp_path)
     assert compute_quantised_share(after) == before
 
 
 def test_a_rewriting_that_changes_results_is_found(tmp_path):
-    source = graphs.saved(graphs.convolution(), tmp_path / "model.onnx")
+    source = graphs.save_model(graphs.convolution(), tmp_path / "model.onnx")
     right = load_model(source)
     assert verify_rewrite(source, {}, right) == ""
     wrong = load_model(source)
@@ -350,7 +350,7 @@ def test_a_model_is_written_for_the_devices_runtime(tmp_path, digits, ceiling, m
 
 
 def test_an_op_that_an_older_opset_lacks_is_named(tmp_path):
-    made = graphs.model(
+    made = graphs.make_model(
         [helper.make_node("LayerNormalization", ["x", "s"], ["y"])],
         [graphs.value("x", [1, 8])],
         [graphs.value("y", [1, 8])],

@@ -34,14 +34,14 @@ def check_same(tmp_path):
             for name, array in fed.items()
         }
         unknown = None, TensorProto.UNDEFINED
-        model = graphs.model(
+        model = graphs.make_model(
             nodes,
             [graphs.value(name, *kind) for name, kind in kinds.items()],
             [graphs.value(name, *kinds.get(name, unknown)) for name in outputs.split()],
             [graphs.constant(name, array) for name, array in (constants or {}).items()],
             opset=opset,
         )
-        source = graphs.saved(onnx.shape_inference.infer_shapes(model), tmp_path / "m.onnx")
+        source = graphs.save_model(onnx.shape_inference.infer_shapes(model), tmp_path / "m.onnx")
         session = ort_adapter.open(source, threads=1, options={})
         for layout in ("NHWC", "NCHW"):
             out = tmp_path / "m.tflite"
@@ -143,12 +143,12 @@ def test_an_int8_model_is_like_itself_and_offline_a_missing_runtime_is_its_profi
     edge, tmp_path
 ):
     layers = [node("Gemm", "x w", "h"), node("Relu", "h", "r"), node("Gemm", "r v", "scores")]
-    model = graphs.model(
+    model = graphs.make_model(
         layers, [graphs.value("x", [1, 64])], [graphs.value("scores", [1, 4])],
         [graphs.weight("w", 64, 64), graphs.weight("v", 64, 4)],
     )  # fmt: skip
     rows = RNG.standard_normal((20, 64)).astype(np.float32)
-    lower.to_tflite(graphs.saved(model, tmp_path / "m.onnx"), tmp_path / "float.tflite")
+    lower.to_tflite(graphs.save_model(model, tmp_path / "m.onnx"), tmp_path / "float.tflite")
     source = tmp_path / "integers.tflite"
     quantise.write_quantised(
         tmp_path / "float.tflite",

@@ -36,7 +36,7 @@ def lower_and_compare(tmp_path):
             (name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
             for name, array in fed.items()
         ]
-        model = graphs.model(
+        model = graphs.make_model(
             [proto],
             [graphs.value(name, shape, kind) for name, kind, shape in kinds],
             [graphs.value(name, None, TensorProto.UNDEFINED) for name in proto.output],
@@ -44,7 +44,7 @@ def lower_and_compare(tmp_path):
             opset=opset,
         )
         model = onnx.shape_inference.infer_shapes(model)
-        source, out = graphs.saved(model, tmp_path / "m.onnx"), tmp_path / "m.tflite"
+        source, out = graphs.save_model(model, tmp_path / "m.onnx"), tmp_path / "m.tflite"
         if reference:
             with np.errstate(over="ignore"):
                 expected_outputs = dict(

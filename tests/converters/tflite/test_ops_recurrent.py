@@ -32,7 +32,7 @@ def convert_and_open(tmp_path):
     """The session of a model's float TFLite file."""
 
     def convert(model, name="model"):
-        source = graphs.saved(model, tmp_path / f"{name}.onnx")
+        source = graphs.save_model(model, tmp_path / f"{name}.onnx")
         lower.to_tflite(source, tmp_path / f"{name}.tflite")
         return LITERT.open(tmp_path / f"{name}.tflite", threads=1, options={})
 
@@ -80,7 +80,7 @@ def recurrent(op, constants=(), fed_names=(), *, way="forward", **attributes):
     node = helper.make_node(
         op, names, STATES[op], hidden_size=HIDDEN, direction=way, **attributes
     )  # fmt: skip
-    return graphs.model([node], inputs, outputs, weights)
+    return graphs.make_model([node], inputs, outputs, weights)
 
 
 def feeds_of(model):
@@ -148,7 +148,7 @@ def test_an_activation_without_the_alpha_it_needs_is_refused(convert_and_open):
 def test_the_batch_can_come_first(convert_and_open, op):
     gate_shape = (1, GATES[op] * HIDDEN)
     node = helper.make_node(op, ["X", "W", "R"], STATES[op][:2], hidden_size=HIDDEN, layout=1)
-    model = graphs.model(
+    model = graphs.make_model(
         [node], [value("X", (BATCH, STEPS, SIZE))],
         [value("Y", (BATCH, STEPS, 1, HIDDEN)), value("Y_h", (BATCH, 1, HIDDEN))],
         [weight("W", *gate_shape, SIZE, scale=0.6), weight("R", *gate_shape, HIDDEN, scale=0.6)],
@@ -264,7 +264,7 @@ def choice(then, otherwise, shape=(2, 3), condition="condition"):
 
 
 def test_both_branches_of_an_if_are_computed_and_one_is_chosen(convert_and_open):
-    model = graphs.model(
+    model = graphs.make_model(
         *choice([helper.make_node("Exp", ["x"], ["a"])], [helper.make_node("Neg", ["x"], ["b"])])
     )
     session = convert_and_open(model)
@@ -274,7 +274,7 @@ def test_both_branches_of_an_if_are_computed_and_one_is_chosen(convert_and_open)
 
 
 def test_branches_of_different_shape_are_refused(convert_and_open):
-    model = graphs.model(
+    model = graphs.make_model(
         *choice(
             [helper.make_node("Identity", ["x"], ["a"])],
             [helper.make_node("Transpose", ["x"], ["b"])],
@@ -290,7 +290,7 @@ def test_a_branch_that_may_fail_where_it_is_not_taken_is_refused(convert_and_ope
         [helper.make_node("Gather", ["x", "rows"], ["a"])],
         [helper.make_node("Neg", ["x"], ["b"])],
     )
-    model = graphs.model(nodes, [*inputs, value("rows", (2,), INT64)], outputs)
+    model = graphs.make_model(nodes, [*inputs, value("rows", (2,), INT64)], outputs)
     with pytest.raises(ConvertError, match="GATHER may fail in the branch that is not taken"):
         convert_and_open(model)
 
@@ -315,7 +315,7 @@ def loop(trips, condition="Identity"):
         [value("trip", (), INT64), value("going", (), BOOL), value("before", (4,))],
         [value("again", (), BOOL), value("sum", (4,)), value("row", (4,))],
     )  # fmt: skip
-    return graphs.model(
+    return graphs.make_model(
         [helper.make_node("Loop", ["trips", "", "x"], ["last", "rows"], body=body)],
         [value("x", (4,))], [value("last", (4,)), value("rows", (trips, 4))],
         [constant("trips", trips), weight("w", 4), constant("limit", 9.0, np.float32)],
@@ -352,7 +352,7 @@ def test_a_scan_reads_and_writes_backwards_along_any_axis(convert_and_open):
         scan_input_axes=[1], scan_input_directions=[1], scan_output_axes=[-1],
         scan_output_directions=[1],
     )  # fmt: skip
-    model = graphs.model(
+    model = graphs.make_model(
         [node], [value("start", (3,)), value("x", (3, 6))],
         [value("last", (3,)), value("rows", (3, 6))],
     )  # fmt: skip

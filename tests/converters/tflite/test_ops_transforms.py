@@ -19,7 +19,7 @@ def convert_and_open(tmp_path):
     """The session of a model's float TFLite file."""
 
     def convert(model, layout="NCHW"):
-        source = graphs.saved(model, tmp_path / "model.onnx")
+        source = graphs.save_model(model, tmp_path / "model.onnx")
         lower.to_tflite(source, tmp_path / "model.tflite", layout=layout)
         return LITERT.open(tmp_path / "model.tflite", threads=1, options={})
 
@@ -50,7 +50,7 @@ def test_einsum_equals_numpy(convert_and_open, equation, shapes, fixed):
     arrays = [values(*shape, seed=i) for i, shape in enumerate(shapes)]
     expected = np.einsum(equation, *arrays)
     fed = len(arrays) - (fixed and len(arrays) > 1)  # the last one may be a constant
-    model = graphs.model(
+    model = graphs.make_model(
         [
             helper.make_node(
                 "Einsum", [f"x{i}" for i in range(len(arrays))], ["y"], equation=equation
@@ -69,7 +69,7 @@ def test_einsum_equals_numpy(convert_and_open, equation, shapes, fixed):
 def stft(step=16, size=64, length=256):
     window = np.hanning(size).astype(np.float32)
     frames, bins = (length - size) // step + 1, size // 2 + 1
-    return graphs.model(
+    return graphs.make_model(
         [helper.make_node("STFT", ["x", "step", "window"], ["y"])],
         [value("x", (1, length, 1))],
         [value("y", (1, frames, bins, 2))],
@@ -91,7 +91,7 @@ def test_a_spectrogram_is_one_convolution(convert_and_open, tmp_path):
 
 
 def test_a_transform_with_too_large_a_matrix_is_refused(convert_and_open):
-    model = graphs.model(
+    model = graphs.make_model(
         [helper.make_node("DFT", ["x"], ["y"], axis=1)],
         [value("x", (1, 8192, 1))],
         [value("y", (1, 8192, 2))],
@@ -103,7 +103,7 @@ def test_a_transform_with_too_large_a_matrix_is_refused(convert_and_open):
 @pytest.mark.parametrize("length", [5, 8, 12])
 @pytest.mark.parametrize("inverse", [0, 1])
 def test_a_transform_cuts_or_pads_its_axis(convert_and_open, inverse, length):
-    model = graphs.model(
+    model = graphs.make_model(
         [helper.make_node("DFT", ["x", "n"], ["y"], axis=1, inverse=inverse)],
         [value("x", (2, 8, 3, 2))],
         [value("y", (2, length, 3, 2))],
@@ -123,7 +123,7 @@ def test_a_loss_skips_what_it_ignores_even_if_it_is_infinite(convert_and_open, h
     logs = np.array([[-0.7, -0.7, never], [-1.6, -1.2, -0.7], [0, never, never]], np.float32)
     target = np.array([0, 2, 0]) if ignored != -1 else np.array([0, -1, 0])
     attributes = {"reduction": how} | ({} if ignored is None else {"ignore_index": ignored})
-    model = graphs.model(
+    model = graphs.make_model(
         [helper.make_node("NegativeLogLikelihoodLoss", ["x", "t"], ["y"], **attributes)],
         [value("x", (3, 3)), value("t", (3,), INT64)],
         [value("y", (3,) if how == "none" else ())],
@@ -142,7 +142,7 @@ def test_a_group_normalisation_stays_in_the_order_of_the_image(convert_and_open,
         helper.make_node("GroupNormalization", ["c", "s", "b"], ["n"], num_groups=2),
         helper.make_node("Conv", ["n", "v"], ["y"]),
     ]
-    model = graphs.model(
+    model = graphs.make_model(
         nodes, [value("x", (1, 3, 5, 6))], [value("y", (1, 4, 5, 6))],
         [
             constant("w", values(8, 3, 1, 1)), constant("v", values(4, 8, 1, 1)),
@@ -162,7 +162,7 @@ def test_a_group_normalisation_stays_in_the_order_of_the_image(convert_and_open,
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_a_norm_of_zero_leaves_zeros(convert_and_open, power):
-    model = graphs.model(
+    model = graphs.make_model(
         [helper.make_node("LpNormalization", ["x"], ["y"], p=power, axis=0)],
         [value("x", (3, 2))],
         [value("y", (3, 2))],
@@ -173,7 +173,7 @@ def test_a_norm_of_zero_leaves_zeros(convert_and_open, power):
 
 
 def test_a_window_whose_size_is_computed_is_refused(convert_and_open):
-    model = graphs.model(
+    model = graphs.make_model(
         [helper.make_node("HannWindow", ["n"], ["y"])], [value("n", (), INT64)], [value("y", (8,))]
     )
     with pytest.raises(ConvertError, match="HannWindow: it depends on a size"):

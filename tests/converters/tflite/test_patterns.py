@@ -69,7 +69,7 @@ def write_out(lines):
     inputs = [
         value(name, (2, 9)) for name in ("x", "v") if any(name in line.split() for line in lines)
     ]
-    return graphs.model(nodes, inputs, [value("y", (2, 9))], NUMBERS)
+    return graphs.make_model(nodes, inputs, [value("y", (2, 9))], NUMBERS)
 
 
 def ops(model):
@@ -82,7 +82,7 @@ def codes(path):
 
 
 def convert_and_open(model, tmp_path):
-    source = graphs.saved(model, tmp_path / "model.onnx")
+    source = graphs.save_model(model, tmp_path / "model.onnx")
     lower.to_tflite(source, tmp_path / "model.tflite")
     return LITERT.open(tmp_path / "model.tflite", threads=1, options={})
 
@@ -157,7 +157,7 @@ def dense(*more, shape=(1, 5, 7)):
         weight("w", 6, 7), weight("b", 7), weight("rows", 5, 1), weight("scale", 7),
         constant("some", [1.0, 2, 0, 4, 5, 6, 7], np.float32),
     ]  # fmt: skip
-    return graphs.model(nodes, [value("x", (1, 5, 6))], [value("y", shape)], weights)
+    return graphs.make_model(nodes, [value("x", (1, 5, 6))], [value("y", shape)], weights)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_layers_that_share_weights_keep_sharing_them(tmp_path):
         helper.make_node("MatMul", ["q", "w"], ["r"]),
         helper.make_node("Add", ["r", "b"], ["y"]),
     ]
-    model = graphs.model(
+    model = graphs.make_model(
         nodes, [value("x", (2, 64))], [value("y", (2, 64))],
         [weight("w", 64, 64, scale=0.1), weight("scale", 64), weight("b", 64)],
     )  # fmt: skip
@@ -222,7 +222,7 @@ def test_a_part_is_read_where_it_was_before_it_was_joined(axis, starts, ends, ke
     ]
     numbers = {"starts": starts, "ends": ends, "axes": axis}
     shape = (ends - starts, 4) if axis == 0 else (2, ends - starts)
-    model = graphs.model(
+    model = graphs.make_model(
         nodes, [value("x", (2, 4))], [value("y", shape)],
         [constant(name, [number]) for name, number in numbers.items()],
     )  # fmt: skip
@@ -238,14 +238,14 @@ def test_a_batch_normalization_goes_into_the_convolution(groups, tmp_path):
         helper.make_node("Relu", ["n"], ["y"]),
     ]
     variance = onnx.numpy_helper.to_array(weight("v", 8)) ** 2 + 0.1
-    model = graphs.model(
+    model = graphs.make_model(
         nodes, [value("x", (1, 8, 6, 6))], [value("y", (1, 8, 6, 6))],
         [
             weight("w", 8, 8 // groups, 3, 3), weight("s", 8), weight("b", 8), weight("m", 8),
             constant("v", variance),
         ],
     )  # fmt: skip
-    source = graphs.saved(model, tmp_path / "model.onnx")
+    source = graphs.save_model(model, tmp_path / "model.onnx")
     lower.to_tflite(source, tmp_path / "model.tflite", layout="NCHW")
     check(LITERT.open(tmp_path / "model.tflite", threads=1, options={}), model, atol=1e-4)
     layer = "CONV_2D" if groups == 1 else "DEPTHWISE_CONV_2D"

@@ -96,7 +96,7 @@ def mobile():
         weight("c3", 64, 32, 1, 1, scale=0.2), weight("b1", 32, scale=0.1),
         weight("b3", 64, scale=0.1), weight("w", 40, 64, scale=0.2), weight("b", 40, scale=0.1),
     ]  # fmt: skip
-    return graphs.model(
+    return graphs.make_model(
         nodes, [value("image", [1, 3, 32, 32])], [value("logits", [1, 40])], weights
     )
 
@@ -116,7 +116,7 @@ def encoder():
         weight("w2", 64, 128, scale=0.1), weight("b2", 64, scale=0.1),
     ]  # fmt: skip
     ids, out = value("ids", [16], INT64), value("embedding", [1, 64])
-    return graphs.model(nodes, [ids], [out], weights)
+    return graphs.make_model(nodes, [ids], [out], weights)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def models(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     paths = {
         "digits": digits,
-        "mobile": graphs.saved(mobile(), folder / "mobile.onnx"),
-        "encoder": graphs.saved(encoder(), folder / "encoder.onnx"),
+        "mobile": graphs.save_model(mobile(), folder / "mobile.onnx"),
+        "encoder": graphs.save_model(encoder(), folder / "encoder.onnx"),
     }
     return {name: _model(path) for name, path in paths.items()}
 

@@ -29,7 +29,7 @@ def source(tmp_path):
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    return graphs.saved(model, tmp_path / "model.onnx")
+    return graphs.save_model(model, tmp_path / "model.onnx")
 
 
 def test_a_right_file_passes(source, tmp_path):

@@ -226,7 +226,7 @@ def test_the_file_says_which_release_it_needs_once_and_stamping_twice_changes_no
 def test_the_newest_runtime_knows_every_version_that_a_rule_asks_for(tmp_path):
     """All of them as operator codes of one file, which a runtime checks when it loads it."""
     path = tmp_path / "relu.tflite"
-    lower.to_tflite(graphs.saved(graphs.relu(), tmp_path / "relu.onnx"), path)
+    lower.to_tflite(graphs.save_model(graphs.relu(), tmp_path / "relu.onnx"), path)
     made = flatbuffer.read(path)
     asked = {name: max(by_type.values()) for name, (_, by_type) in op_versions.TYPED.items()}
     for name, by_rank in op_versions.RANKS.items():

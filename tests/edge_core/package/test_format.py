@@ -26,7 +26,7 @@ from tests.cases import ROOT
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(manifest, files) of a small package."""
-    return packages.contents(tmp_path_factory.mktemp("contents"))
+    return packages.make_contents(tmp_path_factory.mktemp("contents"))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def same(a, b):
 def real(tmp_path_factory):
     """Golden vectors of a real quantised model, with the model."""
     folder = tmp_path_factory.mktemp("real")
-    manifest, files = packages.contents(folder)
+    manifest, files = packages.make_contents(folder)
     (variant,) = manifest.variants
     return golden.from_bytes(files[variant.title("golden.npz")]), files[
         variant.title(variant.entry)
@@ -193,10 +193,12 @@ def test_more_than_a_package_holds_is_refused_before_it_is_copied():
 
 def test_the_real_model_reproduces_its_vectors_and_with_other_inputs_does_not(real):
     vectors, path = real
-    result = golden.check(vectors, lambda x: packages.outputs(path, (x,))[0])
+    result = golden.check(vectors, lambda x: packages.run_model(path, (x,))[0])
     assert result.ok
     assert result.text.startswith("3 of 3 golden samples reproduced; 'y' is off by ")
-    shuffled = golden.check(vectors, lambda x: packages.outputs(path, ({"x": x["x"][:, ::-1]},))[0])
+    shuffled = golden.check(
+        vectors, lambda x: packages.run_model(path, ({"x": x["x"][:, ::-1]},))[0]
+    )
     assert not shuffled.ok
 
 
@@ -207,12 +209,14 @@ def test_a_real_network_passes_with_its_own_int8_and_not_with_wrong_preprocessin
     (name,) = (s.name for s in packages.adapter.open(digits, threads=1, options={}).inputs)
     pixels = tuple(rng.uniform(0, 1, (1, 1, 28, 28)).astype(np.float32) for _ in range(3))
     inputs = tuple({name: (p - 0.1307) / 0.3081} for p in pixels)
-    original, artifact = packages.outputs(digits, inputs), packages.outputs(quantised, inputs)
+    original, artifact = packages.run_model(digits, inputs), packages.run_model(quantised, inputs)
     vectors = golden.from_bytes(golden.make(inputs, original, artifact).to_bytes())
-    assert golden.check(vectors, lambda x: packages.outputs(quantised, (x,))[0]).ok
-    assert golden.check(vectors, lambda x: packages.outputs(digits, (x,))[0]).ok
+    assert golden.check(vectors, lambda x: packages.run_model(quantised, (x,))[0]).ok
+    assert golden.check(vectors, lambda x: packages.run_model(digits, (x,))[0]).ok
     raw = iter(pixels)
-    unscaled = golden.check(vectors, lambda _: packages.outputs(quantised, ({name: next(raw)},))[0])
+    unscaled = golden.check(
+        vectors, lambda _: packages.run_model(quantised, ({name: next(raw)},))[0]
+    )
     assert not unscaled.ok
 
 

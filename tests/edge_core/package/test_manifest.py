@@ -15,7 +15,7 @@ from tests import packages
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return packages.contents(tmp_path_factory.mktemp("contents"))[0]
+    return packages.make_contents(tmp_path_factory.mktemp("contents"))[0]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests import packages
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return packages.contents(tmp_path_factory.mktemp("contents"))
+    return packages.make_contents(tmp_path_factory.mktemp("contents"))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ ORIN = msgspec.structs.replace(
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return packages.contents(tmp_path_factory.mktemp("contents"))[0]
+    return packages.make_contents(tmp_path_factory.mktemp("contents"))[0]
 
 
 def with_selector(manifest, **facts):

@@ -48,7 +48,7 @@ node = helper.make_node
 
 def windows():
     """Windows of one clip as a batch, then side by side as features: a keyword model."""
-    return graphs.model(
+    return graphs.make_model(
         [
             node("Slice", ["x", "zero", "four", "one"], ["a"]),
             node("Slice", ["x", "two", "six", "one"], ["b"]),
@@ -68,7 +68,7 @@ def windows():
 
 def class_token():
     """A constant before the patches, the first line behind attention: a vision transformer."""
-    return graphs.model(
+    return graphs.make_model(
         [
             node("Concat", ["token", "x"], ["tokens"], axis=1),
             node("Add", ["tokens", "places"], ["placed"]),
@@ -94,7 +94,7 @@ def class_token():
 
 def mask_by_places():
     """A mask looked up by places counted over all rows of a batch, as transformers 5 exports it."""
-    return graphs.model(
+    return graphs.make_model(
         [
             node("Flatten", ["x"], ["lines"], axis=2),
             node("Gather", ["lines", "places"], ["seen"], axis=0),
@@ -113,7 +113,7 @@ def mask_by_places():
 
 def shuffled_channels():
     """Channel shuffle, which knows that there is one image: ShuffleNet."""
-    return graphs.model(
+    return graphs.make_model(
         [
             node("Reshape", ["x", "groups"], ["grouped"]),
             node("Transpose", ["grouped"], ["turned"], perm=[1, 0, 2]),
@@ -132,7 +132,7 @@ def shuffled_channels():
 
 def without_its_batch():
     """The batch is dropped, and comes back."""
-    return graphs.model(
+    return graphs.make_model(
         [
             node("Squeeze", ["x", "zero"], ["line"]),
             node("Tanh", ["line"], ["bent"]),
@@ -146,7 +146,7 @@ def without_its_batch():
 
 
 def resized():
-    return graphs.model(
+    return graphs.make_model(
         [
             node("Resize", ["x", "", "", "sizes"], ["wide"], mode="nearest"),
             node("Slice", ["wide", "from", "to"], ["y"]),
@@ -162,7 +162,7 @@ def resized():
 
 def recurrent():
     """Rows first outside, steps first inside, from states of zeros."""
-    return graphs.model(
+    return graphs.make_model(
         [
             node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
             node("LSTM", ["steps", "wx", "wh", "", "", "h", "c"], ["states"], hidden_size=4),
@@ -191,7 +191,7 @@ FREE = {
 
 
 def one_op(kind, shape=(1, 8), out=(1, 8), constants=(), more=(), **how):
-    return graphs.model(
+    return graphs.make_model(
         [
             node(kind, ["x", *(c.name for c in constants)], ["r"], **how),
             node("Add", ["r", "x"], ["y"]),
@@ -209,11 +209,11 @@ FIXED = {
     "Add at 'y' fixes the batch": one_op(
         "Tile", out=(3, 8), constants=[graphs.constant("repeats", [3, 1])]
     ),
-    "output 'y' is 4x2: its first dimension is not the batch": graphs.model(
+    "output 'y' is 4x2: its first dimension is not the batch": graphs.make_model(
         [node("Reshape", ["x", "s"], ["y"])], [graphs.value("x", [1, 8])],
         [graphs.value("y", [4, 2])], [graphs.constant("s", [4, 2])],
     ),
-    "output 'y' does not depend on the rows": graphs.model(
+    "output 'y' does not depend on the rows": graphs.make_model(
         [node("Add", ["c", "c"], ["y"]), node("Relu", ["x"], ["z"])], [graphs.value("x", [1, 8])],
         [graphs.value("z", [1, 8]), graphs.value("y", [1, 8])], [graphs.weight("c", 1, 8)],
     ),
@@ -243,11 +243,11 @@ def close(a, b):
 
 @pytest.mark.parametrize("name", FREE)
 def test_each_row_gets_from_a_free_onnx_graph_what_it_gets_alone(name, tmp_path):
-    graphs.saved(FREE[name], tmp_path / "user.onnx")
+    graphs.save_model(FREE[name], tmp_path / "user.onnx")
     prepare_model(tmp_path / "user.onnx", tmp_path / "fixed.onnx", {})
     free, notes = free_onnx_batch(onnx.load(tmp_path / "fixed.onnx"))
     onnx.checker.check_model(free)
-    graphs.saved(free, tmp_path / "free.onnx")
+    graphs.save_model(free, tmp_path / "free.onnx")
     before, after = (
         onnxruntime.open(tmp_path / f, threads=1, options={}) for f in ("fixed.onnx", "free.onnx")
     )
@@ -262,7 +262,7 @@ def test_each_row_gets_from_a_free_onnx_graph_what_it_gets_alone(name, tmp_path)
 
 @pytest.mark.parametrize("name", [n for n in FREE if n != "class_token"])
 def test_each_row_gets_from_a_free_tflite_file_what_it_gets_alone(name, tmp_path):
-    graphs.saved(FREE[name], tmp_path / "user.onnx")
+    graphs.save_model(FREE[name], tmp_path / "user.onnx")
     prepare_model(tmp_path / "user.onnx", tmp_path / "fixed.onnx", {})
     lower.to_tflite(tmp_path / "fixed.onnx", tmp_path / "fixed.tflite")
     model = flatbuffer.read(tmp_path / "fixed.tflite")
@@ -290,7 +290,7 @@ def test_a_graph_that_cannot_is_refused_and_the_op_named(why):
 
 
 def test_a_constant_beside_the_rows_has_no_free_form_in_tflite(tmp_path):
-    graphs.saved(FREE["class_token"], tmp_path / "model.onnx")
+    graphs.save_model(FREE["class_token"], tmp_path / "model.onnx")
     lower.to_tflite(tmp_path / "model.onnx", tmp_path / "model.tflite")
     with pytest.raises(ConvertError, match=r"^CONCATENATION at 'tokens' fixes the batch: LiteRT"):
         free_tflite_batch(flatbuffer.read(tmp_path / "model.tflite"))
@@ -350,11 +350,11 @@ def subject(fixed, path):
 def dense(path, *, rows, extra=()):
     """x @ w, and what ``extra`` nodes make "y" of "h"."""
     nodes = [node("MatMul", ["x", "w"], ["h"]), *(extra or [node("Identity", ["h"], ["y"])])]
-    made = graphs.model(
+    made = graphs.make_model(
         nodes, [graphs.value("x", [rows, 4])], [graphs.value("y", [rows, 3])],
         [graphs.weight("w", 4, 3), graphs.constant("small", 1e-2, np.float32)],
     )  # fmt: skip
-    return graphs.saved(made, path)
+    return graphs.save_model(made, path)
 
 
 def proven(tmp_path, path):
@@ -480,7 +480,7 @@ def test_lite0_takes_batches_in_xnnpack_as_a_whole(lite0, tmp_path):
 
 
 def test_a_model_that_cannot_is_an_error_that_names_the_op(edge, tmp_path):
-    graphs.saved(FIXED["ReduceMean at 'r' mixes the rows"], tmp_path / "mean.onnx")
+    graphs.save_model(FIXED["ReduceMean at 'r' mixes the rows"], tmp_path / "mean.onnx")
     rows = np.random.default_rng(0).standard_normal((4, 1, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
     done, _ = build(edge, tmp_path / "mean.onnx", tmp_path / "out", "-p", GATEWAY, "--eval",
@@ -510,11 +510,11 @@ def test_a_converter_that_knows_nothing_of_batches_loses_its_candidate(edge, dig
 
 
 def test_a_free_batch_needs_no_shape_where_it_stays_free(edge, tmp_path):
-    made = graphs.model(
+    made = graphs.make_model(
         [node("MatMul", ["x", "w"], ["y"])], [graphs.value("x", ["n", 4])],
         [graphs.value("y", ["n", 3])], [graphs.weight("w", 4, 3)],
     )  # fmt: skip
-    graphs.saved(made, tmp_path / "free.onnx")
+    graphs.save_model(made, tmp_path / "free.onnx")
     rows = np.random.default_rng(0).standard_normal((6, 1, 4)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
     arguments = ("-p", GATEWAY, "--eval", tmp_path / "rows.npy", "--only", "onnx-fp32")

@@ -24,7 +24,7 @@ SAME = {"model.onnx": "sha256:0"}
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return packages.contents(tmp_path_factory.mktemp("contents"))[0]
+    return packages.make_contents(tmp_path_factory.mktemp("contents"))[0]
 
 
 def make_bundle(manifest, names, digests=None):

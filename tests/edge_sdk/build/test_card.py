@@ -24,7 +24,7 @@ def render(manifest, artifact=ARTIFACT):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return packages.contents(tmp_path_factory.mktemp("contents"))[0]
+    return packages.make_contents(tmp_path_factory.mktemp("contents"))[0]
 
 
 def test_a_card_has_the_facts_of_the_manifest_and_the_artifact(manifest):

@@ -178,7 +178,7 @@ def nonzero():
         helper.make_node("ReduceSum", ["places"], ["sum"], keepdims=0),
         helper.make_node("Add", ["x", "sum"], ["y"]),
     ]
-    return graphs.model(nodes, [value("x", [1, 8])], [value("y", [1, 8])])
+    return graphs.make_model(nodes, [value("x", [1, 8])], [value("y", [1, 8])])
 
 
 def suppression():
@@ -190,14 +190,14 @@ def suppression():
     ]
     inputs = [value("boxes", [1, 8, 4]), value("scores", [1, 1, 8])]
     constants = [graphs.constant("three", [3])]
-    return graphs.model(nodes, inputs, [value("y", [1, 1, 8])], constants)
+    return graphs.make_model(nodes, inputs, [value("y", [1, 1, 8])], constants)
 
 
 @pytest.mark.parametrize(
     ("op", "model"), [("NonZero", nonzero), ("NonMaxSuppression", suppression)]
 )
 def test_an_op_that_tflite_lacks_is_named_with_a_way_out(edge, tmp_path, op, model):
-    path = graphs.saved(model(), tmp_path / "model.onnx")
+    path = graphs.save_model(model(), tmp_path / "model.onnx")
     rng = np.random.default_rng(0)
     arrays = {
         i.name: rng.random((4, *[d.dim_value for d in i.type.tensor_type.shape.dim]), np.float32)

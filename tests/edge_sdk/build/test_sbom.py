@@ -19,7 +19,7 @@ from tests.cases import ROOT
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    manifest, files = packages.contents(tmp_path_factory.mktemp("contents"))
+    manifest, files = packages.make_contents(tmp_path_factory.mktemp("contents"))
     del files["sbom.cdx.json"]
     return manifest, files
 
