@@ -26,7 +26,6 @@ EDGE_TPU = "Coral Edge TPU"
 # Before and after its firmware is loaded: 99-edgetpu-accelerator.rules of google-coral/libedgetpu.
 EDGE_TPU_USB = {("1a6e", "089a"), ("18d1", "9302")}
 EDGE_TPU_PCI = {("0x1ac1", "0x089a")}  # pci.ids: Global Unichip Corp., Coral Edge TPU
-_CUDA = re.compile(r"sm_\d+")
 
 
 def find_accelerators(root: Path) -> tuple[Accelerator, ...]:
@@ -36,8 +35,9 @@ def find_accelerators(root: Path) -> tuple[Accelerator, ...]:
 
 def is_detectable(accelerator: Accelerator) -> bool:
     """Could find_accelerators() tell that a device has this one?"""
+    capabilities = {capability for _, capability in TEGRA_GPUS.values()}
     return accelerator.name == EDGE_TPU or (
-        accelerator.kind == "gpu" and bool(_CUDA.fullmatch(accelerator.capability))
+        accelerator.kind == "gpu" and accelerator.capability in capabilities
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from edge_core.errors import InputError
 from edge_core.facts import DeviceFacts
-from edge_core.machine import accelerators
+from edge_core.machine import accelerators, linux
 from edge_core.package.manifest import (
     MAX_NEEDS,
     AcceleratorNeed,
@@ -33,10 +33,10 @@ MEMORY_SHARE = 0.8
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A variant and the device that it is for."""
+    """A variant and the devices that it is for."""
 
     variant: Variant
-    facts: DeviceFacts
+    devices: tuple[DeviceFacts, ...]
     digests: Mapping[str, str]  # path -> digest of the model's files
 
 
@@ -52,7 +52,7 @@ def order_variants(
     """
     facts = [detectable_facts(profile) for profile in profiles]
     waiting = [
-        Placed(_distinguish(variant, own, [f for f in facts if f is not own]), own, files)
+        Placed(_distinguish(variant, own, [f for f in facts if f is not own]), (own,), files)
         for variant, own, files in zip(variants, facts, digests, strict=True)
     ]
     waiting = _merge(waiting)
@@ -71,7 +71,10 @@ def detectable_facts(profile: Profile) -> DeviceFacts:
     facts = DeviceFacts.from_profile(profile)
     found = tuple(a for a in facts.accelerators if accelerators.is_detectable(a))
     runtimes = {n: version for n, version in facts.runtimes.items() if n in registry.by_name()}
-    return msgspec.structs.replace(facts, accelerators=found, runtimes=runtimes)
+    features = tuple(f for f in facts.cpu_features if f in linux.ISA)
+    return msgspec.structs.replace(
+        facts, accelerators=found, runtimes=runtimes, cpu_features=features
+    )
 
 
 def make_requirements(own: DeviceFacts, other: DeviceFacts) -> Iterator[dict[str, object]]:
@@ -94,9 +97,14 @@ def _distinguish(variant: Variant, own: DeviceFacts, others: Sequence[DeviceFact
     for other in others:
         if find_mismatch(variant, other):
             continue
+        # A selector names one runtime and one accelerator: the new one must not let back in whom
+        # the old one kept out.
+        excluded = [other, *(f for f in others if find_mismatch(variant, f))]
         for fields in make_requirements(own, other):
             stricter = _require(variant, fields)
-            if not find_mismatch(stricter, own) and find_mismatch(stricter, other):
+            if not find_mismatch(stricter, own) and all(
+                find_mismatch(stricter, facts) for facts in excluded
+            ):
                 variant = stricter
                 break
     return variant
@@ -124,7 +132,11 @@ def _merge(placed: Sequence[Placed]) -> list[Placed]:
 
 
 def _is_indistinct(one: Placed, two: Placed) -> bool:
-    return not find_mismatch(one.variant, two.facts) and not find_mismatch(two.variant, one.facts)
+    return _matches_any(one.variant, two.devices) and _matches_any(two.variant, one.devices)
+
+
+def _matches_any(variant: Variant, devices: Sequence[DeviceFacts]) -> bool:
+    return any(not find_mismatch(variant, facts) for facts in devices)
 
 
 def _is_same(one: Placed, two: Placed) -> bool:
@@ -141,12 +153,12 @@ def _join(one: Placed, two: Placed) -> Placed:
     )
     profiles = (*one.variant.profiles, *two.variant.profiles)
     variant = msgspec.structs.replace(one.variant, profiles=profiles, gates=gates)
-    return msgspec.structs.replace(one, variant=variant)
+    return msgspec.structs.replace(one, variant=variant, devices=(*one.devices, *two.devices))
 
 
 def _catches(placed: Placed, waiting: Sequence[Placed]) -> bool:
     """Would a device of another variant that waits take this one?"""
-    return any(not find_mismatch(placed.variant, p.facts) for p in waiting if p is not placed)
+    return any(_matches_any(placed.variant, p.devices) for p in waiting if p is not placed)
 
 
 def _indistinct(one: Variant, two: Variant) -> InputError:

@@ -42,6 +42,12 @@ def test_a_jetsons_device_tree_gives_the_gpu_of_its_profile(name, tmp_path):
     assert expected.name.startswith(gpu.name)
 
 
+def test_the_capability_of_a_discrete_gpu_is_not_detectable():
+    for capability in ("sm_75", "sm_89", ""):
+        gpu = Accelerator(name="NVIDIA T4", kind="gpu", capability=capability)
+        assert not is_detectable(gpu)
+
+
 def test_a_raspberry_pi_has_no_accelerator(tmp_path):
     compatible = "raspberrypi,5-model-b\0brcm,bcm2712\0"
     write_tree(tmp_path, **{"proc__device-tree__compatible": compatible})

@@ -13,7 +13,7 @@ from edge_core.errors import InputError
 from edge_core.machine.detect import detect_facts
 from edge_core.package import format as package
 from edge_core.package.manifest import Gate, Selector
-from edge_core.package.selector import select_variant
+from edge_core.package.selector import find_mismatch, select_variant
 from edge_core.runtimes.registry import installed_runtimes
 from edge_sdk.build import policy
 from edge_sdk.build.bundle import detectable_facts, order_variants
@@ -78,6 +78,61 @@ def test_profiles_that_no_fact_tells_apart_share_a_variant_or_are_refused(manife
     with pytest.raises(InputError, match="tells 'raspberry-pi-4b' from 'twin'") as e:
         order_variants(twins, variants, [SAME, {"model.onnx": "sha256:1"}])
     assert "without --bundle" in e.value.hint
+
+
+def place(manifest, profiles, digests):
+    """Variants of profiles that were made up, in the package's order."""
+    variants = [
+        msgspec.structs.replace(
+            manifest.variants[0], name=p.name, profiles=(p.name,),
+            selector=Selector(arch=p.platform.arch, os=p.platform.os),
+        )
+        for p in profiles
+    ]  # fmt: skip
+    return order_variants(profiles, variants, digests)
+
+
+def vary(**changes):
+    """The profile of a Raspberry Pi 4B with some parts changed."""
+    return msgspec.structs.replace(device_profiles.load("raspberry-pi-4b"), **changes)
+
+
+def test_a_merged_variant_is_still_reached_by_both_of_its_devices(manifest):
+    """2000 and 2100 MB share a file; 2600 MB, of which a device must have 2080, has another."""
+    memory = vary().memory
+    sizes = {"one": 2000, "two": 2100, "large": 2600}
+    profiles = [
+        vary(name=name, memory=msgspec.structs.replace(memory, total_mb=mb, available_mb=1000))
+        for name, mb in sizes.items()
+    ]
+    with pytest.raises(InputError, match="tells 'one' from 'large'"):
+        place(manifest, profiles, [SAME, SAME, {"model.onnx": "sha256:1"}])
+
+
+def test_a_requirement_does_not_let_back_in_whom_an_earlier_one_kept_out(manifest):
+    runtime = vary().runtimes[0]
+    versions = {"both": ("2.0", "2.0"), "old-first": ("1.0", "2.0"), "old-second": ("2.0", "1.0")}
+    profiles = [
+        vary(
+            name=name,
+            runtimes=(
+                msgspec.structs.replace(runtime, name="onnxruntime", version=first),
+                msgspec.structs.replace(runtime, name="litert", version=second),
+            ),
+        )
+        for name, (first, second) in versions.items()
+    ]
+    digests = [SAME, {"model.onnx": "sha256:1"}, SAME]
+    shared, other = place(manifest, profiles, digests)
+    assert (set(shared.profiles), other.profiles) == ({"both", "old-second"}, ("old-first",))
+    assert find_mismatch(shared, detectable_facts(profiles[1]))
+
+
+def test_a_feature_that_no_detection_reports_is_not_demanded(manifest):
+    cpu = vary().cpu
+    special = vary(name="special", cpu=msgspec.structs.replace(cpu, isa=(*cpu.isa, "crc32")))
+    with pytest.raises(InputError, match="no fact that a device detects"):
+        place(manifest, [special, vary()], [SAME, {"model.onnx": "sha256:1"}])
 
 
 def test_what_the_policy_demands_of_a_processor_is_in_the_selector():
