@@ -34,15 +34,15 @@ def dense(path: Path, *, seed: int, rows: int | str, width: int) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (rows, 3))],
         [numpy_helper.from_array(weights, "w")],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
     return path
 
 
 def write_package(out: Path, model: Path, feeds: list[dict[str, np.ndarray]], **facts: Any):
     """A package of ``model`` for this machine, with its answers on ``feeds`` as golden vectors."""
     session = adapter.open(model, threads=1, options={})
-    answers = tuple(session.run(f) for f in feeds)
+    answers = tuple(session.run(sample) for sample in feeds)
     here = detect.detect_platform()
     version = adapter.version()
     variant = Variant(
@@ -101,7 +101,7 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def installed(config: Config, make_package: MakePackage) -> Config:
+def installed_config(config: Config, make_package: MakePackage) -> Config:
     """The same with the dense model installed."""
     install(config, make_package())
     return config

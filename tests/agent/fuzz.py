@@ -30,10 +30,10 @@ class Fuzzer(random.Random):
     def cases(self) -> Iterator[int]:
         """Numbers of cases until the time is over; at least 50."""
         end = time.monotonic() + SECONDS
-        n = 0
-        while n < 50 or time.monotonic() < end:
-            yield n
-            n += 1
+        case = 0
+        while case < 50 or time.monotonic() < end:
+            yield case
+            case += 1
 
     def damage(self, raw: bytes) -> bytes:
         """The bytes with one to four places flipped, cut, doubled, swapped or overwritten."""

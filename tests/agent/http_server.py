@@ -49,24 +49,26 @@ def dense(folder: Path, *, name: str = "dense", version: str = "1.0.0") -> Path:
 def echo(folder: Path) -> Path:
     """Gives back a tensor of every type, of any number of rows and two columns."""
     tensors = [
-        (helper.make_tensor_value_info(f"in_{d}", ONNX_TYPES[d], ("rows", 2)),
-         helper.make_tensor_value_info(f"out_{d}", ONNX_TYPES[d], ("rows", 2)))
-        for d in DTYPES
+        (helper.make_tensor_value_info(f"in_{dtype}", ONNX_TYPES[dtype], ("rows", 2)),
+         helper.make_tensor_value_info(f"out_{dtype}", ONNX_TYPES[dtype], ("rows", 2)))
+        for dtype in DTYPES
     ]  # fmt: skip
-    nodes = [helper.make_node("Identity", [f"in_{d}"], [f"out_{d}"]) for d in DTYPES]
-    feeds = {f"in_{d}": np.zeros((1, 2), object if d == "string" else d) for d in DTYPES}
+    nodes = [helper.make_node("Identity", [f"in_{dtype}"], [f"out_{dtype}"]) for dtype in DTYPES]
+    feeds = {
+        f"in_{dtype}": np.zeros((1, 2), object if dtype == "string" else dtype) for dtype in DTYPES
+    }
     feeds["in_string"][:] = "text"
     return _package(folder, "echo", nodes, tensors, feeds)
 
 
-def quantised(folder: Path) -> Path:
+def write_quantised(folder: Path) -> Path:
     """Gives back int8 that stands for reals: (q - ZERO) * SCALE."""
     tensors = [
         (helper.make_tensor_value_info("x", TensorProto.INT8, (1, 3)),
          helper.make_tensor_value_info("y", TensorProto.INT8, (1, 3)))
     ]  # fmt: skip
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
-    specs = {n: TensorSpec(n, "int8", (1, 3), "", SCALE, ZERO) for n in "xy"}
+    specs = {name: TensorSpec(name, "int8", (1, 3), "", SCALE, ZERO) for name in "xy"}
     feeds = {"x": np.zeros((1, 3), np.int8)}
     return _package(
         folder, "quantised", nodes, tensors, feeds, inputs=(specs["x"],), outputs=(specs["y"],)
@@ -152,14 +154,19 @@ def serving(
 
 
 def _package(folder: Path, name: str, nodes: list, tensors: list, feeds: Feeds, **more) -> Path:
-    graph = helper.make_graph(nodes, name, [i for i, _ in tensors], [o for _, o in tensors])
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [model_input for model_input, _ in tensors],
+        [model_output for _, model_output in tensors],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     file = folder / f"{name}.onnx"
     onnx.save(model, file)
     session = onnxruntime.open(file, threads=1, options={})
     answers = session.run(feeds)
     version = onnxruntime.version()
-    about = {k: more.pop(k) for k in ("labels", "class_scores") if k in more}
+    about = {key: more.pop(key) for key in ("labels", "class_scores") if key in more}
     variant = Variant(
         name="here",
         selector=Selector(arch="x86_64", os="linux"),

@@ -68,13 +68,13 @@ class Service:
     @property
     def here(self) -> Instance:
         """What the process announces."""
-        found = instance_lock.find_instance(self.config.root)
-        assert found
-        return found
+        instance = instance_lock.find_instance(self.config.root)
+        assert instance
+        return instance
 
     def digest(self, name: str) -> str:
         """What it serves for a model."""
-        models = {m["name"]: m for m in client.status(self.here)["models"]}
+        models = {model["name"]: model for model in client.status(self.here)["models"]}
         return str(models[name]["digest"])
 
     def command(self, *words: object) -> str:
@@ -125,14 +125,15 @@ def edge_agent(*words: object, config: Path | None = None, ok: int = 0) -> Said:
     return Said(out.getvalue(), err.getvalue())
 
 
-def opening(*wanted: Path) -> list[str]:
+def open_folders(*folders: Path) -> list[str]:
     """Shell commands for a mount namespace: every user may reach these folders.
 
     They may lie below one that only root may enter, such as /root: an open one takes its place.
     """
-    aside = {path: f"/mnt/{i}" for i, path in enumerate(wanted)}
+    aside = {path: f"/mnt/{i}" for i, path in enumerate(folders)}
     closed = {
-        next((p for p in reversed(w.parents) if not p.stat().st_mode & 1), None) for w in aside
+        next((parent for parent in reversed(folder.parents) if not parent.stat().st_mode & 1), None)
+        for folder in aside
     }
     return [
         "mount -t tmpfs tmpfs /mnt",
@@ -145,7 +146,7 @@ def opening(*wanted: Path) -> list[str]:
 def numbers(folder: Path, **arrays: object) -> Path:
     """An input file."""
     path = folder / "input.npz"
-    np.savez(path, **{name: np.asarray(a) for name, a in arrays.items()})
+    np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})
     return path
 
 
@@ -155,8 +156,8 @@ def clips(folder: Path) -> Path:
     for clip in range(100):
         (folder / f"{clip:03}").mkdir(parents=True)
         for frame in range(4):
-            x = 4 * np.eye(4)[clip % 3] + rng.normal(0, 0.01, 4)
-            np.savez(folder / f"{clip:03}" / f"{frame}.npz", x=x[None].astype(np.float32))
+            row = 4 * np.eye(4)[clip % 3] + rng.normal(0, 0.01, 4)
+            np.savez(folder / f"{clip:03}" / f"{frame}.npz", x=row[None].astype(np.float32))
     return folder
 
 
@@ -191,8 +192,10 @@ def turner(folder: Path, *, version: str = "1.0", step: int = 1) -> Path:
         ],
     )
     model = folder / f"turner-{version}.onnx"
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, model)
-    feeds = [{"n": np.array([n], np.int64)} for n in (1, 5)]
+    model_proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    onnx.save(model_proto, model)
+    feeds = [{"n": np.array([count], np.int64)} for count in (1, 5)]
     out = folder / f"turner-{version}.edgepkg"
     return write_package(out, model, feeds, name="turner", version=version, class_scores=False)

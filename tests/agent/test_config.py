@@ -57,8 +57,8 @@ def test_a_disk_that_refuses_is_told(tmp_path: Path):
 
 
 def parts() -> list[type[msgspec.Struct]]:
-    named = [f.default for f in msgspec.structs.fields(Config)]
-    return [Config, *(type(d) for d in named if isinstance(d, msgspec.Struct))]
+    named = [field.default for field in msgspec.structs.fields(Config)]
+    return [Config, *(type(default) for default in named if isinstance(default, msgspec.Struct))]
 
 
 @pytest.mark.parametrize("part", parts(), ids=lambda p: p.__name__)
@@ -86,10 +86,10 @@ def test_a_model_inherits_what_it_does_not_say_from_serve(tmp_path: Path):
         tmp_path,
         "[serve]\nqueue = 7\ncache = true\n[models.a]\nqueue = 3\n[models.b]\nthreads = 2\n",
     )
-    found = config.load_config(path)
-    assert found.limits_of("a") == Serve(queue=3, cache=True)
-    assert found.limits_of("b") == Serve(queue=7, cache=True, threads=2)
-    assert found.limits_of("elsewhere") == found.serve == Serve(queue=7, cache=True)
+    loaded = config.load_config(path)
+    assert loaded.limits_of("a") == Serve(queue=3, cache=True)
+    assert loaded.limits_of("b") == Serve(queue=7, cache=True, threads=2)
+    assert loaded.limits_of("elsewhere") == loaded.serve == Serve(queue=7, cache=True)
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path):
@@ -115,10 +115,10 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path):
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(tmp_path: Path, text: str, words: list[str]):
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError) as caught:
         config.load_config(write(tmp_path, text))
     for word in ("agent.toml", *words):
-        assert word in str(e.value), str(e.value)
+        assert word in str(caught.value), str(caught.value)
 
 
 KEYS = st.sampled_from([*Config.__struct_fields__, *Serve.__struct_fields__, "port", "x"])

@@ -60,7 +60,7 @@ def test_trouble_is_noticed_after_a_long_good_time():
 def test_wrong_answers_far_away_tighten_the_threshold_to_where_there_are_none():
     rng, start = np.random.default_rng(4), begin(0.4, EPSILON, 0.95)
     for _ in range(10):
-        state = run_audits(start, rng, 6000, lambda d: 0.3 if d > 0.1 else 0.0)
+        state = run_audits(start, rng, 6000, lambda distance: 0.3 if distance > 0.1 else 0.0)
         assert state.state == "calibrated"  # proven again, at the new threshold
         assert 0.02 < state.threshold < 0.13
         assert state.alarms >= 1
@@ -120,8 +120,8 @@ def test_the_threshold_only_ever_falls_by_half_or_more_and_stays_in_the_grid(out
 def test_the_bets_are_fair_at_epsilon(wrong, epsilon):
     """From any history: the expected money after one more audit is what there was before."""
     state = begin(1.0, epsilon, 0.999999)  # no alarm in between
-    for w in wrong:
-        state = step(state, 0.1, w)
+    for outcome in wrong:
+        state = step(state, 0.1, outcome)
     bad, right = step(state, 0.1, True), step(state, 0.1, False)
     if bad.alarms:  # it begins anew with 1
         return

@@ -40,9 +40,9 @@ def test_the_binomial_tail_is_scipys(trial_count, wrong_count, rate):
 )
 def test_the_interval_is_scipys(trial_count, share, confidence):
     wrong_count = round(trial_count * share)
-    made = stats.binomtest(wrong_count, trial_count).proportion_ci(confidence, method="exact")
+    interval = stats.binomtest(wrong_count, trial_count).proportion_ci(confidence, method="exact")
     assert clopper_pearson(wrong_count, trial_count, confidence) == pytest.approx(
-        (made.low, made.high), abs=1e-9
+        (interval.low, interval.high), abs=1e-9
     )
 
 
@@ -110,12 +110,12 @@ def test_more_errors_prove_less_and_more_trials_prove_more(trial_count, wrong, e
 )
 def test_the_upper_bound_is_where_the_test_turns(trial_count, wrong, stake):
     wrong = min(wrong, trial_count)
-    for s in (SINGLE, stake):
-        bound = upper_bound(*trials(wrong, trial_count), stake=s)
+    for bet in (SINGLE, stake):
+        bound = upper_bound(*trials(wrong, trial_count), stake=bet)
         assert bound >= wrong / trial_count
         if bound < 0.999:
-            assert p_value(*trials(wrong, trial_count), bound + 1e-6, s) <= 0.05
-            assert p_value(*trials(wrong, trial_count), bound - 1e-6, s) >= 0.05 - 1e-4
+            assert p_value(*trials(wrong, trial_count), bound + 1e-6, bet) <= 0.05
+            assert p_value(*trials(wrong, trial_count), bound - 1e-6, bet) >= 0.05 - 1e-4
     # Groups are never trusted more than the same number of independent trials.
     assert (
         upper_bound(*trials(wrong, trial_count), stake=stake)

@@ -29,9 +29,9 @@ def view(name: str, dx: float = 0, dy: float = 0) -> Array:
 
 
 def vector(pixels: Array) -> Array:
-    made = describe_image(normalise(pixels, RECIPE), "NCHW")
-    assert made is not None
-    return made
+    descriptor = describe_image(normalise(pixels, RECIPE), "NCHW")
+    assert descriptor is not None
+    return descriptor
 
 
 def chord(first: Array, second: Array) -> float:
@@ -66,16 +66,16 @@ def test_recipe_layout_and_integer_type_make_no_difference():
 
 
 def unit_of(tensor: Array, layout: str) -> Array:
-    made = describe_image(tensor, layout)
-    assert made is not None
-    return made
+    descriptor = describe_image(tensor, layout)
+    assert descriptor is not None
+    return descriptor
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 28, 28), (1, 4, 50, 31), (1, 3, 5, 300), (1, 1, 1, 2)])
 def test_any_size_and_number_of_channels_has_a_vector_of_length_one(shape):
-    made = describe_image(np.random.default_rng(2).random(shape, np.float32), "NCHW")
-    assert made is not None
-    assert np.linalg.norm(made) == pytest.approx(1, abs=1e-5)
+    descriptor = describe_image(np.random.default_rng(2).random(shape, np.float32), "NCHW")
+    assert descriptor is not None
+    assert np.linalg.norm(descriptor) == pytest.approx(1, abs=1e-5)
 
 
 def test_what_cannot_be_compared_has_no_vector():
@@ -94,12 +94,12 @@ def test_what_cannot_be_compared_has_no_vector():
 
 def test_every_other_input_of_the_model_must_be_the_same():
     image = Descriptor(kind="image", input="x", layout="NCHW")
-    x = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    pixels = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
 
     def tag(size: int) -> str:
-        made = describe(image, {"x": x, "size": np.array([size])})
-        assert made is not None
-        return made.tag
+        descriptor = describe(image, {"x": pixels, "size": np.array([size])})
+        assert descriptor is not None
+        return descriptor.tag
 
     assert tag(1) == tag(1) != tag(2)
 
@@ -115,31 +115,31 @@ ITEMS = st.lists(
     items=ITEMS, query=st.tuples(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.just("a"))
 )
 def test_the_index_finds_what_a_search_through_everything_finds(items, query):
-    index, kept = Index(16), {}
+    index, entries = Index(16), {}
     for i, (numbers, tag) in enumerate(items):
         row = unit(np.array(numbers))
         if row is None:
             continue
         key = bytes([i])
         gone = index.add(key, Described(row, tag), reach=float(i))
-        kept[key] = (row, tag, float(i))
+        entries[key] = (row, tag, float(i))
         if gone is not None:
-            assert gone == min(kept)  # nothing was touched: the oldest goes
-            del kept[gone]
-    assert len(index) == len(kept) <= 16
+            assert gone == min(entries)  # nothing was touched: the oldest goes
+            del entries[gone]
+    assert len(index) == len(entries) <= 16
     needle = unit(np.array(query[0]))
     if needle is None:
         return
-    found = index.nearest(Described(needle, "a"))
-    same = {k: chord(row, needle) for k, (row, tag, _) in kept.items() if tag == "a"}
+    nearest = index.nearest(Described(needle, "a"))
+    same = {row_key: chord(row, needle) for row_key, (row, tag, _) in entries.items() if tag == "a"}
     if not same:
-        assert found is None
+        assert nearest is None
         return
-    assert found is not None
-    key, distance, reach = found
+    assert nearest is not None
+    key, distance, reach = nearest
     assert distance == pytest.approx(min(same.values()), abs=2e-3)
     assert same[key] == pytest.approx(min(same.values()), abs=2e-3)
-    assert reach == kept[key][2]
+    assert reach == entries[key][2]
 
 
 def test_what_was_used_stays_and_what_was_removed_is_gone():
@@ -154,7 +154,7 @@ def test_what_was_used_stays_and_what_was_removed_is_gone():
     index.remove(b"a")
     index.touch(b"a")
     assert len(index) == 1
-    found = index.nearest(first)
-    assert found is not None
-    assert found[0] == b"c"
+    nearest = index.nearest(first)
+    assert nearest is not None
+    assert nearest[0] == b"c"
     assert index.nearest(Described(np.ones(5, np.float32))) is None

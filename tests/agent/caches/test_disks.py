@@ -71,9 +71,9 @@ def fill(cache: ResultCache, count: int = COUNT) -> None:
 def assert_works(cache: ResultCache) -> None:
     cache.put(MODEL, b"works now" + bytes(7), answer(7))
     assert cache.store.flush(), cache.store.health()
-    found = cache.get(MODEL, b"works now" + bytes(7))
-    assert found is not None
-    np.testing.assert_array_equal(found["y"], answer(7)["y"])
+    cached = cache.get(MODEL, b"works now" + bytes(7))
+    assert cached is not None
+    np.testing.assert_array_equal(cached["y"], answer(7)["y"])
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -254,9 +254,9 @@ def swap_pages(path: Path, rng: random.Random) -> None:
 
 
 def read_only_header(path: Path, rng: random.Random) -> None:
-    with path.open("r+b") as f:
-        f.seek(18)
-        f.write(bytes([9]))
+    with path.open("r+b") as file:
+        file.seek(18)
+        file.write(bytes([9]))
 
 
 def another_format(path: Path, rng: random.Random) -> None:
@@ -272,7 +272,7 @@ DAMAGES = (
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("filled")
     cache = open_cache(folder)
     fill(cache)
@@ -282,9 +282,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("damage", "seed"), DAMAGES, ids=lambda x: getattr(x, "__name__", str(x)))
 def test_a_damaged_file_gives_no_wrong_answer_and_is_used_or_recreated(
-    damage, seed, filled, tmp_path
+    damage, seed, filled_file, tmp_path
 ):
-    shutil.copy(filled, tmp_path)
+    shutil.copy(filled_file, tmp_path)
     damage(tmp_path / "results.db", random.Random(seed))
     cache = open_cache(tmp_path)
     count_right(cache)
@@ -301,8 +301,8 @@ def test_a_damaged_file_gives_no_wrong_answer_and_is_used_or_recreated(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_damage_under_a_running_cache_gives_no_wrong_answer(seed, filled, tmp_path):
-    shutil.copy(filled, tmp_path)
+def test_damage_under_a_running_cache_gives_no_wrong_answer(seed, filled_file, tmp_path):
+    shutil.copy(filled_file, tmp_path)
     cache = open_cache(tmp_path)
     count_right(cache, 5)
     flip(tmp_path / "results.db", random.Random(seed))
@@ -319,8 +319,8 @@ def test_damage_under_a_running_cache_gives_no_wrong_answer(seed, filled, tmp_pa
     again.store.close()
 
 
-def test_a_file_that_is_no_database_is_replaced_and_reported(filled, tmp_path):
-    shutil.copy(filled, tmp_path)
+def test_a_file_that_is_no_database_is_replaced_and_reported(filled_file, tmp_path):
+    shutil.copy(filled_file, tmp_path)
     another_format(tmp_path / "results.db", random.Random())
     cache = open_cache(tmp_path)
     assert "recreated" in cache.store.health()
@@ -333,8 +333,8 @@ def test_a_file_that_is_no_database_is_replaced_and_reported(filled, tmp_path):
     again.store.close()
 
 
-def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled, tmp_path):
-    shutil.copy(filled, tmp_path)
+def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled_file, tmp_path):
+    shutil.copy(filled_file, tmp_path)
     plain = sqlite3.connect(tmp_path / "results.db")
     ((value,),) = plain.execute("SELECT value FROM entries WHERE key = ?", (key(5),)).fetchall()
     with plain:
@@ -356,9 +356,9 @@ def test_a_changed_byte_in_an_answer_is_noticed_and_the_answer_forgotten(filled,
     cache.store.close()
 
 
-def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
+def test_after_a_crash_the_whole_file_is_checked(filled_file, tmp_path):
     """A page that no query reads: only the check after an unclean end finds it."""
-    shutil.copy(filled, tmp_path)
+    shutil.copy(filled_file, tmp_path)
     plain = sqlite3.connect(tmp_path / "results.db")
     (root,) = plain.execute(
         "SELECT rootpage FROM sqlite_master WHERE name = 'entries_model'"
@@ -377,8 +377,8 @@ def test_after_a_crash_the_whole_file_is_checked(filled, tmp_path):
         cache.store.close()
 
 
-def test_a_file_whose_entries_are_mostly_wrong_is_recreated(filled, tmp_path):
-    shutil.copy(filled, tmp_path)
+def test_a_file_whose_entries_are_mostly_wrong_is_recreated(filled_file, tmp_path):
+    shutil.copy(filled_file, tmp_path)
     plain = sqlite3.connect(tmp_path / "results.db")
     with plain:
         plain.execute("UPDATE entries SET value = CAST(value || x'00' AS BLOB)")
@@ -393,9 +393,9 @@ def test_a_file_whose_entries_are_mostly_wrong_is_recreated(filled, tmp_path):
     cache.store.close()
 
 
-def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled, tmp_path):
+def test_a_complaint_that_cannot_be_decoded_is_a_complaint(filled_file, tmp_path):
     """SQLite quotes the damaged schema, and sqlite3 raises UnicodeDecodeError instead."""
-    shutil.copy(filled, tmp_path)
+    shutil.copy(filled_file, tmp_path)
     cache = open_cache(tmp_path)
     plain = sqlite3.connect(tmp_path / "results.db")
     with plain:
@@ -455,6 +455,6 @@ def test_embeddings_survive_a_damaged_file_too(tmp_path):
 
 def is_sound(path: Path) -> bool:
     db = sqlite3.connect(path)
-    found = db.execute("PRAGMA integrity_check").fetchall()
+    complaints = db.execute("PRAGMA integrity_check").fetchall()
     db.close()
-    return found == [("ok",)]
+    return complaints == [("ok",)]

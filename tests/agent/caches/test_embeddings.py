@@ -33,9 +33,9 @@ def open_cache(path: Path, **more: object) -> EmbeddingCache:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[EmbeddingCache]:
-    c = open_cache(tmp_path)
-    yield c
-    c.store.close()
+    cache_file = open_cache(tmp_path)
+    yield cache_file
+    cache_file.store.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def embed(minilm: Path) -> Callable[[str], Array]:
     session = adapter.open(minilm, threads=1, options={})
 
     def run(text: str) -> Array:
-        made = tokenizer.encode(text)
+        encoding = tokenizer.encode(text)
         return session.run(
             {
-                "input_ids": np.array([made.ids], np.int64),
-                "attention_mask": np.array([made.attention_mask], np.int64),
+                "input_ids": np.array([encoding.ids], np.int64),
+                "attention_mask": np.array([encoding.attention_mask], np.int64),
             }
         )["embedding"]
 
@@ -60,8 +60,8 @@ def embed(minilm: Path) -> Callable[[str], Array]:
 
 
 def unit(degrees: float) -> Array:
-    a = np.deg2rad(degrees)
-    return np.array([np.cos(a), np.sin(a)], np.float32)
+    radians = np.deg2rad(degrees)
+    return np.array([np.cos(radians), np.sin(radians)], np.float32)
 
 
 def test_an_application_finds_its_own_result_by_meaning(cache, embed):
@@ -121,10 +121,10 @@ def test_vectors_come_back_with_their_type_and_shape_after_a_restart(tmp_path):
     first.store.close()
     again = open_cache(tmp_path)
     for text, vector in vectors.items():
-        found = again.get(MODEL, text)
-        assert (found.dtype, found.shape) == (vector.dtype, vector.shape)
-        np.testing.assert_array_equal(found, vector)
-        found[...] = 0  # its own memory
+        stored = again.get(MODEL, text)
+        assert (stored.dtype, stored.shape) == (vector.dtype, vector.shape)
+        np.testing.assert_array_equal(stored, vector)
+        stored[...] = 0  # its own memory
     np.testing.assert_array_equal(again.get(MODEL, feeds), unit(1))
     assert again.get(OTHER, feeds) is None
     again.store.close()
@@ -135,10 +135,10 @@ def test_nearest_ranks_by_angle_and_not_by_length(cache):
         cache.put(MODEL, f"{degrees} degrees", unit(degrees) * (degrees + 1))
     cache.put(OTHER, "of another model", unit(15))
     cache.put(MODEL, "tokens", np.ones((5, 2), np.float32))
-    found = cache.nearest(MODEL, unit(15), limit=10)
-    assert [hit.text for hit in found] == [f"{distance} degrees" for distance in (20, 0, 50, 180)]
-    assert found[0].similarity == pytest.approx(np.cos(np.deg2rad(5)), abs=1e-6)
-    assert found[-1].similarity == pytest.approx(np.cos(np.deg2rad(165)), abs=1e-6)
+    nearest = cache.nearest(MODEL, unit(15), limit=10)
+    assert [hit.text for hit in nearest] == [f"{distance} degrees" for distance in (20, 0, 50, 180)]
+    assert nearest[0].similarity == pytest.approx(np.cos(np.deg2rad(5)), abs=1e-6)
+    assert nearest[-1].similarity == pytest.approx(np.cos(np.deg2rad(165)), abs=1e-6)
 
 
 def test_nearest_sees_what_was_put_changed_and_removed_since(tmp_path):
@@ -151,8 +151,8 @@ def test_nearest_sees_what_was_put_changed_and_removed_since(tmp_path):
     assert [hit.text for hit in cache.nearest(MODEL, unit(0), limit=5)] == ["old", "turns"]
     cache.put(MODEL, "turns", unit(90), result=b"after")
     cache.put(MODEL, "new", unit(30))
-    found = cache.nearest(MODEL, unit(0), limit=5)
-    assert [(hit.text, hit.result) for hit in found] == [
+    nearest = cache.nearest(MODEL, unit(0), limit=5)
+    assert [(hit.text, hit.result) for hit in nearest] == [
         ("old", b""),
         ("new", b""),
         ("turns", b"after"),
@@ -172,9 +172,9 @@ def test_nearest_keeps_up_with_evictions(tmp_path):
         for _ in range(100):
             cache.put(MODEL, f"text {number}", rng.normal(size=500).astype(np.float32))
             number += 1
-        found = cache.nearest(MODEL, cache.get(MODEL, f"text {number - 1}"), limit=3)
-        assert found[0].text == f"text {number - 1}"
-        assert found[0].similarity == pytest.approx(1, abs=1e-5)
+        nearest = cache.nearest(MODEL, cache.get(MODEL, f"text {number - 1}"), limit=3)
+        assert nearest[0].text == f"text {number - 1}"
+        assert nearest[0].similarity == pytest.approx(1, abs=1e-5)
     assert "text 0" not in {
         hit.text for hit in cache.nearest(MODEL, np.ones(500, np.float32), limit=number)
     }
@@ -200,11 +200,11 @@ def test_what_is_no_embedding_is_refused(bad, cache):
 
 
 @pytest.mark.parametrize(
-    ("query", "k"), [(np.ones((2, 2)), 1), (np.ones(2, np.int32), 1), (np.ones(2), 0)], ids=str
+    ("query", "limit"), [(np.ones((2, 2)), 1), (np.ones(2, np.int32), 1), (np.ones(2), 0)], ids=str
 )
-def test_what_is_no_query_is_refused(query, k, cache):
+def test_what_is_no_query_is_refused(query, limit, cache):
     with pytest.raises(InputError, match="one vector"):
-        cache.nearest(MODEL, query, k)
+        cache.nearest(MODEL, query, limit)
 
 
 def test_a_query_of_another_length_is_refused(cache):

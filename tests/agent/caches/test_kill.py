@@ -123,7 +123,7 @@ def look(path: Path, count: int, surely: dict[str, set[int]]) -> int:
 
 def test_what_was_committed_before_the_kill_is_there_and_right(tmp_path):
     path, count = tmp_path / "results.db", 150  # of each model: far from any eviction
-    surely: dict[str, set[int]] = {m: set() for m in MODELS}
+    surely: dict[str, set[int]] = {model: set() for model in MODELS}
     for seed in range(ROUNDS):
         surely[MODELS[seed % 2]] |= set(run_and_kill(write_for_ever, path, seed, count, False))
         look(path, count, surely)
@@ -135,7 +135,7 @@ def test_nothing_is_wrong_after_kills_amid_evictions_and_flushes_of_models(tmp_p
     before = fill_up(path, count)
     for seed in range(ROUNDS):
         run_and_kill(write_for_ever, path, seed, count, seed % 3 == 2)
-        assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 4_000_000
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 4_000_000
         if seed % 3 == 1 or seed == ROUNDS - 1:
             assert look(path, count, {}) > 0
     cache = open_cache(path)

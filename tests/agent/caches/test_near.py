@@ -49,9 +49,9 @@ def make_answer(text: str) -> Feeds:
     return {"answer": np.array(text)}
 
 
-def open_cache(path: Path, made: Calibration = TEXTS, **more) -> NearCache:
+def open_cache(path: Path, calibration: Calibration = TEXTS, **more) -> NearCache:
     more = {"max_bytes": MIN_BYTES, "ttl_s": HOUR, "audit_share": 0.0, **more}
-    return NearCache(path / "near" / "model.db", made, **more)
+    return NearCache(path / "near" / "model.db", calibration, **more)
 
 
 @pytest.fixture
@@ -157,11 +157,11 @@ def test_the_file_stays_within_its_bytes_and_what_it_lost_is_a_miss(tmp_path):
     assert cache.store.flush()
     files = list((tmp_path / "near").iterdir())
     assert sum(fits.stat().st_size for fits in files) <= MIN_BYTES
-    found = [cache.lookup_embedding(MODEL, vector) for vector in vectors]
-    assert all(fits is None or fits.outputs["y"][0] == i for i, fits in enumerate(found))
-    kept = sum(fits is not None for fits in found)
-    assert 100 < kept < 1000
-    assert cache.counters().entries == kept
+    hits = [cache.lookup_embedding(MODEL, vector) for vector in vectors]
+    assert all(fits is None or fits.outputs["y"][0] == i for i, fits in enumerate(hits))
+    hit_count = sum(fits is not None for fits in hits)
+    assert 100 < hit_count < 1000
+    assert cache.counters().entries == hit_count
     assert cache.counters().evicted > 0
     cache.close()
 
@@ -317,8 +317,8 @@ def test_a_full_disk_costs_answers_and_no_request(small_disk):
     cache.store.flush()
     assert "full" in cache.health()
     for i, vector in enumerate(vectors):
-        found = cache.lookup_embedding(MODEL, vector)
-        assert found is None or found.outputs["y"][0] == i
+        hit = cache.lookup_embedding(MODEL, vector)
+        assert hit is None or hit.outputs["y"][0] == i
     cache.close()
 
 
@@ -354,14 +354,14 @@ def test_threads_find_their_own_answers(tmp_path):
 
     def client(seed: int) -> None:
         order = np.random.default_rng(seed)
-        for i in order.integers(0, 200, 400):
-            found = cache.lookup_embedding(MODEL, vectors[i])
-            if found is None:
-                cache.add_embedding(MODEL, vectors[i], make_answer(str(i)))
-            elif found.outputs != make_answer(str(i)):
-                problems.append((i, found))
-            elif found.audit:
-                cache.record_audit(MODEL, found, make_answer(str(i)))
+        for index in order.integers(0, 200, 400):
+            hit = cache.lookup_embedding(MODEL, vectors[index])
+            if hit is None:
+                cache.add_embedding(MODEL, vectors[index], make_answer(str(index)))
+            elif hit.outputs != make_answer(str(index)):
+                problems.append((index, hit))
+            elif hit.audit:
+                cache.record_audit(MODEL, hit, make_answer(str(index)))
 
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
     for thread in threads:
@@ -388,12 +388,12 @@ def digit_model(digits: Path) -> OrtSession:
 @pytest.fixture(scope="module")
 def pixels() -> list[Array]:
     """Real digits in random order."""
-    found = [pixel_row for pixel_row, _ in data.digits_eval()]
-    return [found[i] for i in np.random.default_rng(5).permutation(len(found))]
+    rows = [pixel_row for pixel_row, _ in data.digits_eval()]
+    return [rows[index] for index in np.random.default_rng(5).permutation(len(rows))]
 
 
 @pytest.fixture(scope="module")
-def calibrated(digit_model: OrtSession, pixels: list[Array]) -> Calibration:
+def digit_calibration(digit_model: OrtSession, pixels: list[Array]) -> Calibration:
     samples = (({"input": pixel_row}, None) for pixel_row in pixels[:1500])
     return calibrate_model(
         digit_model.run, samples, model=MODEL, inputs=DIGIT, rule=Rule(), epsilon=0.05
@@ -416,35 +416,37 @@ def serve(cache: NearCache, model: OrtSession, stream: list[Array]) -> tuple[int
     return hits, wrong
 
 
-def test_a_cache_within_its_budget_keeps_its_threshold(tmp_path, digit_model, pixels, calibrated):
+def test_a_cache_within_its_budget_keeps_its_threshold(
+    tmp_path, digit_model, pixels, digit_calibration
+):
     chance = np.random.default_rng(1).random
-    cache = open_cache(tmp_path, calibrated, audit_share=0.3, chance=chance)
+    cache = open_cache(tmp_path, digit_calibration, audit_share=0.3, chance=chance)
     hits, wrong = serve(cache, digit_model, pixels[1500:])
     counters = cache.counters()
     assert hits > 800
-    assert wrong / hits < calibrated.epsilon
+    assert wrong / hits < digit_calibration.epsilon
     assert counters.audited > 300
     assert (counters.state, counters.threshold, counters.alarms) == (
         "calibrated",
-        calibrated.threshold,
+        digit_calibration.threshold,
         0,
     )
     cache.close()
 
 
-def test_drift_tightens_the_threshold(tmp_path, digit_model, pixels, calibrated):
+def test_drift_tightens_the_threshold(tmp_path, digit_model, pixels, digit_calibration):
     """The light fades. Vectors do not see brightness, but the model does and errs."""
     dark = pixels[0].min()
     faded = [(pixel_row - dark) * np.float32(0.1) + dark for pixel_row in pixels]
     chance = np.random.default_rng(1).random
-    cache = open_cache(tmp_path, calibrated, audit_share=0.3, chance=chance)
+    cache = open_cache(tmp_path, digit_calibration, audit_share=0.3, chance=chance)
     serve(cache, digit_model, pixels[1500:3000])
     assert cache.counters().alarms == 0
     before = serve(cache, digit_model, faded[3000:3300])
     counters = cache.counters()
     assert before[1] / before[0] > 0.5  # it was that bad
     assert counters.alarms >= 1
-    assert counters.threshold <= calibrated.threshold / 2
+    assert counters.threshold <= digit_calibration.threshold / 2
     after = serve(cache, digit_model, faded[3300:])
     assert after[1] < before[1] / 2  # in six times as many requests
     cache.close()
@@ -505,24 +507,24 @@ def test_opposite_questions_are_near_for_the_model_and_kept_apart_by_the_guard(t
     tokenizer.enable_padding(length=64)
 
     def embed(text: str) -> Array:
-        made = tokenizer.encode(text)
-        ids = {"input_ids": made.ids, "attention_mask": made.attention_mask}
+        encoding = tokenizer.encode(text)
+        ids = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask}
         return session.run({key: np.array([vector], np.int64) for key, vector in ids.items()})[
             "embedding"
         ]
 
     usual = msgspec.structs.replace(TEXTS, threshold=float(np.sqrt(2 - 2 * 0.9)))
-    fooled = kept = 0
+    fooled = kept_apart = 0
     for i, (first, second, same) in enumerate(PAIRS):
         if same:
             continue
         for guard in (False, True):
-            made = msgspec.structs.replace(usual, text_guard=guard)
-            cache = open_cache(tmp_path / f"{i}{guard}", made)
+            calibration = msgspec.structs.replace(usual, text_guard=guard)
+            cache = open_cache(tmp_path / f"{i}{guard}", calibration)
             cache.add_embedding(MODEL, embed(first), make_answer(first), first)
             hit = cache.lookup_embedding(MODEL, embed(second), second) is not None
             fooled += hit and not guard
-            kept += not hit and guard
+            kept_apart += not hit and guard
             cache.close()
     assert fooled >= 4  # a threshold of 0.9 alone lets them through
-    assert kept == sum(not same for _, _, same in PAIRS)
+    assert kept_apart == sum(not same for _, _, same in PAIRS)

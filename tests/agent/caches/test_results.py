@@ -41,9 +41,9 @@ def open_cache(
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[ResultCache]:
-    c = open_cache(tmp_path)
-    yield c
-    c.store.close()
+    cache_file = open_cache(tmp_path)
+    yield cache_file
+    cache_file.store.close()
 
 
 def answer(number: int, size: int = 1000) -> Feeds:
@@ -55,12 +55,12 @@ def question(number: int) -> Feeds:
     return {"x": np.array([number], np.int32)}
 
 
-def same(a: Feeds, second: Feeds) -> bool:
-    return a.keys() == second.keys() and all(
-        a[k].dtype == second[k].dtype
-        and a[k].shape == second[k].shape
-        and bool((a[k] == second[k]).all())
-        for k in a
+def same(first: Feeds, second: Feeds) -> bool:
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype
+        and first[name].shape == second[name].shape
+        and bool((first[name] == second[name]).all())
+        for name in first
     )
 
 
@@ -120,9 +120,9 @@ def test_keys_answers_and_counters_survive_a_restart(tmp_path):
 
 
 def test_each_file_has_a_secret_of_its_own(tmp_path):
-    a, second = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
-    assert a.key(MODEL, question(1)) != second.key(MODEL, question(1))
-    a.store.close()
+    first, second = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
+    assert first.key(MODEL, question(1)) != second.key(MODEL, question(1))
+    first.store.close()
     second.store.close()
 
 
@@ -196,9 +196,9 @@ def test_what_is_asked_often_changes_ages_and_goes_like_all_else(tmp_path):
     often = b"k" * 16
 
     def ask() -> Feeds | None:
-        found = [cache.get(MODEL, often) for _ in range(5)]
-        assert all(f is None for f in found) or all(same(f, found[0]) for f in found)
-        return found[0]
+        answers = [cache.get(MODEL, often) for _ in range(5)]
+        assert all(hit is None for hit in answers) or all(same(hit, answers[0]) for hit in answers)
+        return answers[0]
 
     cache.put(MODEL, often, answer(1))
     cache.store.flush()
@@ -232,7 +232,7 @@ def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
             cache.put(MODEL, cache.key(MODEL, question(number)), answer(number, size))
             number += 1
         cache.store.flush()
-        largest = max(largest, sum(p.stat().st_size for p in tmp_path.iterdir()))
+        largest = max(largest, sum(path.stat().st_size for path in tmp_path.iterdir()))
     assert MIN_BYTES / 4 < largest <= MIN_BYTES
     counters = cache.store.counters()
     assert counters.entries == number - counters.evicted
@@ -240,7 +240,7 @@ def test_it_stays_below_its_bytes_and_evicts_the_oldest(size, batch, tmp_path):
     assert counters.dropped == 0
     held = [cache.get(MODEL, cache.key(MODEL, question(i))) for i in range(number)]
     assert held[0] is None
-    assert all(found is None or same(found, answer(i, size)) for i, found in enumerate(held))
+    assert all(cached is None or same(cached, answer(i, size)) for i, cached in enumerate(held))
     newest = held[
         number - counters.entries // 2 :
     ]  # looking at the older half moves it, and may evict
@@ -289,17 +289,17 @@ def test_many_threads_get_right_answers_and_exact_counters(cache):
         for i in range(asked):
             number = rng.randrange(300)
             key = cache.key(MODEL, question(number))
-            found = cache.get(MODEL, key)
-            if found is None:
+            cached = cache.get(MODEL, key)
+            if cached is None:
                 cache.put(MODEL, key, answer(number))
-            elif not same(found, answer(number)):
-                wrong.append((number, found))
+            elif not same(cached, answer(number)):
+                wrong.append((number, cached))
             if i % 200 == 0:
                 cache.store.counters()
             if seed == 0 and i % 300 == 0:
                 cache.store.keep_only([MODEL])
 
-    threads = [threading.Thread(target=work, args=(s,)) for s in range(8)]
+    threads = [threading.Thread(target=work, args=(thread_seed,)) for thread_seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -318,16 +318,16 @@ def arrays(dtype: str) -> st.SearchStrategy[Array]:
     shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
     if dtype == "string":
         text = st.text(max_size=3) | st.binary(max_size=3)
-        return shapes.flatmap(lambda s: st.lists(text, min_size=int(np.prod(s, dtype=int)),
-                                                  max_size=int(np.prod(s, dtype=int)))
-                              .map(lambda items: as_objects(items, s)))  # fmt: skip
+        return shapes.flatmap(lambda shape: st.lists(text, min_size=int(np.prod(shape, dtype=int)),
+                                                  max_size=int(np.prod(shape, dtype=int)))
+                              .map(lambda items: as_objects(items, shape)))  # fmt: skip
     return hnp.arrays(dtype, shapes)
 
 
 def as_objects(items: list[object], shape: tuple[int, ...]) -> Array:
-    a = np.empty(shape, object)
-    a.flat[:] = items
-    return a
+    array = np.empty(shape, object)
+    array.flat[:] = items
+    return array
 
 
 FEEDS = st.dictionaries(
@@ -338,18 +338,23 @@ QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(Hea
 
 def identity(feeds: Feeds) -> object:
     return sorted(
-        (k, a.dtype.str, a.shape, a.tolist() if a.dtype.hasobject else a.tobytes())
-        for k, a in feeds.items()
+        (
+            name,
+            array.dtype.str,
+            array.shape,
+            array.tolist() if array.dtype.hasobject else array.tobytes(),
+        )
+        for name, array in feeds.items()
     )
 
 
 @QUICK
 @given(FEEDS, FEEDS)
-def test_two_inputs_share_a_key_exactly_if_they_are_the_same(a, second):
-    assert (input_key(1, "m", a) == input_key(1, "m", second)) == (
-        repr(identity(a)) == repr(identity(second))
+def test_two_inputs_share_a_key_exactly_if_they_are_the_same(first, second):
+    assert (input_key(1, "m", first) == input_key(1, "m", second)) == (
+        repr(identity(first)) == repr(identity(second))
     )
-    assert input_key(1, "m", a) == input_key(1, "m", dict(reversed(a.items())))
+    assert input_key(1, "m", first) == input_key(1, "m", dict(reversed(first.items())))
 
 
 @QUICK
@@ -357,7 +362,7 @@ def test_two_inputs_share_a_key_exactly_if_they_are_the_same(a, second):
 def test_packing_and_unpacking_changes_nothing(feeds):
     back = unpack(pack(feeds))
     assert repr(identity(back)) == repr(identity(feeds))
-    assert all(a.flags.writeable and a.flags.aligned for a in back.values())
+    assert all(array.flags.writeable and array.flags.aligned for array in back.values())
 
 
 def test_a_key_depends_on_everything_that_changes_an_answer():
@@ -379,7 +384,7 @@ def test_a_key_depends_on_everything_that_changes_an_answer():
         input_key(1, "m", {"a": np.array(["a", "bc"], object)}),
     ]
     assert len(set(keys)) == len(keys)
-    assert all(len(k) == 16 for k in keys)
+    assert all(len(key) == 16 for key in keys)
 
 
 def test_how_an_array_lies_in_memory_does_not_matter():

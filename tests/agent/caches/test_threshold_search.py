@@ -44,9 +44,9 @@ def answer(name: object) -> Feeds:
 def make_sample(
     numbers: Array, name: object, group: object = None, tag: str = ""
 ) -> CalibrationSample:
-    made = unit(numbers)
-    assert made is not None
-    return CalibrationSample(Described(made, tag), answer(name), group)  # type: ignore[arg-type]  # hashable
+    unit_vector = unit(numbers)
+    assert unit_vector is not None
+    return CalibrationSample(Described(unit_vector, tag), answer(name), group)  # type: ignore[arg-type]  # hashable
 
 
 # The replay is the cache
@@ -58,9 +58,9 @@ def one_cache(
     """Hit and wrong of every trial, by the cache's own index, one look-up after the other."""
     index, answers, samples_run = Index(len(trials)), {}, []
     for i, level in enumerate(trials):
-        found = index.nearest(level.item)
-        if found is not None and found[1] <= threshold * found[2]:
-            samples_run.append((True, rule.differ(answers[found[0]], level.answer)))
+        nearest = index.nearest(level.item)
+        if nearest is not None and nearest[1] <= threshold * nearest[2]:
+            samples_run.append((True, rule.differ(answers[nearest[0]], level.answer)))
             continue
         key = i.to_bytes(2, "big")
         index.add(key, level.item, rule.reach(level.answer))
@@ -132,9 +132,9 @@ def test_the_chosen_threshold_is_too_large_in_at_most_five_percent_of_runs():
     rng, epsilon, runs = np.random.default_rng(12), 0.1, 300
     rate = np.linspace(0, 0.5, len(GRID)) ** 2
     true = np.cumsum(rate) / np.arange(1, len(GRID) + 1)  # of all hits up to a threshold
-    limit = max(level for level, r in zip(GRID, true, strict=True) if r <= epsilon)
-    found = [find_proven(draw_counts(rng, 400, 1, rate), epsilon) for _ in range(runs)]
-    levels = [f.threshold for f in found if f is not None]
+    limit = max(level for level, proven in zip(GRID, true, strict=True) if proven <= epsilon)
+    results = [find_proven(draw_counts(rng, 400, 1, rate), epsilon) for _ in range(runs)]
+    levels = [result.threshold for result in results if result is not None]
     assert len(levels) > 0.9 * runs  # it does find one
     assert np.median(levels) > limit / 2  # and no needlessly small one
     too_large = sum(level > limit for level in levels)
@@ -149,7 +149,8 @@ def test_taking_the_best_of_all_thresholds_would_be_fooled_more_often():
         counts = draw_counts(rng, 300, 1, np.full(len(GRID), epsilon))
         sums = zip(counts.wrong.sum(axis=1), counts.hits.sum(axis=1), strict=True)
         naive += any(
-            binomial_tail(int(wrong_count), int(n), epsilon) <= 0.05 for wrong_count, n in sums
+            binomial_tail(int(wrong_count), int(total), epsilon) <= 0.05
+            for wrong_count, total in sums
         )
         ours += find_proven(counts, epsilon) is not None
     assert naive > 0.08 * runs
@@ -168,18 +169,18 @@ def clean(groups: int) -> list[CalibrationSample]:
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
-    def made(count: int) -> Calibration:
+    def calibrate(count: int) -> Calibration:
         trials = clean(count) if grouped else [level for level in clean(count) if level.group != 0]
         alone = [msgspec.structs.replace(level, group=None) for level in trials]
         return calibrate_threshold(
             trials if grouped else alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
         )
 
-    few = made(15)
+    few = calibrate(15)
     assert few.threshold == 0
     assert few.evidence is None
     asked = int(re.findall(r"takes about (\d+) groups", few.why)[0])
-    enough = made(asked if grouped else math.ceil(asked / 2) + 1)
+    enough = calibrate(asked if grouped else math.ceil(asked / 2) + 1)
     assert enough.threshold > 0
     assert enough.why == ""
     assert enough.evidence is not None
@@ -188,14 +189,16 @@ def test_without_enough_data_it_stays_off_and_says_how_much_would_do(grouped):
         assert enough.evidence.groups == enough.groups - math.ceil(enough.groups / 5)
     assert count_required_trials(0.1) == 29
     assert asked > 29 * 5 / 4  # a fifth is set aside, and not every request is a reuse
-    assert made(int(asked * 0.35)).threshold == 0
+    assert calibrate(int(asked * 0.35)).threshold == 0
 
 
 def test_many_trials_of_few_groups_prove_nothing():
     """Frames of one clip say the same thing many times."""
     trials = [make_sample(np.array([1.0, i % 3]), i % 3, group=i % 3) for i in range(900)]
-    made = calibrate_threshold(trials, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1)
-    assert made.threshold == 0
+    calibration = calibrate_threshold(
+        trials, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
+    )
+    assert calibration.threshold == 0
     alone = [msgspec.structs.replace(level, group=None) for level in trials]
     assert calibrate_threshold(
         alone, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
@@ -205,13 +208,17 @@ def test_many_trials_of_few_groups_prove_nothing():
 def test_a_refusal_tells_wrong_answers_from_missing_neighbours():
     rng = np.random.default_rng(0)
     coin = [make_sample(np.array([1.0, 0.0]), rng.integers(2)) for _ in range(300)]
-    made = calibrate_threshold(coin, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
-    assert "of the reuses" in made.why
-    assert "the limit is 5.00%" in made.why
+    calibration = calibrate_threshold(
+        coin, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05
+    )
+    assert "of the reuses" in calibration.why
+    assert "the limit is 5.00%" in calibration.why
     apart = [make_sample(np.eye(50)[i], i) for i in range(50)]
-    made = calibrate_threshold(apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05)
-    assert "no sample was near an earlier one" in made.why
-    assert f"takes {count_required_trials(0.05)} reuses" in made.why
+    calibration = calibrate_threshold(
+        apart, model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.05
+    )
+    assert "no sample was near an earlier one" in calibration.why
+    assert f"takes {count_required_trials(0.05)} reuses" in calibration.why
 
 
 @pytest.mark.parametrize(
@@ -278,7 +285,7 @@ def samples_run(digits: Path) -> list[tuple[Array, Feeds]]:
     session = onnxruntime.open(digits, threads=1, options={})
     pixels = [image for image, _ in data.digits_eval()]
     order = np.random.default_rng(5).permutation(len(pixels))[:2400]
-    return [(pixels[i], session.run({"input": pixels[i]})) for i in order]
+    return [(pixels[index], session.run({"input": pixels[index]})) for index in order]
 
 
 def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(samples_run):
@@ -293,15 +300,15 @@ def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(samples_run
     known = [({"input": image}, None) for image, _ in samples_run[:1200]]
     thresholds = []
     for epsilon in (0.03, 0.05, 0.1, 0.2):
-        made = calibrate_model(
+        calibration = calibrate_model(
             run, [*known, known[0]], model=MODEL, inputs=spec, rule=Rule(), epsilon=epsilon
         )
-        assert made.samples == 1200  # the repeated one is the exact cache's
-        assert made.evidence is not None
-        assert made.evidence.upper <= epsilon
-        thresholds.append(made.threshold)
-        later = calibration_trials(samples_run[1200:], made.descriptor)
-        counts = replay_cache(later, Rule(), (made.threshold,))
+        assert calibration.samples == 1200  # the repeated one is the exact cache's
+        assert calibration.evidence is not None
+        assert calibration.evidence.upper <= epsilon
+        thresholds.append(calibration.threshold)
+        later = calibration_trials(samples_run[1200:], calibration.descriptor)
+        counts = replay_cache(later, Rule(), (calibration.threshold,))
         assert counts.hits.sum() > 100
         assert counts.wrong.sum() / counts.hits.sum() < epsilon
     assert thresholds == sorted(thresholds)
@@ -311,12 +318,12 @@ def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(samples_run
 def calibration_trials(
     pairs: list[tuple[Array, Feeds]], descriptor: Descriptor
 ) -> list[CalibrationSample]:
-    made = []
+    samples = []
     for image, outputs in pairs:
         item = describe(descriptor, {"input": image})
         assert item is not None
-        made.append(CalibrationSample(item, outputs))
-    return made
+        samples.append(CalibrationSample(item, outputs))
+    return samples
 
 
 def test_a_folder_of_clips_is_read_in_order_with_its_groups(tmp_path):
@@ -327,8 +334,8 @@ def test_a_folder_of_clips_is_read_in_order_with_its_groups(tmp_path):
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.full((1, 4), value, np.float32))
-    found = [(float(feeds["x"][0, 0]), group) for feeds, group in read_clips(folder, model)]
-    assert found == [(1, "a"), (2, "a"), (3, "b"), (4, None)]
+    clips = [(float(feeds["x"][0, 0]), group) for feeds, group in read_clips(folder, model)]
+    assert clips == [(1, "a"), (2, "a"), (3, "b"), (4, None)]
     (folder / "note.txt").write_text("no input")
     with pytest.raises(InputError, match=r"note\.txt"):
         list(read_clips(folder, model))
@@ -338,12 +345,12 @@ def test_a_folder_of_clips_is_read_in_order_with_its_groups(tmp_path):
 
 def test_the_file_comes_back_as_it_was_and_a_bad_one_is_refused(tmp_path):
     path = tmp_path / "near" / "model.json"
-    made = calibrate_threshold(
+    calibration = calibrate_threshold(
         clean(80), model=MODEL, descriptor=EMBEDDING, rule=EXACT, epsilon=0.1
     )
-    write_calibration(path, made)
+    write_calibration(path, calibration)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert read_calibration(path) == made
+    assert read_calibration(path) == calibration
     text = path.read_text()
     for bad in ("", "{}", text.replace('"format": 1', '"format": 2'), text[:-40], "\ud800"):
         path.write_bytes(bad.encode("utf-8", "surrogatepass"))

@@ -21,7 +21,7 @@ from edge_core.package import format as package
 from edge_core.package import golden
 from tests.agent.process import Service, clips, edge_agent, numbers, settings
 
-X = [[1.0, -2.0, 3.0, 0.5]]
+ROWS = [[1.0, -2.0, 3.0, 0.5]]
 COMMANDS = (
     "init", "install", "run", "status", "infer", "models", "rollback", "doctor", "verify", "bench",
     "detect", "cache",
@@ -67,7 +67,7 @@ def test_init_makes_what_the_other_commands_need(tmp_path: Path, make_package):
     assert "exists" in edge_agent("init", config=path, ok=1).stderr
     assert ask_json("models", config=path) == []
     edge_agent("install", make_package(), config=path)
-    assert [m["name"] for m in ask_json("models", config=path)] == ["dense"]
+    assert [model["name"] for model in ask_json("models", config=path)] == ["dense"]
 
 
 def test_install_shows_each_step_and_what_is_current(config: Config, make_package):
@@ -90,18 +90,18 @@ def test_install_shows_each_step_and_what_is_current(config: Config, make_packag
 def test_refused_packages_are_not_installed_again_by_chance(config: Config, make_package):
     path = settings(config)
     first, second = make_package(), make_package(version="2.0.0", seed=2)
-    for p in (first, second):
-        edge_agent("install", p, config=path)
+    for package_path in (first, second):
+        edge_agent("install", package_path, config=path)
     edge_agent("rollback", "dense", "--refuse", config=path)
     assert "--force" in edge_agent("install", second, config=path, ok=1).stderr
     edge_agent("install", second, "--force", config=path)
 
 
 def test_the_running_agent_serves_before_the_command_returns(
-    installed: Config, make_package, tmp_path: Path
+    installed_config: Config, make_package, tmp_path: Path
 ):
-    source = numbers(tmp_path, x=X)
-    with Service(installed) as service:
+    source = numbers(tmp_path, x=ROWS)
+    with Service(installed_config) as service:
         path = service.path
         one = ask_json("infer", "dense", source, config=path)
         done = ask_json("install", make_package(version="2", seed=2), config=path)
@@ -121,7 +121,7 @@ def test_the_running_agent_serves_before_the_command_returns(
 def test_an_answer_is_the_same_from_the_agent_this_process_and_the_package(
     config: Config, make_package, tmp_path: Path
 ):
-    path, source = settings(config), numbers(tmp_path, x=X)
+    path, source = settings(config), numbers(tmp_path, x=ROWS)
     package_path = make_package()
     install(config, package_path)
     here = ask_json("infer", "dense", source, config=path)
@@ -131,9 +131,14 @@ def test_an_answer_is_the_same_from_the_agent_this_process_and_the_package(
     assert here["outputs"] == direct["outputs"]
     for answer in (direct, there):
         np.testing.assert_allclose(answer["outputs"]["y"], here["outputs"]["y"], rtol=1e-6)
-        assert [s["label"] for s in answer["top"]] == [s["label"] for s in here["top"]]
-        for a, b in zip(answer["top"], here["top"], strict=True):
-            assert (a["index"], a["score"]) == (b["index"], pytest.approx(b["score"]))
+        assert [entry["label"] for entry in answer["top"]] == [
+            entry["label"] for entry in here["top"]
+        ]
+        for served, local in zip(answer["top"], here["top"], strict=True):
+            assert (served["index"], served["score"]) == (
+                local["index"],
+                pytest.approx(local["score"]),
+            )
     people = edge_agent("infer", "dense", source, "--top", "1", config=path).stdout
     assert re.fullmatch(r" +0\.\d{4}  (left|ahead|right)\n", people)
 
@@ -148,7 +153,7 @@ def test_without_http_the_agent_takes_an_installation_up_by_itself(
         said = edge_agent("install", make_package(version="2", seed=2), config=path).stdout
         assert "will serve it within a second" in said
         assert "no HTTP" in edge_agent("status", config=path).stdout
-        source = numbers(tmp_path, x=X)
+        source = numbers(tmp_path, x=ROWS)
         assert "right" in edge_agent("infer", "dense", source, config=path).stdout
         assert "HTTP is off" in edge_agent("doctor", config=path).stdout
         assert service.end() == 0
@@ -158,7 +163,7 @@ def test_caches_are_shown_and_cleared(config: Config, make_package, tmp_path: Pa
     caching = msgspec.structs.replace(config.serve, cache=True)
     config = msgspec.structs.replace(config, serve=caching)
     install(config, make_package())
-    source = numbers(tmp_path, x=X)
+    source = numbers(tmp_path, x=ROWS)
     with Service(config) as service:
         for _ in range(3):
             edge_agent("infer", "dense", source, config=service.path)
@@ -169,7 +174,7 @@ def test_caches_are_shown_and_cleared(config: Config, make_package, tmp_path: Pa
         assert "another agent" in edge_agent("cache", "clear", config=service.path, ok=1).stderr
         service.end()
     (before,) = ask_json("cache", config=service.path)
-    assert {t["name"]: t["rows"] for t in before["tables"]}["entries"] == 1
+    assert {table["name"]: table["rows"] for table in before["tables"]}["entries"] == 1
     assert ask_json("cache", "clear", config=service.path) == {"cleared": ["exact"]}
     assert ask_json("cache", config=service.path) == []
 
@@ -232,28 +237,28 @@ def test_a_mistake_is_one_line_with_a_hint_and_exit_code_1(
 
 
 def test_a_package_whose_answers_differ_here_is_refused_with_exit_code_2(
-    installed: Config, make_package, tmp_path: Path
+    installed_config: Config, make_package, tmp_path: Path
 ):
     opened = package.open(make_package(version="3", seed=3))
     vectors = golden.from_bytes(opened.read("here/golden.npz"))
-    wrong = tuple({"y": f["y"] + 1} for f in vectors.artifact)
-    files = {t: opened.read(t) for t in opened.titles if t != "manifest.json"}
+    wrong = tuple({"y": outputs["y"] + 1} for outputs in vectors.artifact)
+    files = {title: opened.read(title) for title in opened.titles if title != "manifest.json"}
     files["here/golden.npz"] = golden.make(vectors.inputs, wrong, wrong).to_bytes()
     package.write(tmp_path / "p.edgepkg", opened.manifest, files)
-    path = settings(installed)
+    path = settings(installed_config)
     done = edge_agent("install", tmp_path / "p.edgepkg", config=path, ok=2)
     assert "the golden vectors do not replay here" in done.stderr
     (model_,) = ask_json("models", config=path)
     assert model_["current"]["version"] == "1.0.0"
 
 
-def test_doctor_fails_with_1_and_only_for_failures(installed: Config):
-    path = settings(installed)
-    checks = {c["what"]: c["state"] for c in ask_json("doctor", config=path)}
+def test_doctor_fails_with_1_and_only_for_failures(installed_config: Config):
+    path = settings(installed_config)
+    checks = {check["what"]: check["state"] for check in ask_json("doctor", config=path)}
     assert checks["model dense"] == "ok"
     assert checks["agent"] == "warn"
     assert "fail" not in checks.values()
-    installed.root.chmod(0o755)
+    installed_config.root.chmod(0o755)
     done = edge_agent("doctor", "--json", config=path, ok=1)
-    assert {c["what"]: c["state"] for c in json.loads(done.stdout)}["privacy"] == "fail"
+    assert {check["what"]: check["state"] for check in json.loads(done.stdout)}["privacy"] == "fail"
     assert doctor.check_device(path)

@@ -39,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both models of the page installed twice, a picture, and settings of the first agent."""
     folder = tmp_path_factory.mktemp("serving")
     for make, name in ((http_server.dense, "steering"), (http_server.picture, "quarters")):
-        made = make(tmp_path_factory.mktemp("package"), name=name)
+        path = make(tmp_path_factory.mktemp("package"), name=name)
         for root in ("data", "served"):
-            http_server.install(folder / root, made)
+            http_server.install(folder / root, path)
     quarters = np.kron(np.array([[10, 20], [250, 40]]), np.ones((16, 16))).astype(np.uint8)
     Pillow.fromarray(quarters).save(folder / "photo.png")
     (folder / "config.toml").write_text(tomli_w.dumps({"data_dir": str(folder / "data")}))
@@ -64,8 +64,8 @@ def test_the_python_examples_print_what_they_say(folder, address, monkeypatch, c
     names: dict[str, object] = {}
     for block in blocks("python"):
         exec(block.replace(ADDRESS, address), names)  # later ones go on where the first ended
-        want = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.M)
-        assert capsys.readouterr().out.splitlines() == want
+        expected_lines = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.M)
+        assert capsys.readouterr().out.splitlines() == expected_lines
     assert len(blocks("python")) == 3
 
 
@@ -83,13 +83,13 @@ def test_the_shell_examples_get_answers(folder, address):
             answers.append(answer)
     numbers, zeros, status, ready = answers
     (shown,) = map(json.loads, blocks("json"))
-    scores, best = (o["data"] for o in numbers["outputs"])
-    numbers["outputs"][0]["data"] = [round(s, 3) for s in scores]
+    scores, best = (output["data"] for output in numbers["outputs"])
+    numbers["outputs"][0]["data"] = [round(number, 3) for number in scores]
     score, rest = best[0].split(":", 1)
     numbers["outputs"][1]["data"] = [f"{float(score):.1f}:{rest}"]
     assert numbers == shown
     assert zeros["outputs"][0]["shape"] == [1, 3]
-    assert [m["name"] for m in status["models"]] == ["quarters", "steering"]
+    assert [model["name"] for model in status["models"]] == ["quarters", "steering"]
     assert ready == {"ready": True}
 
 
@@ -115,11 +115,12 @@ def test_every_parameter_is_documented():
 def test_every_status_and_limit_is_documented():
     shown = {int(status) for status, _ in table("Refusals")}
     assert shown == {status for _, status in replies.STATUS} | {403, 405, 415, 431, 500}
-    d = limits.DEFAULT
+    limit = limits.DEFAULT
     refusals = PAGE.split("### Refusals\n", 1)[1]
     for text in (
-        f"{d.body_s:g} s", f"{d.head // 1024} KiB or {d.headers} headers", f"{d.head_s:g} s",
-        f"{d.keep_alive_s} s", f"{d.stuck_s:g} s", f"{oip.MAX_JSON // 2**20} MiB",
+        f"{limit.body_s:g} s", f"{limit.head // 1024} KiB or {limit.headers} headers",
+        f"{limit.head_s:g} s", f"{limit.keep_alive_s} s", f"{limit.stuck_s:g} s",
+        f"{oip.MAX_JSON // 2**20} MiB",
     ):  # fmt: skip
         assert text in refusals
 

@@ -45,24 +45,27 @@ def infer(model: str, document: dict[str, object], tail: bytes = b"") -> Case:
 
 def cases() -> list[Case]:
     """Requests that are answered as they are."""
-    x = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
-    binary = {**x, "parameters": {"binary_data_size": 16}}
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
+    binary = {**tensor, "parameters": {"binary_data_size": 16}}
     classes = [{"name": "y", "parameters": {"classification": 2, "binary_data": True}}]
     echoed, tail = [], b""
-    for d in http_server.ONNX_TYPES:
-        a = np.ones((2, 2), object if d == "string" else d)
-        if d == "string":
-            a[:] = "text"
-        i = triton.InferInput(f"in_{d}", [2, 2], datatype(d)).set_data_from_numpy(a)
-        echoed.append(i._get_tensor())
-        tail += i._get_binary_data()
+    for datatype_name in http_server.ONNX_TYPES:
+        array = np.ones((2, 2), object if datatype_name == "string" else datatype_name)
+        if datatype_name == "string":
+            array[:] = "text"
+        tensor_input = triton.InferInput(
+            f"in_{datatype_name}", [2, 2], datatype(datatype_name)
+        ).set_data_from_numpy(array)
+        echoed.append(tensor_input._get_tensor())
+        tail += tensor_input._get_binary_data()
     picture = {
         "name": "pixels", "shape": [1], "datatype": "BYTES",
         "parameters": {"binary_data_size": len(PNG) + 4},
     }  # fmt: skip
     return [
         infer(
-            "dense", {"id": "a", "inputs": [{**x, "data": [[1, 2.5, 3, 4]]}], "outputs": classes}
+            "dense",
+            {"id": "a", "inputs": [{**tensor, "data": [[1, 2.5, 3, 4]]}], "outputs": classes},
         ),
         infer("dense", {"inputs": [binary], "parameters": {"top": 2, "timeout": 10**6}}, bytes(16)),
         infer("echo", {"inputs": echoed, "parameters": {"binary_data_output": True}}, tail),
@@ -126,15 +129,16 @@ def in_chunks(fuzz: Fuzzer, body: bytes) -> bytes:
 def status_of(address: str, request: bytes, fuzz: Fuzzer) -> int | None:
     """The status of the first answer; None if there is none, for the request may be unfinished."""
     host, port = address.split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leave no trace
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        linger = struct.pack("ii", 1, 0)  # leave no trace
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         cut = fuzz.randint(0, len(request)) if fuzz.random() < 0.2 else len(request)
         answer = b""
         try:
-            s.sendall(request[:cut])
-            s.sendall(request[cut:])
-            while len(answer) < 12 and select.select([s], [], [], 0.1)[0]:
-                piece = s.recv(65536)
+            sock.sendall(request[:cut])
+            sock.sendall(request[cut:])
+            while len(answer) < 12 and select.select([sock], [], [], 0.1)[0]:
+                piece = sock.recv(65536)
                 if not piece:
                     break
                 answer += piece
@@ -143,9 +147,9 @@ def status_of(address: str, request: bytes, fuzz: Fuzzer) -> int | None:
     answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     if not answer:
         return None
-    found = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
-    assert found, answer
-    return int(found[1])
+    status_line = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
+    assert status_line, answer
+    return int(status_line[1])
 
 
 @pytest.fixture(scope="module")
@@ -167,24 +171,24 @@ def test_the_cases_are_answered_as_long_as_they_are_whole(root):
 
 def test_damaged_requests_are_refused_and_the_server_goes_on(root, caplog):
     fuzz, known = Fuzzer(SEED), cases()
-    seen: dict[int | None, int] = {}
+    status_counts: dict[int | None, int] = {}
     limits = Limits(head_s=1, body_s=1, drop_s=0.05, bodies=1)  # a leak would show as 503
     with (
         caplog.at_level(logging.ERROR),
         http_server.serving(root, limits=limits, max_body_mb=0.1) as (agent, address),
         triton.InferenceServerClient(address) as client,
     ):
-        given = [triton.InferInput("x", [1, 4], "FP32").set_data_from_numpy(ROW)]
-        want = agent.infer("dense", {"x": ROW}).outputs["y"]
-        for n in fuzz.cases():
+        inputs = [triton.InferInput("x", [1, 4], "FP32").set_data_from_numpy(ROW)]
+        expected = agent.infer("dense", {"x": ROW}).outputs["y"]
+        for case in fuzz.cases():
             whole = fuzz.random() > 0.05
             request = raw(fuzz, fuzz.choice(known)) if whole else fuzz.randbytes(300)
             status = status_of(address, request, fuzz)
-            assert status in EXPECTED or status is None, (n, request[:2000])
-            seen[status] = seen.get(status, 0) + 1
-            if n % 25 == 0:
-                assert np.array_equal(client.infer("dense", given).as_numpy("y"), want)
-        assert np.array_equal(client.infer("dense", given).as_numpy("y"), want)
+            assert status in EXPECTED or status is None, (case, request[:2000])
+            status_counts[status] = status_counts.get(status, 0) + 1
+            if case % 25 == 0:
+                assert np.array_equal(client.infer("dense", inputs).as_numpy("y"), expected)
+        assert np.array_equal(client.infer("dense", inputs).as_numpy("y"), expected)
         assert client.is_server_ready()
-    assert {200, 400, 404} <= seen.keys()
-    assert [r.getMessage() for r in caplog.records] == []
+    assert {200, 400, 404} <= status_counts.keys()
+    assert [record.getMessage() for record in caplog.records] == []

@@ -45,16 +45,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(root: Path) -> Iterator[tuple[Agent, str]]:
+def agent_and_address(root: Path) -> Iterator[tuple[Agent, str]]:
     """A server with little patience; it must be well after every test."""
     with http_server.serving(root, limits=QUICK, max_body_mb=LIMIT_MB, max_connections=4) as both:
         yield both
 
 
 @pytest.fixture
-def address(served: tuple[Agent, str]) -> Iterator[str]:
-    yield served[1]
-    with connect(served[1]) as sock:
+def address(agent_and_address: tuple[Agent, str]) -> Iterator[str]:
+    yield agent_and_address[1]
+    with connect(agent_and_address[1]) as sock:
         assert exchange(sock, VALID)[0] == 200
 
 
@@ -69,7 +69,11 @@ def answer(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
     response = http.client.HTTPResponse(sock)
     response.begin()
     with response:
-        return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        return (
+            response.status,
+            {name.lower(): value for name, value in response.getheaders()},
+            response.read(),
+        )
 
 
 def exchange(sock: socket.socket, raw: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -77,7 +81,7 @@ def exchange(sock: socket.socket, raw: bytes) -> tuple[int, dict[str, str], byte
     return answer(sock)
 
 
-def sent(sock: socket.socket, pieces: list[bytes], pause_s: float = 0.0) -> int:
+def send_pieces(sock: socket.socket, pieces: list[bytes], pause_s: float = 0.0) -> int:
     """How many pieces could be sent before the server cut the connection."""
     done = 0
     with suppress(ConnectionError):
@@ -88,19 +92,19 @@ def sent(sock: socket.socket, pieces: list[bytes], pause_s: float = 0.0) -> int:
     return done
 
 
-def received(sock: socket.socket) -> int:
+def count_received(sock: socket.socket) -> int:
     """How many bytes come until the server closes the connection, in whatever way."""
-    got = 0
+    byte_count = 0
     with suppress(ConnectionError):
         while piece := sock.recv(1 << 20):
-            got += len(piece)
-    return got
+            byte_count += len(piece)
+    return byte_count
 
 
 def seconds_to_the_end(sock: socket.socket) -> float:
     """How long until the server closes the connection."""
     start = time.monotonic()
-    received(sock)
+    count_received(sock)
     return time.monotonic() - start
 
 
@@ -123,11 +127,13 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(address):
 
 
 def test_a_client_that_sends_too_much_all_the_same_reads_why(address):
-    x = np.zeros((1, 150_528), np.float32)
+    pixels = np.zeros((1, 150_528), np.float32)
     with triton.InferenceServerClient(address) as client:
-        given = triton.InferInput("x", list(x.shape), "FP32").set_data_from_numpy(x)
+        tensor_input = triton.InferInput("x", list(pixels.shape), "FP32").set_data_from_numpy(
+            pixels
+        )
         with pytest.raises(InferenceServerException, match=r"\[413\].*limit 400000"):
-            client.infer("dense", [given])
+            client.infer("dense", [tensor_input])
 
 
 def test_a_client_that_asks_before_it_sends_is_refused_at_once(address):
@@ -166,11 +172,11 @@ def test_all_bodies_together_are_bounded(root):
                 sock.sendall(
                     f"{INFER}Content-Length: {size}\r\n\r\n".encode() + b" " * (size - 10**5)
                 )
-            told, _, _ = select.select(clients, [], [], 5)
-            status, headers, body = answer(told[0])
+            readable, _, _ = select.select(clients, [], [], 5)
+            status, headers, body = answer(readable[0])
             assert (status, headers["retry-after"]) == (503, "1")
             assert "bytes for bodies" in json.loads(body)["error"]
-            assert len(told) < 4
+            assert len(readable) < 4
         with connect(address) as sock:
             assert exchange(sock, VALID)[0] == 200
 
@@ -194,14 +200,14 @@ def test_a_large_head_is_refused(address, head, status):
 def test_an_endless_head_is_cut_before_it_fills_the_memory(address, piece):
     with connect(address) as sock:
         sock.sendall(b"GET /v2 HTTP/1.1\r\nA: ")
-        assert sent(sock, [piece * (4096 // len(piece))] * 1000) < 1000
+        assert send_pieces(sock, [piece * (4096 // len(piece))] * 1000) < 1000
 
 
 def test_a_head_that_trickles_in_is_cut_after_its_time(address):
     with connect(address) as sock:
         start = time.monotonic()
-        letters = [bytes([b]) for b in b"GET /v2 HTTP/1.1\r\nA: " + b"a" * 1000]
-        assert sent(sock, letters, pause_s=0.05) < 1000
+        letters = [bytes([byte]) for byte in b"GET /v2 HTTP/1.1\r\nA: " + b"a" * 1000]
+        assert send_pieces(sock, letters, pause_s=0.05) < 1000
     assert QUICK.head_s <= time.monotonic() - start < QUICK.head_s + 3
 
 
@@ -236,12 +242,12 @@ def test_a_client_that_does_not_read_its_answer_is_cut(root):
     """16 MB of it, which no buffer of a socket holds."""
     rows = 2_000_000
     inputs, tail = [], b""
-    for d in http_server.ONNX_TYPES:
-        n = rows if d == "float32" else 0
-        size = n * 2 * 4
+    for dtype in http_server.ONNX_TYPES:
+        row_count = rows if dtype == "float32" else 0
+        size = row_count * 2 * 4
         inputs.append(
-            {"name": f"in_{d}", "shape": [n, 2],
-             "datatype": datatype(d), "parameters": {"binary_data_size": size}}
+            {"name": f"in_{dtype}", "shape": [row_count, 2],
+             "datatype": datatype(dtype), "parameters": {"binary_data_size": size}}
         )  # fmt: skip
         tail += b"\0" * size
     document = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
@@ -256,7 +262,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut(root):
             sock.sendall(head.encode() + document + tail)
             time.sleep(4)
             assert sock.recv(12) == b"HTTP/1.1 200"
-            assert received(sock) < len(tail)
+            assert count_received(sock) < len(tail)
         with connect(address) as sock:  # whoever reads gets everything
             status, _, body = exchange(sock, head.encode() + document + tail)
             assert status == 200
@@ -299,8 +305,8 @@ def running(address: str) -> Instance:
     return Instance(pid=os.getpid(), address=address, since=0.0)
 
 
-def test_the_watchdogs_question_is_answered_however_many_connections_there_are(served):
-    _, where = served
+def test_the_watchdogs_question_is_answered_however_many_connections_there_are(agent_and_address):
+    _, where = agent_and_address
     here = running(f"http://{where}")
     for more in (4, 4 + QUICK.spare, 160):  # served, told 503, cut
         with ExitStack() as stack:
@@ -320,11 +326,16 @@ def test_a_server_that_takes_no_connection_is_not_alive():
 def test_a_million_texts_do_not_hold_the_event_loop_up(root):
     rows = 2**19
     inputs, tail = [], b""
-    for d in http_server.ONNX_TYPES:
-        n = rows if d == "string" else 0
-        size = {"binary_data_size": n * 2 * 4}
+    for dtype in http_server.ONNX_TYPES:
+        row_count = rows if dtype == "string" else 0
+        size = {"binary_data_size": row_count * 2 * 4}
         inputs.append(
-            {"name": f"in_{d}", "shape": [n, 2], "datatype": datatype(d), "parameters": size}
+            {
+                "name": f"in_{dtype}",
+                "shape": [row_count, 2],
+                "datatype": datatype(dtype),
+                "parameters": size,
+            }
         )
         tail += b"\0" * size["binary_data_size"]
     document = json.dumps(
@@ -368,8 +379,8 @@ def test_a_models_name_is_no_path(address, what, name):
     assert b"root:" not in body
 
 
-def test_clients_that_leave_early_are_no_harm(served, address):
-    agent, _ = served
+def test_clients_that_leave_early_are_no_harm(agent_and_address, address):
+    agent, _ = agent_and_address
     document = DOCUMENT.replace(b"[1, 4]", b"[1]").replace(b"[1, 2, 3, 4]", b"[0]")
     whole = VALID.split(b"\r\n\r\n")[0].replace(b"dense", b"slow")
     whole = whole.replace(b"%d" % len(DOCUMENT), b"%d" % len(document)) + b"\r\n\r\n" + document

@@ -48,8 +48,12 @@ def manifest(
             "candidate": "onnx-fp32",
             "entry": "model.onnx",
             "runtime": RuntimeNeed("onnxruntime", "1", "1"),
-            "inputs": tuple(TensorSpec(n, d, s) for n, (d, s) in inputs.items()),
-            "outputs": tuple(TensorSpec(n, d, s) for n, (d, s) in outputs.items()),
+            "inputs": tuple(
+                TensorSpec(name, dtype, shape) for name, (dtype, shape) in inputs.items()
+            ),
+            "outputs": tuple(
+                TensorSpec(name, dtype, shape) for name, (dtype, shape) in outputs.items()
+            ),
             **more,
         }
     )
@@ -74,13 +78,13 @@ def tensor(draw: st.DrawFn, *, finite: bool) -> Array:
     return draw(hnp.arrays(dtype, shape, elements=elements))
 
 
-def kind(a: Array) -> str:
-    return "string" if a.dtype == object else a.dtype.name
+def kind(array: Array) -> str:
+    return "string" if array.dtype == object else array.dtype.name
 
 
-def same(a: Array, b: Array) -> bool:
-    exact = a.dtype == b.dtype and a.shape == b.shape
-    return exact and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+def same(first: Array, second: Array) -> bool:
+    exact = first.dtype == second.dtype and first.shape == second.shape
+    return exact and np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
 
 
 def body_of(inputs: list[triton.InferInput], **more: Any) -> tuple[memoryview, int | None]:
@@ -91,9 +95,9 @@ def body_of(inputs: list[triton.InferInput], **more: Any) -> tuple[memoryview, i
     return pieces.join(length or 0), length
 
 
-def given_input(name: str, a: Array, *, binary: bool = True) -> triton.InferInput:
-    i = triton.InferInput(name, list(a.shape), wire.datatype_of(a))
-    return i.set_data_from_numpy(a, binary_data=binary)
+def encode_input(name: str, array: Array, *, binary: bool = True) -> triton.InferInput:
+    tensor_input = triton.InferInput(name, list(array.shape), wire.datatype_of(array))
+    return tensor_input.set_data_from_numpy(array, binary_data=binary)
 
 
 def request(document: object, tail: bytes = b"", *, of: PackagedModel = DENSE) -> OipRequest:
@@ -106,46 +110,60 @@ def request(document: object, tail: bytes = b"", *, of: PackagedModel = DENSE) -
 @given(st.data())
 def test_what_tritonclient_encodes_is_parsed_as_the_same_tensors(data: st.DataObject):
     binary = data.draw(st.lists(st.booleans(), min_size=1, max_size=4))
-    arrays = {f"in {i}": data.draw(tensor(finite=not b)) for i, b in enumerate(binary)}
-    spec = manifest({n: (kind(a), a.shape) for n, a in arrays.items()}, {"y": ("int8", ())})
-    inputs = [given_input(n, a, binary=b) for (n, a), b in zip(arrays.items(), binary, strict=True)]
+    arrays = {
+        f"in {i}": data.draw(tensor(finite=not is_binary)) for i, is_binary in enumerate(binary)
+    }
+    spec = manifest(
+        {name: (kind(array), array.shape) for name, array in arrays.items()}, {"y": ("int8", ())}
+    )
+    inputs = [
+        encode_input(name, array, binary=is_binary)
+        for (name, array), is_binary in zip(arrays.items(), binary, strict=True)
+    ]
     body, length = body_of(inputs, request_id="7", timeout=2500)
-    found = oip.parse(body, length, spec)
-    assert isinstance(found.inputs, dict)
-    assert list(found.inputs) == list(arrays)
-    assert all(same(found.inputs[n], a) for n, a in arrays.items())
-    assert all(a.flags.aligned and a.flags.c_contiguous for a in found.inputs.values())
-    assert (found.id, found.deadline_ms) == ("7", 2.5)
+    parsed = oip.parse(body, length, spec)
+    assert isinstance(parsed.inputs, dict)
+    assert list(parsed.inputs) == list(arrays)
+    assert all(same(parsed.inputs[name], array) for name, array in arrays.items())
+    assert all(array.flags.aligned and array.flags.c_contiguous for array in parsed.inputs.values())
+    assert (parsed.id, parsed.deadline_ms) == ("7", 2.5)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_what_is_encoded_is_decoded_by_tritonclient_as_the_same_tensors(data: st.DataObject):
     binary = data.draw(st.lists(st.booleans(), min_size=1, max_size=4))
-    arrays = {f"out {i}": data.draw(tensor(finite=not b)) for i, b in enumerate(binary)}
-    outputs = tuple(oip.RequestedOutput(n, b) for n, b in zip(arrays, binary, strict=True))
+    arrays = {
+        f"out {i}": data.draw(tensor(finite=not is_binary)) for i, is_binary in enumerate(binary)
+    }
+    outputs = tuple(
+        oip.RequestedOutput(output_name, is_binary)
+        for output_name, is_binary in zip(arrays, binary, strict=True)
+    )
     answer = Answer(model="m", version="3", digest="", outputs=arrays)
     headers, parts = oip.encode(answer, OipRequest(inputs={}, outputs=outputs, id="é"))
-    told = dict(headers)
+    header_fields = dict(headers)
     raw = b"".join(parts)
-    assert int(told[b"content-length"]) == len(raw)
+    assert int(header_fields[b"content-length"]) == len(raw)
     result = Client.parse_response_body(
-        raw, header_length=int(told[oip.LENGTH]) if oip.LENGTH in told else None
+        raw, header_length=int(header_fields[oip.LENGTH]) if oip.LENGTH in header_fields else None
     )
     assert result.get_response()["id"] == "é"
-    for (name, a), b in zip(arrays.items(), binary, strict=True):
-        got = result.as_numpy(name)
-        if a.dtype == object and b and a.size:  # tritonclient gives what is on the wire
-            got = np.array([t.decode() for t in got.flat], object).reshape(got.shape)
-        assert same(got, a)
+    for (name, array), is_binary in zip(arrays.items(), binary, strict=True):
+        decoded = result.as_numpy(name)
+        if array.dtype == object and is_binary and array.size:  # what is on the wire
+            decoded = np.array([text.decode() for text in decoded.flat], object).reshape(
+                decoded.shape
+            )
+        assert same(decoded, array)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_bytes_are_a_request_or_an_input_error(data: st.DataObject):
-    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    array = np.arange(4, dtype=np.float32).reshape(1, 4)
     raw, length = Client.generate_request_body(
-        [given_input("x", x, binary=data.draw(st.booleans()))],
+        [encode_input("x", array, binary=data.draw(st.booleans()))],
         outputs=[triton.InferRequestedOutput("y", class_count=2)],
     )
     damaged = bytearray(raw)
@@ -186,7 +204,7 @@ def x(**changes: object) -> dict[str, object]:
 
 
 def bytes_of(size: int, **changes: object) -> dict[str, object]:
-    small = {k: v for k, v in X.items() if k != "data"}
+    small = {field: value for field, value in X.items() if field != "data"}
     return {"inputs": [{**small, "parameters": {"binary_data_size": size}, **changes}]}
 
 
@@ -312,8 +330,8 @@ HUGE = {
 
 @pytest.mark.parametrize(("of", "datatype", "shape", "data"), HUGE.values(), ids=HUGE.keys())
 def test_json_that_does_not_fit_takes_no_more_memory_than_its_text(of, datatype, shape, data):
-    x = f'"name": "x", "shape": {shape}, "datatype": "{datatype}", "data": [{data}]'
-    text = f'{{"inputs": [{{{x}}}]}}'.encode()
+    tensor_text = f'"name": "x", "shape": {shape}, "datatype": "{datatype}", "data": [{data}]'
+    text = f'{{"inputs": [{{{tensor_text}}}]}}'.encode()
     tracemalloc.start()
     assert len(text) < oip.MAX_JSON
     with pytest.raises(InputError):
@@ -383,8 +401,8 @@ def test_more_strings_than_memory_should_hold_are_refused():
 def test_a_picture_is_one_element_of_bytes_for_a_package_with_a_recipe():
     raw = struct.pack("<I", 3) + b"\x89PN"
     for shape in ([1], [1, 1]):
-        found = request(bytes_of(7, datatype="BYTES", shape=shape), raw, of=PICTURE)
-        assert found.inputs == EncodedImage(b"\x89PN")
+        parsed = request(bytes_of(7, datatype="BYTES", shape=shape), raw, of=PICTURE)
+        assert parsed.inputs == EncodedImage(b"\x89PN")
     two = bytes_of(8, datatype="BYTES", shape=[2])
     with pytest.raises(InputError, match="a picture is one BYTES element"):
         request(two, b"\0" * 8, of=PICTURE)
@@ -400,7 +418,7 @@ def test_the_shorter_of_both_deadlines_counts_and_none_is_the_default():
 
 
 def test_binary_data_of_an_output_is_what_it_says_or_what_the_request_says():
-    def told(default: bool | None, own: bool | None) -> bool:
+    def is_binary(default: bool | None, own: bool | None) -> bool:
         document = {**x(), "outputs": [{"name": "y", "parameters": {}}]}
         if default is not None:
             document["parameters"] = {"binary_data_output": default}
@@ -408,7 +426,8 @@ def test_binary_data_of_an_output_is_what_it_says_or_what_the_request_says():
             document["outputs"] = [{"name": "y", "parameters": {"binary_data": own}}]
         return request(document).outputs[0].binary
 
-    assert [told(None, None), told(True, None), told(True, False), told(None, True)] == [
+    cases = [(None, None), (True, None), (True, False), (None, True)]
+    assert [is_binary(*case) for case in cases] == [
         False, True, False, True,
     ]  # fmt: skip
 
@@ -421,9 +440,9 @@ def test_top_needs_class_scores_and_a_free_name():
     document = {"inputs": [], "parameters": {"top": 1}}
     with pytest.raises(InputError, match="gives no class scores"):
         request(document, of=STRINGS)
-    taken = manifest({}, {"labels": ("float32", (1, 3))})
+    spec = manifest({}, {"labels": ("float32", (1, 3))})
     with pytest.raises(InputError, match="'classification' of an output"):
-        request(document, of=taken)
+        request(document, of=spec)
 
 
 @pytest.mark.parametrize("spec", [("string", (1, 3)), ("float32", (1, 3, 2)), ("float32", ())])
@@ -433,8 +452,8 @@ def test_classification_needs_rows_of_scores(spec: tuple[str, tuple[int, ...]]):
         request(asked, of=manifest({}, {"y": spec}))
 
 
-def classified(a: Array, count: int, *, version: str = "3") -> list[Any]:
-    answer = Answer(model="m", version=version, digest="", outputs={"y": a})
+def classify(scores: Array, count: int, *, version: str = "3") -> list[Any]:
+    answer = Answer(model="m", version=version, digest="", outputs={"y": scores})
     asked = OipRequest(
         inputs={},
         outputs=(oip.RequestedOutput("y", False, count),),
@@ -448,16 +467,16 @@ def classified(a: Array, count: int, *, version: str = "3") -> list[Any]:
 
 def test_classes_have_tritons_form_best_first_the_lower_index_of_equals():
     scores = np.array([[0.25, 0.5, 0.25]], np.float32)
-    assert classified(scores, 3) == [[1, 3], ["0.5:1:b: c", "0.25:0:a", "0.25:2"]]
-    assert classified(scores[0], 9) == [[3], ["0.5:1:b: c", "0.25:0:a", "0.25:2"]]
+    assert classify(scores, 3) == [[1, 3], ["0.5:1:b: c", "0.25:0:a", "0.25:2"]]
+    assert classify(scores[0], 9) == [[3], ["0.5:1:b: c", "0.25:0:a", "0.25:2"]]
     rows = np.array([[1, 200], [7, 3]], np.uint8)
-    assert classified(rows, 1) == [[2, 1], ["200:1:b: c", "7:0:a"]]
-    assert classified(np.empty((0, 3), np.float32), 2) == [[0, 2], []]
+    assert classify(rows, 1) == [[2, 1], ["200:1:b: c", "7:0:a"]]
+    assert classify(np.empty((0, 3), np.float32), 2) == [[0, 2], []]
 
 
 def test_labels_of_another_version_are_not_given():
     scores = np.array([[0.25, 0.5]], np.float32)
-    assert classified(scores, 1, version="4") == [[1, 1], ["0.5:1"]]
+    assert classify(scores, 1, version="4") == [[1, 1], ["0.5:1"]]
 
 
 @pytest.mark.parametrize("outputs", [{"z": np.zeros((1, 3))}, {"y": np.zeros((1, 3, 1))}])
@@ -494,8 +513,8 @@ def test_top_of_several_rows_are_the_best_classes_of_each():
 
 
 def test_json_has_no_word_for_what_is_not_finite():
-    a = np.array([np.nan, np.inf, 1], np.float32)
-    answer = Answer(model="m", version="3", digest="", outputs={"y": a})
+    values = np.array([np.nan, np.inf, 1], np.float32)
+    answer = Answer(model="m", version="3", digest="", outputs={"y": values})
     asked = OipRequest(inputs={}, outputs=(oip.RequestedOutput("y", False),))
     assert json.loads(b"".join(oip.encode(answer, asked)[1]))["outputs"][0]["data"] == [
         None, None, 1.0,
@@ -503,31 +522,31 @@ def test_json_has_no_word_for_what_is_not_finite():
 
 
 def test_binary_tensors_are_not_copied():
-    x = np.arange(150_528, dtype=np.float32).reshape(1, 3, 224, 224)
-    body, length = body_of([given_input("x", x)])
-    spec = manifest({"x": ("float32", x.shape)}, {"y": ("float32", x.shape)})
+    pixels = np.arange(150_528, dtype=np.float32).reshape(1, 3, 224, 224)
+    body, length = body_of([encode_input("x", pixels)])
+    spec = manifest({"x": ("float32", pixels.shape)}, {"y": ("float32", pixels.shape)})
     inputs = oip.parse(body, length, spec).inputs
     assert isinstance(inputs, dict)
     assert np.shares_memory(inputs["x"], np.frombuffer(body, np.uint8))
-    outputs: Feeds = {"y": x}
+    outputs: Feeds = {"y": pixels}
     _, parts = oip.encode(
         Answer(model="m", version="3", digest="", outputs=outputs),
         OipRequest(inputs={}, outputs=(oip.RequestedOutput("y", True),)),
     )
-    assert np.shares_memory(np.frombuffer(parts[1], np.uint8), x)
+    assert np.shares_memory(np.frombuffer(parts[1], np.uint8), pixels)
 
 
 @given(sizes=st.lists(st.integers(0, 9000), max_size=6), lead=st.integers(0, 500))
 def test_pieces_are_joined_in_order_with_an_aligned_lead(sizes: list[int], lead: int):
-    pieces, want = BodyBuffer(), b""
+    pieces, expected = BodyBuffer(), b""
     for i, size in enumerate(sizes):
         piece = bytes([i]) * size
         pieces += piece
-        want += piece
+        expected += piece
     joined = pieces.join(lead)
-    assert bytes(joined) == bytes(pieces) == want
-    assert len(pieces) == len(want)
-    address = np.frombuffer(joined, np.uint8).__array_interface__["data"][0] if want else -lead
+    assert bytes(joined) == bytes(pieces) == expected
+    assert len(pieces) == len(expected)
+    address = np.frombuffer(joined, np.uint8).__array_interface__["data"][0] if expected else -lead
     assert (address + lead) % ALIGNMENT == 0
 
 

@@ -168,7 +168,7 @@ def test_a_request_that_was_begun_is_answered_before_the_server_ends(agent):
         server.stop()
         assert asked.result() == 200
         assert time.monotonic() - start < 5
-    assert "http" not in [t.name for t in threading.enumerate()]
+    assert "http" not in [thread.name for thread in threading.enumerate()]
 
 
 FALLBACK = """

@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with every small model."""
     root = tmp_path_factory.mktemp("agent")
     for make in (
-        http_server.dense, http_server.echo, http_server.quantised, http_server.picture,
+        http_server.dense, http_server.echo, http_server.write_quantised, http_server.picture,
         http_server.lookup, http_server.slow,
     ):  # fmt: skip
         http_server.install(root, make(tmp_path_factory.mktemp("package")))
@@ -40,25 +40,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(root: Path) -> Iterator[tuple[Agent, str]]:
+def agent_and_address(root: Path) -> Iterator[tuple[Agent, str]]:
     with http_server.serving(root) as both:
         yield both
 
 
 @pytest.fixture
-def agent(served: tuple[Agent, str]) -> Agent:
-    return served[0]
+def agent(agent_and_address: tuple[Agent, str]) -> Agent:
+    return agent_and_address[0]
 
 
 @pytest.fixture
-def client(served: tuple[Agent, str]) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(served[1]) as client:
+def client(agent_and_address: tuple[Agent, str]) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(agent_and_address[1]) as client:
         yield client
 
 
-def tensor(name: str, a: Array, *, binary: bool = True) -> triton.InferInput:
-    made = triton.InferInput(name, list(a.shape), datatype_of(a))
-    return made.set_data_from_numpy(a, binary_data=binary)
+def tensor(name: str, array: Array, *, binary: bool = True) -> triton.InferInput:
+    tensor_input = triton.InferInput(name, list(array.shape), datatype_of(array))
+    return tensor_input.set_data_from_numpy(array, binary_data=binary)
 
 
 def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str):
@@ -72,7 +72,7 @@ def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str)
         connection.close()
 
 
-def refused(client: triton.InferenceServerClient, *arguments: object, **more: object) -> str:
+def expect_refusal(client: triton.InferenceServerClient, *arguments: object, **more: object) -> str:
     with pytest.raises(InferenceServerException) as caught:
         client.infer(*arguments, **more)
     return str(caught.value)
@@ -88,9 +88,9 @@ def test_the_server_and_its_models_tell_that_they_are_ready(client):
 
 
 def test_the_server_describes_itself(client):
-    told = client.get_server_metadata()
-    assert told["name"] == "edge-agent"
-    assert {"binary_tensor_data", "classification", "statistics"} <= set(told["extensions"])
+    metadata = client.get_server_metadata()
+    assert metadata["name"] == "edge-agent"
+    assert {"binary_tensor_data", "classification", "statistics"} <= set(metadata["extensions"])
 
 
 def test_a_model_is_described_and_a_quantised_tensor_stands_for_reals(client):
@@ -110,84 +110,93 @@ def test_a_model_is_described_and_a_quantised_tensor_stands_for_reals(client):
 def test_every_datatype_goes_through_the_model_and_back(client, binary_in, binary_out):
     rng = np.random.default_rng(3)
     sent: dict[str, Array] = {}
-    for d in DTYPES:
-        if d == "string":
-            a = np.array([["", "grün"], ["a:b", "\n"], ["x" * 300, "0"]], object)
-        elif d == "bool":
-            a = rng.integers(0, 2, (3, 2)).astype(bool)
-        elif d.startswith("float"):
-            a = rng.normal(size=(3, 2)).astype(d)
+    for dtype in DTYPES:
+        if dtype == "string":
+            array = np.array([["", "grün"], ["a:b", "\n"], ["x" * 300, "0"]], object)
+        elif dtype == "bool":
+            array = rng.integers(0, 2, (3, 2)).astype(bool)
+        elif dtype.startswith("float"):
+            array = rng.normal(size=(3, 2)).astype(dtype)
         else:
-            limits = np.iinfo(d)
-            a = rng.integers(limits.min, limits.max, (3, 2), d, endpoint=True)
-        sent[d] = a
+            limits = np.iinfo(dtype)
+            array = rng.integers(limits.min, limits.max, (3, 2), dtype, endpoint=True)
+        sent[dtype] = array
     answer = client.infer(
         "echo",
-        [tensor(f"in_{d}", a, binary=binary_in) for d, a in sent.items()],
-        outputs=[triton.InferRequestedOutput(f"out_{d}", binary_data=binary_out) for d in DTYPES],
+        [tensor(f"in_{dtype}", array, binary=binary_in) for dtype, array in sent.items()],
+        outputs=[
+            triton.InferRequestedOutput(f"out_{dtype}", binary_data=binary_out) for dtype in DTYPES
+        ],
     )
-    for d, a in sent.items():
-        got = answer.as_numpy(f"out_{d}")
-        if d == "string" and binary_out:
-            got = np.array([t.decode() for t in got.flat], object).reshape(got.shape)
-        assert got.dtype == a.dtype
-        assert np.array_equal(got, a), d
+    for dtype, array in sent.items():
+        output = answer.as_numpy(f"out_{dtype}")
+        if dtype == "string" and binary_out:
+            output = np.array([text.decode() for text in output.flat], object).reshape(output.shape)
+        assert output.dtype == array.dtype
+        assert np.array_equal(output, array), dtype
 
 
 def test_the_answer_is_the_one_that_the_agent_gives_in_process(agent, client):
     answer = client.infer("dense", [tensor("x", ROW)], request_id="seven")
-    told = answer.get_response()
-    assert (told["id"], told["model_name"], told["model_version"]) == ("seven", "dense", "1.0.0")
+    response = answer.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == (
+        "seven",
+        "dense",
+        "1.0.0",
+    )
     assert np.array_equal(answer.as_numpy("y"), agent.infer("dense", {"x": ROW}).outputs["y"])
 
 
 def test_only_the_requested_outputs_come_in_the_requested_order(client):
     rows = np.zeros((1, 2))
-    inputs = [tensor(f"in_{d}", rows.astype(object if d == "string" else d)) for d in DTYPES]
+    inputs = [
+        tensor(f"in_{dtype}", rows.astype(object if dtype == "string" else dtype))
+        for dtype in DTYPES
+    ]
     outputs = [
         triton.InferRequestedOutput("out_int8", binary_data=False),
         triton.InferRequestedOutput("out_bool"),
     ]
-    told = client.infer("echo", inputs, outputs=outputs).get_response()["outputs"]
-    assert [o["name"] for o in told] == ["out_int8", "out_bool"]
-    assert ["data" in o for o in told] == [True, False]
+    response_outputs = client.infer("echo", inputs, outputs=outputs).get_response()["outputs"]
+    assert [output["name"] for output in response_outputs] == ["out_int8", "out_bool"]
+    assert ["data" in output for output in response_outputs] == [True, False]
 
 
 def test_a_quantised_model_takes_and_gives_reals_and_takes_its_integers_too(client):
     reals = np.array([[-2.5, 0.0, 3.0]], np.float32)
     integers = (reals / http_server.SCALE + http_server.ZERO).astype(np.int8)
-    for given in (reals, integers):
-        got = client.infer("quantised", [tensor("x", given)]).as_numpy("y")
-        assert got.dtype == np.float32
-        assert np.array_equal(got, reals)
+    for values in (reals, integers):
+        output = client.infer("quantised", [tensor("x", values)]).as_numpy("y")
+        assert output.dtype == np.float32
+        assert np.array_equal(output, reals)
 
 
-def encoded(picture: np.ndarray) -> bytes:
-    made = io.BytesIO()
-    Pillow.fromarray(picture).save(made, "PNG")
-    return made.getvalue()
+def encode_png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_an_encoded_picture_is_prepared_by_the_recipe_and_labelled(agent, client):
     quarters = np.kron(np.array([[10, 20], [250, 40]]), np.ones((16, 16))).astype(np.uint8)
-    png = encoded(quarters)
-    want = agent.infer("picture", EncodedImage(png)).outputs["scores"]
-    given = tensor("pixels", np.array([png], object))
-    answer = client.infer("picture", [given], parameters={"top": 2})
-    assert np.array_equal(answer.as_numpy("scores"), want)
+    png = encode_png(quarters)
+    expected = agent.infer("picture", EncodedImage(png)).outputs["scores"]
+    picture_input = tensor("pixels", np.array([png], object))
+    answer = client.infer("picture", [picture_input], parameters={"top": 2})
+    assert np.array_equal(answer.as_numpy("scores"), expected)
     best, second = (text.decode().split(":", 2) for text in answer.as_numpy("labels"))
     assert best[1:] == ["2", "bottom: left"]
-    assert float(best[0]) == pytest.approx(want[0, 2])
+    assert float(best[0]) == pytest.approx(expected[0, 2])
     assert second[1:] == ["3", "bottom right"]
     asked = triton.InferRequestedOutput("scores", class_count=2)
-    classes = client.infer("picture", [given], outputs=[asked]).as_numpy("scores")
+    classes = client.infer("picture", [picture_input], outputs=[asked]).as_numpy("scores")
     assert classes.shape == (1, 2)
     assert classes[0, 0].decode().split(":", 2) == best
 
 
 def test_what_is_no_picture_is_refused(client):
-    given = tensor("pixels", np.array([b"\x89PNG but not really"], object))
-    assert "is not a readable image" in refused(client, "picture", [given])
+    picture_input = tensor("pixels", np.array([b"\x89PNG but not really"], object))
+    assert "is not a readable image" in expect_refusal(client, "picture", [picture_input])
 
 
 @pytest.mark.parametrize(
@@ -203,25 +212,25 @@ def test_what_is_no_picture_is_refused(client):
     ],
 )
 def test_a_request_that_does_not_fit_is_refused_with_the_reason(client, model, name, array, why):
-    assert why in refused(client, model, [tensor(name, array)])
+    assert why in expect_refusal(client, model, [tensor(name, array)])
 
 
 def test_a_failure_of_the_runtime_is_told_and_the_next_request_is_answered(client):
-    assert "[500] onnxruntime could not run the model" in refused(
+    assert "[500] onnxruntime could not run the model" in expect_refusal(
         client, "lookup", [tensor("x", np.array([99]))]
     )
     assert client.infer("lookup", [tensor("x", np.array([2]))]).as_numpy("y") == [3]
 
 
 def test_a_version_that_is_not_served_is_unknown(client):
-    assert "[404] 'dense' has no version '9'; it serves 1.0.0" in refused(
+    assert "[404] 'dense' has no version '9'; it serves 1.0.0" in expect_refusal(
         client, "dense", [tensor("x", ROW)], model_version="9"
     )
     assert client.infer("dense", [tensor("x", ROW)], model_version="1.0.0")
 
 
 def test_compressed_requests_are_refused_and_compressed_answers_need_not_be(client):
-    assert "[415]" in refused(
+    assert "[415]" in expect_refusal(
         client, "dense", [tensor("x", ROW)], request_compression_algorithm="gzip"
     )
     assert client.infer("dense", [tensor("x", ROW)], response_compression_algorithm="gzip")
@@ -238,20 +247,22 @@ def test_compressed_requests_are_refused_and_compressed_answers_need_not_be(clie
         ("GET", "/v2/%ff", 404), ("GET", "/v2/models/dense/versions", 404),
     ],
 )  # fmt: skip
-def test_paths_and_methods_that_are_not_offered_are_refused(served, method, path, status):
-    got, headers, body = ask(served[1], method, path)
-    assert got == status
+def test_paths_and_methods_that_are_not_offered_are_refused(
+    agent_and_address, method, path, status
+):
+    answer_status, headers, body = ask(agent_and_address[1], method, path)
+    assert answer_status == status
     if status >= 400:
         assert json.loads(body)["error"]
     assert ("allow" in headers) == (status == 405)
 
 
-def test_the_index_tells_every_model_or_the_ready_ones(served, client):
-    told = client.get_model_repository_index()
-    assert {"name": "dense", "version": "1.0.0", "state": "READY", "reason": ""} in told
-    _, _, body = ask(served[1], "POST", "/v2/repository/index", b'{"ready": true}')
-    assert json.loads(body) == told
-    status, _, _ = ask(served[1], "POST", "/v2/repository/index", b'{"ready": 1}')
+def test_the_index_tells_every_model_or_the_ready_ones(agent_and_address, client):
+    index = client.get_model_repository_index()
+    assert {"name": "dense", "version": "1.0.0", "state": "READY", "reason": ""} in index
+    _, _, body = ask(agent_and_address[1], "POST", "/v2/repository/index", b'{"ready": true}')
+    assert json.loads(body) == index
+    status, _, _ = ask(agent_and_address[1], "POST", "/v2/repository/index", b'{"ready": 1}')
     assert status == 400
 
 
@@ -262,21 +273,21 @@ def test_statistics_count_requests_failures_and_stages(root):
     ):
         for _ in range(3):
             client.infer("dense", [tensor("x", ROW)])
-        refused(client, "dense", [tensor("x", ROW[:, :2])])
-        (told,) = client.get_inference_statistics("dense")["model_stats"]
+        expect_refusal(client, "dense", [tensor("x", ROW[:, :2])])
+        (statistics,) = client.get_inference_statistics("dense")["model_stats"]
         everything = client.get_inference_statistics()["model_stats"]
-    assert told in everything
+    assert statistics in everything
     assert len(everything) == 6
-    assert (told["name"], told["version"]) == ("dense", "1.0.0")
-    assert (told["inference_count"], told["execution_count"]) == (3, 3)
-    stats = told["inference_stats"]
-    counts = {name: s["count"] for name, s in stats.items()}
+    assert (statistics["name"], statistics["version"]) == ("dense", "1.0.0")
+    assert (statistics["inference_count"], statistics["execution_count"]) == (3, 3)
+    stats = statistics["inference_stats"]
+    counts = {name: duration["count"] for name, duration in stats.items()}
     assert counts == {
         "success": 3, "fail": 1, "queue": 3, "compute_input": 3, "compute_infer": 3,
         "compute_output": 3, "cache_hit": 0,
     }  # fmt: skip
     assert stats["success"]["ns"] > stats["compute_infer"]["ns"] > 0
-    assert told["last_inference"] > 1_700_000_000_000
+    assert statistics["last_inference"] > 1_700_000_000_000
 
 
 def test_a_remembered_answer_is_told_and_can_be_declined(root):
@@ -284,26 +295,26 @@ def test_a_remembered_answer_is_told_and_can_be_declined(root):
         http_server.serving(root, serve=Serve(cache=True)) as (_, address),
         triton.InferenceServerClient(address) as client,
     ):
-        given = [tensor("x", ROW + np.float32(0.125))]
-        first = again = client.infer("dense", given)
+        inputs = [tensor("x", ROW + np.float32(0.125))]
+        first = again = client.infer("dense", inputs)
         end = time.monotonic() + 10
         while "parameters" not in again.get_response():  # it is written beside the requests
             assert time.monotonic() < end
-            again = client.infer("dense", given)
-        anew = client.infer("dense", given, parameters={"cache": False})
-        (told,) = client.get_inference_statistics("dense")["model_stats"]
+            again = client.infer("dense", inputs)
+        anew = client.infer("dense", inputs, parameters={"cache": False})
+        (statistics,) = client.get_inference_statistics("dense")["model_stats"]
     assert again.get_response()["parameters"] == {"cached": "exact"}
     assert "parameters" not in anew.get_response()
     assert np.array_equal(first.as_numpy("y"), again.as_numpy("y"))
-    assert told["inference_stats"]["cache_hit"]["count"] == 1
+    assert statistics["inference_stats"]["cache_hit"]["count"] == 1
 
 
-def test_the_status_is_the_agents_own(agent, served):
-    _, _, body = ask(served[1], "GET", "/v2/edge/status")
-    told = json.loads(body)
-    assert told["ready"]
-    assert [m["name"] for m in told["models"]] == [m.name for m in agent.models()]
-    assert "p99_ms" in told["models"][0]["stages"]["infer"]
+def test_the_status_is_the_agents_own(agent, agent_and_address):
+    _, _, body = ask(agent_and_address[1], "GET", "/v2/edge/status")
+    status = json.loads(body)
+    assert status["ready"]
+    assert [model["name"] for model in status["models"]] == [model.name for model in agent.models()]
+    assert "p99_ms" in status["models"][0]["stages"]["infer"]
 
 
 def test_load_serves_what_was_installed_while_requests_go_on(tmp_path):
@@ -317,8 +328,8 @@ def test_load_serves_what_was_installed_while_requests_go_on(tmp_path):
     def go_on(address: str) -> None:
         with triton.InferenceServerClient(address) as client:
             while not stop.is_set():
-                told = client.infer("dense", [tensor("x", ROW)]).get_response()
-                answers.append(told["model_version"])
+                response = client.infer("dense", [tensor("x", ROW)]).get_response()
+                answers.append(response["model_version"])
 
     with http_server.serving(root) as (_, address), ThreadPoolExecutor() as threads:
         asking = threads.submit(go_on, address)
@@ -328,8 +339,8 @@ def test_load_serves_what_was_installed_while_requests_go_on(tmp_path):
                 assert not asking.done(), asking.result()
             client.load_model("dense")
             assert client.get_model_metadata("dense")["versions"] == ["2"]
-            seen = len(answers)
-            while len(answers) < seen + 20:
+            answer_count = len(answers)
+            while len(answers) < answer_count + 20:
                 assert not asking.done(), asking.result()
             stop.set()
             asking.result()
@@ -349,8 +360,8 @@ def test_an_answer_for_a_version_is_never_one_of_another_that_came_meanwhile(tmp
     for version in ("1", "2"):
         (tmp_path / version).mkdir()
     http_server.install(root, http_server.dense(tmp_path / "1", version="1"))
-    x = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
-    body = json.dumps({"inputs": [x]}).encode()
+    tensor_json = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
+    body = json.dumps({"inputs": [tensor_json]}).encode()
     with http_server.serving(root) as (agent, address):
         asking = [http.client.HTTPConnection(address, timeout=30) for _ in range(2)]
         for connection, pin in zip(asking, ("/versions/1", ""), strict=True):
@@ -384,8 +395,8 @@ def test_loads_that_wait_take_no_threads_from_the_others(root):
             start = time.monotonic()
             assert ask(address, "GET", "/v2/edge/status")[0] == 200
             assert time.monotonic() - start < 5
-            assert not any(f.done() for f in loads)
-        assert {f.result()[0] for f in loads} == {200}
+            assert not any(load.done() for load in loads)
+        assert {load.result()[0] for load in loads} == {200}
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_the_others_serve(tmp_path):
@@ -394,7 +405,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_the_others_serve(tmp_path):
     (tmp_path / "a").mkdir()
     http_server.install(root, http_server.dense(tmp_path / "a"))
     (tmp_path / "b").mkdir()
-    slot = http_server.install(root, http_server.quantised(tmp_path / "b"))
+    slot = http_server.install(root, http_server.write_quantised(tmp_path / "b"))
     damaged = Slots(root).folder(slot) / "model.onnx"
     damaged.chmod(0o600)
     damaged.write_bytes(b"no model")
@@ -404,12 +415,14 @@ def test_a_model_that_cannot_be_loaded_is_told_and_the_others_serve(tmp_path):
     ):
         assert not client.is_server_ready()
         assert not client.is_model_ready("quantised")
-        index = {m["name"]: m for m in client.get_model_repository_index()}
+        index = {model["name"]: model for model in client.get_model_repository_index()}
         states = index["quantised"]["state"], index["dense"]["state"]
         assert states == ("UNAVAILABLE", "READY")
         assert index["quantised"]["reason"]
-        given = tensor("x", np.zeros((1, 3), np.float32))
-        assert "[503] 'quantised' cannot be served" in refused(client, "quantised", [given])
+        tensor_input = tensor("x", np.zeros((1, 3), np.float32))
+        assert "[503] 'quantised' cannot be served" in expect_refusal(
+            client, "quantised", [tensor_input]
+        )
         with pytest.raises(InferenceServerException, match="503"):
             client.load_model("quantised")
         assert client.infer("dense", [tensor("x", ROW)])
@@ -427,18 +440,20 @@ def slowly(address: str, **parameters: object) -> tuple[int, dict[str, object], 
     return status, json.loads(body), float(headers.get("retry-after", 0))
 
 
-def test_a_request_whose_deadline_passes_in_the_queue_gets_504_and_the_loop_stays_free(served):
+def test_a_request_whose_deadline_passes_in_the_queue_gets_504_and_the_loop_stays_free(
+    agent_and_address,
+):
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(slowly, served[1])
-        while not served[0].model("slow").requests:
+        first = threads.submit(slowly, agent_and_address[1])
+        while not agent_and_address[0].model("slow").requests:
             pass
-        late = threads.submit(slowly, served[1], deadline_ms=20)
-        alive = [ask(served[1], "GET", "/v2/health/live")[0] for _ in range(5)]
+        late = threads.submit(slowly, agent_and_address[1], deadline_ms=20)
+        alive = [ask(agent_and_address[1], "GET", "/v2/health/live")[0] for _ in range(5)]
         assert alive == [200] * 5
         assert not first.done()
         assert first.result()[0] == 200
-        status, told, _ = late.result()
-    assert (status, "deadline" in str(told["error"])) == (504, True)
+        status, body, _ = late.result()
+    assert (status, "deadline" in str(body["error"])) == (504, True)
 
 
 def test_a_full_queue_refuses_at_once(root):
@@ -446,10 +461,12 @@ def test_a_full_queue_refuses_at_once(root):
         http_server.serving(root, serve=Serve(queue=1)) as (agent, address),
         ThreadPoolExecutor(8) as threads,
     ):
-        results = [f.result() for f in [threads.submit(slowly, address) for _ in range(8)]]
+        results = [
+            future.result() for future in [threads.submit(slowly, address) for _ in range(8)]
+        ]
         assert agent.model("slow").requests == 0
     statuses = [status for status, _, _ in results]
     assert set(statuses) == {200, 429}
     assert 1 <= statuses.count(200) <= 3
     assert {retry for status, _, retry in results if status == 429} == {1.0}
-    assert all("error" in told for status, told, _ in results if status == 429)
+    assert all("error" in body for status, body, _ in results if status == 429)

@@ -36,53 +36,55 @@ def config(tmp_path: Path, config: Config) -> Config:
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     """The service manager's end of NOTIFY_SOCKET."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
-        s.bind(str(tmp_path / "notify"))
-        s.settimeout(30)
-        yield s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(30)
+        yield sock
 
 
-def heard(s: socket.socket) -> list[str]:
-    return s.recv(4096).decode().splitlines()
+def receive_message(sock: socket.socket) -> list[str]:
+    return sock.recv(4096).decode().splitlines()
 
 
 # --- start and stop -----------------------------------------------------------------------------
 
 
 def test_it_tells_the_manager_when_it_is_ready_reloads_and_stops(
-    installed: Config, manager: socket.socket
+    installed_config: Config, manager: socket.socket
 ):
-    with Service(installed, NOTIFY_SOCKET=manager.getsockname()) as service:
-        assert heard(manager) == ["READY=1", "STATUS=serving dense 1.0.0"]
+    with Service(installed_config, NOTIFY_SOCKET=manager.getsockname()) as service:
+        assert receive_message(manager) == ["READY=1", "STATUS=serving dense 1.0.0"]
         assert client.is_ready(service.here)
         assert service.here.pid == service.process.pid  # `run` became the agent
         service.process.send_signal(signal.SIGHUP)
-        assert heard(manager)[0] == "RELOADING=1"
-        assert heard(manager)[0] == "READY=1"
+        assert receive_message(manager)[0] == "RELOADING=1"
+        assert receive_message(manager)[0] == "READY=1"
         assert service.end() == 0
-        assert heard(manager)[0] == "STOPPING=1"
-    assert instance_lock.find_instance(installed.root) is None
-    assert not (installed.root / instance_lock.FILE).exists()
+        assert receive_message(manager)[0] == "STOPPING=1"
+    assert instance_lock.find_instance(installed_config.root) is None
+    assert not (installed_config.root / instance_lock.FILE).exists()
     lines = service.log.read_text().splitlines()
     assert lines
-    assert [x for x in lines if not re.fullmatch(r"[A-Z]+ [\w.]+: event=\w+( \w+=.*)*", x)] == []
+    assert [
+        line for line in lines if not re.fullmatch(r"[A-Z]+ [\w.]+: event=\w+( \w+=.*)*", line)
+    ] == []
 
 
-def test_there_is_only_one_on_a_data_directory(installed: Config):
-    with Service(installed) as first:
-        second = Service(installed, ready=False)
+def test_there_is_only_one_on_a_data_directory(installed_config: Config):
+    with Service(installed_config) as first:
+        second = Service(installed_config, ready=False)
         assert second.process.wait(30) == 1
-        said = f"another agent serves {installed.root}: process {first.process.pid}"
+        said = f"another agent serves {installed_config.root}: process {first.process.pid}"
         assert said in first.log.read_text()
         assert client.is_ready(first.here)
 
 
-def test_after_a_kill_nothing_is_in_the_way(installed: Config):
-    with Service(installed) as first:
+def test_after_a_kill_nothing_is_in_the_way(installed_config: Config):
+    with Service(installed_config) as first:
         assert first.end(signal.SIGKILL) == -signal.SIGKILL
-    assert (installed.root / instance_lock.FILE).exists()  # and yet:
-    assert instance_lock.find_instance(installed.root) is None
-    with Service(installed) as second:
+    assert (installed_config.root / instance_lock.FILE).exists()  # and yet:
+    assert instance_lock.find_instance(installed_config.root) is None
+    with Service(installed_config) as second:
         assert client.is_ready(second.here)
 
 
@@ -96,12 +98,12 @@ def test_a_stop_answers_what_was_begun(config: Config, tmp_path: Path):
 
     with Service(config) as service:
         threads = [threading.Thread(target=ask, args=(service,)) for _ in range(4)]
-        for t in threads:
-            t.start()
+        for thread in threads:
+            thread.start()
         until(lambda: client.status(service.here)["models"][0]["requests"] == 4)
         assert service.end() == 0
-        for t in threads:
-            t.join()
+        for thread in threads:
+            thread.join()
     assert answers == [300_000] * 4
 
 
@@ -113,8 +115,8 @@ def as_told(service: Service, source: Path) -> object:
     manifest = slots.model(current)
     try:
         return client.infer(service.here, manifest, source).outputs["turned"][0]
-    except EdgeError as e:
-        return e
+    except EdgeError as error:
+        return error
 
 
 def test_what_is_wrong_at_the_start_is_told(config: Config, tmp_path: Path):
@@ -133,8 +135,8 @@ def test_what_is_wrong_at_the_start_is_told(config: Config, tmp_path: Path):
         pass
 
 
-def test_events_are_json_where_they_are_asked_for(installed: Config):
-    path, log = settings(installed), installed.root.parent / "log"
+def test_events_are_json_where_they_are_asked_for(installed_config: Config):
+    path, log = settings(installed_config), installed_config.root.parent / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "agent", "run", "--json", "--config", str(path)],
@@ -149,14 +151,14 @@ def test_events_are_json_where_they_are_asked_for(installed: Config):
 
 
 def test_a_read_only_disk_does_not_keep_it_from_serving(
-    installed: Config, tmp_path: Path, config: Config
+    installed_config: Config, tmp_path: Path, config: Config
 ):
-    folder = installed.root
+    folder = installed_config.root
     mount = ["mount", "--bind", folder, folder]
     subprocess.run(mount, check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        with Service(installed, ready=False) as service:
+        with Service(installed_config, ready=False) as service:
             address = f"unix:{config.http.socket}"
             here = instance_lock.Instance(pid=service.process.pid, address=address, since=0.0)
             until(lambda: client.is_live(here) and client.is_ready(here))
@@ -169,24 +171,28 @@ def test_a_read_only_disk_does_not_keep_it_from_serving(
 # --- what another process installs --------------------------------------------------------------
 
 
-def test_an_installation_elsewhere_is_served_within_a_second(installed: Config, make_package):
-    with Service(installed) as service:
-        new = install(installed, make_package(version="2", seed=2)).slot.digest
+def test_an_installation_elsewhere_is_served_within_a_second(
+    installed_config: Config, make_package
+):
+    with Service(installed_config) as service:
+        new = install(installed_config, make_package(version="2", seed=2)).slot.digest
         switched = time.monotonic()
         until(lambda: service.digest("dense") == new)
         assert time.monotonic() - switched < 1.5  # a busy machine gets half a second more
 
 
-def test_a_model_that_cannot_be_loaded_is_told_by_the_command(installed: Config, make_package):
+def test_a_model_that_cannot_be_loaded_is_told_by_the_command(
+    installed_config: Config, make_package
+):
     package = make_package(version="2", seed=2)
-    with Service(installed) as service:
+    with Service(installed_config) as service:
         old = service.digest("dense")
-        new = install(installed, package).slot
+        new = install(installed_config, package).slot
         until(lambda: service.digest("dense") == new.digest)
         edge_agent("rollback", "dense", config=service.path)
         assert service.digest("dense") == old
         # Bit rot in the installed file: the old model goes on.
-        model = Slots(installed.root).folder(new) / "model.onnx"
+        model = Slots(installed_config.root).folder(new) / "model.onnx"
         model.chmod(0o600)
         model.write_bytes(model.read_bytes()[:-1])
         said = edge_agent("rollback", "dense", config=service.path, ok=1).stderr
@@ -195,18 +201,18 @@ def test_a_model_that_cannot_be_loaded_is_told_by_the_command(installed: Config,
 
 
 def test_a_damaged_file_of_one_model_leaves_the_others_serving(
-    installed: Config, make_package, tmp_path: Path
+    installed_config: Config, make_package, tmp_path: Path
 ):
-    install(installed, make_package(name="other"))
-    active = installed.root / "models" / "other" / "active.json"
-    with Service(installed) as service:
+    install(installed_config, make_package(name="other"))
+    active = installed_config.root / "models" / "other" / "active.json"
+    with Service(installed_config) as service:
         active.write_text("{")
         until(lambda: "event=load_failed model=other" in service.log.read_text())
         status = client.status(service.here)
-        assert {m["name"]: m["state"] for m in status["models"]}["dense"] == "ready"
+        assert {model["name"]: model["state"] for model in status["models"]}["dense"] == "ready"
         assert service.end() == 0
-    with Service(installed) as service:  # and from the start
-        states = {m["name"]: m["state"] for m in client.status(service.here)["models"]}
+    with Service(installed_config) as service:  # and from the start
+        states = {model["name"]: model["state"] for model in client.status(service.here)["models"]}
         assert states == {"dense": "ready", "other": "failed"}
 
 
@@ -218,7 +224,7 @@ def activity(inferences: int, *, idle: bool = False, alive: bool = True) -> dict
 
 
 def test_only_a_model_that_stands_still_while_it_is_busy_hangs():
-    seen, why = watchdog.step({}, activity(5), 0.0, hang_s=10)
+    progress, why = watchdog.step({}, activity(5), 0.0, hang_s=10)
     assert why == ""
     for now, later in (
         (9, activity(5)),
@@ -226,14 +232,14 @@ def test_only_a_model_that_stands_still_while_it_is_busy_hangs():
         (27, activity(6)),
         (28, activity(6, idle=True)),
     ):
-        seen, why = watchdog.step(seen, later, now, hang_s=10)
+        progress, why = watchdog.step(progress, later, now, hang_s=10)
         assert why == ""
-    seen, why = watchdog.step(seen, activity(6), 30.0, hang_s=10)
+    progress, why = watchdog.step(progress, activity(6), 30.0, hang_s=10)
     assert why == ""  # it was idle a moment ago
-    seen, why = watchdog.step(seen, activity(6), 41.0, hang_s=10)
+    progress, why = watchdog.step(progress, activity(6), 41.0, hang_s=10)
     assert why == "no inference of 'm' has finished for 13 s"
-    seen, why = watchdog.step(seen, {}, 42.0, hang_s=10)
-    assert (seen, why) == ({}, "")  # it was unloaded
+    progress, why = watchdog.step(progress, {}, 42.0, hang_s=10)
+    assert (progress, why) == ({}, "")  # it was unloaded
 
 
 def test_a_thread_that_ended_is_never_well():
@@ -242,13 +248,13 @@ def test_a_thread_that_ended_is_never_well():
     )
 
 
-def test_a_server_that_does_not_answer_is_not_alive(installed: Config):
-    with Service(installed) as service:
+def test_a_server_that_does_not_answer_is_not_alive(installed_config: Config):
+    with Service(installed_config) as service:
         here = service.here
         assert client.is_live(here)
         service.process.send_signal(signal.SIGSTOP)
         tasks = list(Path(f"/proc/{here.pid}/task").iterdir())
-        until(lambda: all((t / "stat").read_text().split()[2] == "T" for t in tasks))
+        until(lambda: all((task / "stat").read_text().split()[2] == "T" for task in tasks))
         try:
             assert not client.is_live(here, 0.3)
             with pytest.raises(Unavailable, match="does not answer at unix:"):
@@ -267,15 +273,15 @@ def test_a_hung_runtime_stops_the_pings_and_is_rolled_back(
     hanging = install(config, turner(tmp_path, version="2.0", step=2)).slot.digest
     watched = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "600000"}
     with Service(config, **watched) as service:
-        assert heard(manager)[0] == "READY=1"
-        assert [heard(manager) for _ in range(3)] == [["WATCHDOG=1"]] * 3
+        assert receive_message(manager)[0] == "READY=1"
+        assert [receive_message(manager) for _ in range(3)] == [["WATCHDOG=1"]] * 3
         assert service.digest("turner") == hanging
         endless = numbers(tmp_path, n=[FOR_EVER])
         asking = threading.Thread(target=as_told, args=(service, endless))
         asking.start()
-        until(lambda: heard(manager) != ["WATCHDOG=1"])
-        assert heard(manager) == heard(manager)
-        status = heard(manager)
+        until(lambda: receive_message(manager) != ["WATCHDOG=1"])
+        assert receive_message(manager) == receive_message(manager)
+        status = receive_message(manager)
         assert len(status) == 1
         assert status[0].startswith("STATUS=no inference of 'turner' has finished")
         assert service.end(signal.SIGABRT) == -signal.SIGABRT
@@ -316,6 +322,6 @@ def test_nobody_else_can_read_what_it_keeps(config: Config, make_package, tmp_pa
         service.command("install", make_package(version="2", seed=2))
         until(lambda: list((config.root / "caches").glob("*.db")))
         paths = [config.root, *config.root.rglob("*"), Path(config.http.socket)]
-        open_to_others = [p for p in paths if stat.S_IMODE(p.lstat().st_mode) & 0o077]
+        open_to_others = [path for path in paths if stat.S_IMODE(path.lstat().st_mode) & 0o077]
         assert len(paths) > 15
         assert open_to_others == []

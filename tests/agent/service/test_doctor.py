@@ -34,8 +34,8 @@ def states(config: Config) -> dict[str, str]:
     return {what: check.state for what, check in read_checks(config).items()}
 
 
-def test_a_sound_device_has_no_failure(installed: Config):
-    checks = read_checks(installed)
+def test_a_sound_device_has_no_failure(installed_config: Config):
+    checks = read_checks(installed_config)
     assert {check.state for check in checks.values()} <= {"ok", "warn"}
     assert checks["model dense"].state == "ok"
     assert "files intact" in checks["model dense"].detail
@@ -65,16 +65,18 @@ def test_a_data_directory_that_is_missing_or_open_to_others_fails(config: Config
     assert read_checks(config)["privacy"].detail == f"others may use {config.root / 'models'}"
 
 
-def test_a_data_directory_of_another_user_is_told_with_the_way_to_act_as_them(installed: Config):
-    os.chown(installed.root, 65534, 65534)
+def test_a_data_directory_of_another_user_is_told_with_the_way_to_act_as_them(
+    installed_config: Config,
+):
+    os.chown(installed_config.root, 65534, 65534)
     try:
-        assert read_checks(installed)["data"].hint == "sudo -u '#65534' ..."
+        assert read_checks(installed_config)["data"].hint == "sudo -u '#65534' ..."
     finally:
-        os.chown(installed.root, 0, 0)
+        os.chown(installed_config.root, 0, 0)
 
 
-def test_one_flipped_bit_in_an_installed_file_is_found(installed: Config):
-    slots = Slots(installed.root)
+def test_one_flipped_bit_in_an_installed_file_is_found(installed_config: Config):
+    slots = Slots(installed_config.root)
     current = slots.active("dense").current
     assert current
     model = slots.folder(current) / "model.onnx"
@@ -82,14 +84,14 @@ def test_one_flipped_bit_in_an_installed_file_is_found(installed: Config):
     raw[len(raw) // 2] ^= 1
     model.chmod(0o600)
     model.write_bytes(raw)
-    check = read_checks(installed)["model dense"]
+    check = read_checks(installed_config)["model dense"]
     assert check.state == "fail"
     assert "damaged" in check.detail
 
 
-def test_a_model_that_was_disabled_fails(installed: Config):
-    Slots(installed.root).disable("dense", "the agent died 3 times")
-    check = read_checks(installed)["model dense"]
+def test_a_model_that_was_disabled_fails(installed_config: Config):
+    Slots(installed_config.root).disable("dense", "the agent died 3 times")
+    check = read_checks(installed_config)["model dense"]
     assert (check.state, check.detail) == ("fail", "the agent died 3 times")
 
 
@@ -98,9 +100,9 @@ def test_a_device_without_models_is_told_what_to_do(config: Config):
     assert read_checks(config)["models"].hint == "edge-agent install PACKAGE"
 
 
-def test_a_damaged_cache_is_found(installed: Config):
-    good = installed.root / "caches" / "results.db"
-    bad = installed.root / "caches" / "near" / "dense.db"
+def test_a_damaged_cache_is_found(installed_config: Config):
+    good = installed_config.root / "caches" / "results.db"
+    bad = installed_config.root / "caches" / "near" / "dense.db"
     for path in (good, bad):
         path.parent.mkdir(mode=0o700)
         with closing(sqlite3.connect(path)) as db:
@@ -108,22 +110,22 @@ def test_a_damaged_cache_is_found(installed: Config):
             db.executemany("INSERT INTO t VALUES (?)", [("x" * 500,)] * 100)
             db.commit()
         path.chmod(0o600)
-    with bad.open("r+b") as f:
-        f.seek(4096)
-        f.write(b"\xff" * 4096)
-    checks = read_checks(installed)
+    with bad.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    checks = read_checks(installed_config)
     assert checks["cache exact"].state == "ok"
     check = checks["cache near dense"]
     assert (check.state, check.hint) == ("warn", "edge-agent cache clear")
 
 
-def test_the_running_agent_is_asked(installed: Config):
-    assert read_checks(installed)["agent"].detail == "does not run"
-    with Service(installed) as service:
-        assert "answers at unix:" in read_checks(installed)["agent"].detail
-        Slots(installed.root).disable("dense", "why not")
+def test_the_running_agent_is_asked(installed_config: Config):
+    assert read_checks(installed_config)["agent"].detail == "does not run"
+    with Service(installed_config) as service:
+        assert "answers at unix:" in read_checks(installed_config)["agent"].detail
+        Slots(installed_config.root).disable("dense", "why not")
         service.process.send_signal(signal.SIGHUP)
-        until_state(installed, "warn")
+        until_state(installed_config, "warn")
         assert service.end() == 0
 
 

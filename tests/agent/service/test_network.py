@@ -19,10 +19,10 @@ from agent.config import Config, Http, Install
 from edge_core.machine.detect import detect_facts
 from edge_core.package import run
 from edge_core.runtimes.registry import installed_runtimes
-from tests.agent.process import PYTHON, Service, numbers, opening, settings, until
+from tests.agent.process import PYTHON, Service, numbers, open_folders, settings, until
 from tests.cases import ROOT
 
-X = [[1.0, -2.0, 3.0, 0.5]]
+ROWS = [[1.0, -2.0, 3.0, 0.5]]
 NOBODY = 65534
 UNIT = ROOT / "agent" / "system" / "edge-agent.service"
 # What systemd does for the unit, as far as a process can do it to itself: calls outside its
@@ -70,7 +70,7 @@ def test_it_installs_serves_and_answers_without_any_network(
     reach = "import socket; socket.create_connection(('127.0.0.1', 8000), 1)"
     alone = subprocess.run([*island, PYTHON, "-c", reach], capture_output=True, text=True)
     assert "Network is unreachable" in alone.stderr
-    source = numbers(tmp_path, x=X)
+    source = numbers(tmp_path, x=ROWS)
     config.root.mkdir(mode=0o700)
 
     def command(*words: object) -> str:
@@ -86,7 +86,8 @@ def test_it_installs_serves_and_answers_without_any_network(
     with Service(config, *island) as service:
         served = json.loads(service.command("infer", "dense", source, "--json"))
         assert served["top"] == [
-            {**s, "score": pytest.approx(s["score"], rel=1e-6)} for s in in_process["top"]
+            {**entry, "score": pytest.approx(entry["score"], rel=1e-6)}
+            for entry in in_process["top"]
         ]
         assert '"served": "sha256:' in service.command(
             "install", make_package(version="2", seed=2), "--json"
@@ -97,18 +98,18 @@ def test_it_installs_serves_and_answers_without_any_network(
 # --- no rights ----------------------------------------------------------------------------------
 
 
-def allowed_calls() -> str:
+def list_allowed_calls() -> str:
     """The system calls that the unit's SystemCallFilter leaves, by name."""
     asked = ["systemd-analyze", "--no-pager", "syscall-filter"]
     listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
     sets = {
-        m[1]: m[2].split()
-        for m in re.finditer(r"^(@[\w-]+)\n((?: .*\n|\n)*)", re.sub(r" *#.*", "", listed), re.M)
+        match[1]: match[2].split()
+        for match in re.finditer(r"^(@[\w-]+)\n((?: .*\n|\n)*)", re.sub(r" *#.*", "", listed), re.M)
     }
 
     def members(name: str) -> set[str]:
-        found = sets[name] if name.startswith("@") else []
-        return {name}.union(*map(members, found)) if found else {name}
+        names = sets[name] if name.startswith("@") else []
+        return {name}.union(*map(members, names)) if names else {name}
 
     calls: set[str] = set()
     for line in re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.M):
@@ -119,7 +120,7 @@ def allowed_calls() -> str:
 
 
 def test_the_filter_is_what_it_should_be():
-    calls = allowed_calls().split()
+    calls = list_allowed_calls().split()
     assert {"read", "mmap", "futex", "flock", "clone3"} <= set(calls)
     assert not {"mount", "ptrace", "setuid", "reboot", "bpf", "sched_setaffinity"} & set(calls)
     assert len(calls) > 200
@@ -144,18 +145,18 @@ def test_it_serves_as_nobody_with_no_rights_and_no_call_that_the_unit_forbids(
     )
     for path in (folder, home, config.root):
         path.mkdir(mode=0o700)
-    package, source = folder / "p.edgepkg", numbers(folder, x=X)
+    package, source = folder / "p.edgepkg", numbers(folder, x=ROWS)
     package.write_bytes(make_package().read_bytes())
     for path in (folder, home, config.root, package, source):
         os.chown(path, NOBODY, NOBODY)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    script = " && ".join([*opening(Path(sys.base_prefix), ROOT), 'cd "$PWD"', 'exec "$@"'])
+    script = " && ".join([*open_folders(Path(sys.base_prefix), ROOT), 'cd "$PWD"', 'exec "$@"'])
     prefix = (
         "unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh",
         "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
         "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs",
-        sys.executable, "-I", "-c", CONFINE, allowed_calls(),
+        sys.executable, "-I", "-c", CONFINE, list_allowed_calls(),
     )  # fmt: skip
     with Service(config, *prefix) as service:
         status = Path(f"/proc/{service.process.pid}/status").read_text()
@@ -166,10 +167,10 @@ def test_it_serves_as_nobody_with_no_rights_and_no_call_that_the_unit_forbids(
         service.command("install", package)
         answer = json.loads(service.command("infer", "dense", source, "--json"))
         expected = [
-            s.label
-            for s in run.run_package(package, source, detect_facts(installed_runtimes())).top
+            entry.label
+            for entry in run.run_package(package, source, detect_facts(installed_runtimes())).top
         ]
-        assert [s["label"] for s in answer["top"]] == expected
+        assert [entry["label"] for entry in answer["top"]] == expected
         assert service.end(signal.SIGTERM) == 0
     assert list(home.iterdir()) == []  # no runtime keeps anything of its own
 
@@ -183,7 +184,7 @@ def test_the_confinement_is_real(tmp_path: Path):
         "    except PermissionError: print('denied')"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", CONFINE, allowed_calls(), sys.executable, "-c", script],
+        [sys.executable, "-I", "-c", CONFINE, list_allowed_calls(), sys.executable, "-c", script],
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.stdout == "denied\ndenied\n", done.stderr

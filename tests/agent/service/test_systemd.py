@@ -22,7 +22,7 @@ def manager(address: str) -> Iterator[socket.socket]:
         yield listener
 
 
-def heard(listener: socket.socket) -> dict[str, str]:
+def receive_message(listener: socket.socket) -> dict[str, str]:
     return dict(line.split("=", 1) for line in listener.recv(4096).decode().splitlines())
 
 
@@ -34,17 +34,17 @@ def test_every_message_reaches_the_manager(kind: str, tmp_path: Path):
         notifier = Notifier({"NOTIFY_SOCKET": path})
         assert notifier.has_listener
         notifier.ready("serving 2 models")
-        assert heard(listener) == {"READY": "1", "STATUS": "serving 2 models"}
+        assert receive_message(listener) == {"READY": "1", "STATUS": "serving 2 models"}
         notifier.status("busy")
-        assert heard(listener) == {"STATUS": "busy"}
+        assert receive_message(listener) == {"STATUS": "busy"}
         notifier.reloading()
-        message = heard(listener)
+        message = receive_message(listener)
         assert message.pop("RELOADING") == "1"
         assert int(message["MONOTONIC_USEC"]) > 0
         notifier.alive()
-        assert heard(listener) == {"WATCHDOG": "1"}
+        assert receive_message(listener) == {"WATCHDOG": "1"}
         notifier.stopping()
-        assert heard(listener)["STOPPING"] == "1"
+        assert receive_message(listener)["STOPPING"] == "1"
 
 
 def test_a_status_is_one_line_and_cannot_add_a_field(tmp_path: Path):
@@ -66,7 +66,7 @@ def test_a_manager_that_went_away_does_not_stop_the_agent(tmp_path: Path):
     notifier = Notifier({"NOTIFY_SOCKET": path})
     with manager(path) as listener:
         notifier.alive()
-        assert heard(listener) == {"WATCHDOG": "1"}
+        assert receive_message(listener) == {"WATCHDOG": "1"}
     notifier.alive()  # nobody listens
     Path(path).unlink()
     notifier.alive()  # nothing is there

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.process import clips, numbers, opening, until
+from tests.agent.process import clips, numbers, open_folders, until
 from tests.cases import ROOT
 from tests.wheel_source import copy_source
 
@@ -26,7 +26,7 @@ MOST_EXPOSED = 1.5  # of 10.0; what is left: files may be seen, sockets opened o
 
 def call(*command: object, ok: int | None = 0) -> str:
     done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, check=False, cwd="/"
+        [str(word) for word in command], capture_output=True, text=True, check=False, cwd="/"
     )
     said = f"{done.stdout}{done.stderr}"
     assert ok is None or done.returncode == ok, f"{command}: exit {done.returncode}\n{said}"
@@ -93,7 +93,7 @@ class Device:
     LAYERS = ("/etc", "/opt", "/srv", "/usr/local", "/var")
 
     def __init__(self, folder: Path) -> None:
-        lines = [*opening(Path(sys.base_prefix), ROOT), f"mount -t tmpfs tmpfs {folder}"]
+        lines = [*open_folders(Path(sys.base_prefix), ROOT), f"mount -t tmpfs tmpfs {folder}"]
         for i, over in enumerate(self.LAYERS):
             layers = f"lowerdir={over},upperdir={folder}/{i},workdir={folder}/{i}w"
             lines.append(f"mkdir {folder}/{i} {folder}/{i}w")
@@ -191,7 +191,7 @@ def test_every_command_of_the_page_works(device: Device):
     settings = device.path("/etc/edge-agent/config.toml")
     settings.write_text(settings.read_text().replace("port = 8000", "port = 0"))  # any free one
     done = {*console("Install")[:1], *console("Remove")}  # in the fixture, in the next test
-    elsewhere = [c for c in console("") if re.match(r"(sudo )?(systemctl|journalctl) ", c)]
+    elsewhere = [line for line in console("") if re.match(r"(sudo )?(systemctl|journalctl) ", line)]
     assert len(elsewhere) == 3  # systemd does not run here
     agent: subprocess.Popen[bytes] | None = None
     try:
@@ -220,7 +220,7 @@ def test_an_update_keeps_settings_and_data_and_a_removal_what_it_says(device: De
     script = ("sh", "/srv/install.sh")
     device.run(*script, "--from", f"/srv/{wheel.name}", "--python", sys.executable)
     assert "max_mb = 32.0" in settings.read_text()
-    remove, purge = (c.removeprefix("sudo ").split() for c in console("Remove"))
+    remove, purge = (command.removeprefix("sudo ").split() for command in console("Remove"))
     device.run(*remove)
     for gone in (
         "/opt/edge-agent",

@@ -31,7 +31,7 @@ from edge_core.errors import (
 from edge_core.package.preprocess import ImageRecipe
 from edge_core.runtimes import onnxruntime
 
-X = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
+ROW = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
 
 
 def direct(config: Config, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -43,7 +43,7 @@ def direct(config: Config, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray
     return onnxruntime.open(path, threads=1, options={}).run(feeds)
 
 
-class Told:
+class CollectedAnswers:
     """Collects what submit() answers."""
 
     def __init__(self) -> None:
@@ -54,19 +54,19 @@ class Told:
         self.got.append(answer)
         self._arrived.release()
 
-    def wait(self, n: int) -> list[Answer | EdgeError]:
-        for _ in range(n):
+    def wait(self, count: int) -> list[Answer | EdgeError]:
+        for _ in range(count):
             assert self._arrived.acquire(timeout=30)
         return self.got
 
 
-def test_an_installed_model_answers_as_its_file_does(installed):
-    with Agent(installed) as agent:
-        answer = agent.infer("dense", X, top=2)
+def test_an_installed_model_answers_as_its_file_does(installed_config):
+    with Agent(installed_config) as agent:
+        answer = agent.infer("dense", ROW, top=2)
         (status,) = agent.models()
-    np.testing.assert_array_equal(answer.outputs["y"], direct(installed, X)["y"])
-    assert [s.label for s in answer.top] == [
-        ("left", "ahead", "right")[i] for i in np.argsort(-answer.outputs["y"][0])[:2]
+    np.testing.assert_array_equal(answer.outputs["y"], direct(installed_config, ROW)["y"])
+    assert [entry.label for entry in answer.top] == [
+        ("left", "ahead", "right")[index] for index in np.argsort(-answer.outputs["y"][0])[:2]
     ]
     assert (answer.model, answer.version, answer.cached) == ("dense", "1.0.0", "")
     assert answer.digest == status.digest
@@ -75,146 +75,148 @@ def test_an_installed_model_answers_as_its_file_does(installed):
     assert 0 < status.stages["infer"].p50_ms <= status.stages["total"].p50_ms
 
 
-def test_submit_answers_on_another_thread(installed):
-    told = Told()
-    with Agent(installed) as agent:
+def test_submit_answers_on_another_thread(installed_config):
+    collected = CollectedAnswers()
+    with Agent(installed_config) as agent:
         for _ in range(20):
-            agent.submit("dense", X, told)
-        answers = told.wait(20)
-    for a in answers:
-        assert isinstance(a, Answer)
-        np.testing.assert_array_equal(a.outputs["y"], direct(installed, X)["y"])
+            agent.submit("dense", ROW, collected)
+        answers = collected.wait(20)
+    for answer in answers:
+        assert isinstance(answer, Answer)
+        np.testing.assert_array_equal(answer.outputs["y"], direct(installed_config, ROW)["y"])
 
 
 @pytest.mark.parametrize(
     ("name", "feeds", "error", "text"),
     [
-        ("dence", X, UnknownModel, "did you mean 'dense'"),
-        ("dense", {"z": X["x"]}, InputError, "no input 'z'"),
+        ("dence", ROW, UnknownModel, "did you mean 'dense'"),
+        ("dense", {"z": ROW["x"]}, InputError, "no input 'z'"),
         ("dense", {"x": np.zeros((1, 5), np.float32)}, InputError, "shape 1x5"),
         ("dense", {"x": np.full((1, 4), np.nan, np.float32)}, InputError, "contains NaN"),
         ("dense", EncodedImage(b"no picture"), InputError, "no preprocessing recipe"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_with_its_reason(installed, name, feeds, error, text):
-    with Agent(installed) as agent:
+def test_what_cannot_be_answered_is_refused_with_its_reason(
+    installed_config, name, feeds, error, text
+):
+    with Agent(installed_config) as agent:
         with pytest.raises(error, match=text):
             agent.infer(name, feeds)
-        told = Told()
+        collected = CollectedAnswers()
         try:  # submit() may refuse at once or answer with the error
-            agent.submit(name, feeds, told)
-        except EdgeError as e:
-            refusal: object = e
+            agent.submit(name, feeds, collected)
+        except EdgeError as caught:
+            refusal: object = caught
         else:
-            (refusal,) = told.wait(1)
+            (refusal,) = collected.wait(1)
         assert isinstance(refusal, error)
-        assert agent.infer("dense", X).outputs  # and it goes on serving
+        assert agent.infer("dense", ROW).outputs  # and it goes on serving
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_a_large_input_is_looked_through_while_the_model_runs(config, make_package, bad):
     install(config, make_package(width=50_000))
-    x = {"x": np.ones((1, 50_000), np.float32)}
+    long_row = {"x": np.ones((1, 50_000), np.float32)}
     with Agent(config) as agent:
-        assert agent.infer("dense", x).outputs
-        x["x"][0, 49_999] = bad
+        assert agent.infer("dense", long_row).outputs
+        long_row["x"][0, 49_999] = bad
         with pytest.raises(InputError, match=r"dense: input 'x' contains (NaN|infinity)"):
-            agent.infer("dense", x)
-        told = Told()
-        agent.submit("dense", x, told)
-        assert isinstance(told.wait(1)[0], InputError)
+            agent.infer("dense", long_row)
+        collected = CollectedAnswers()
+        agent.submit("dense", long_row, collected)
+        assert isinstance(collected.wait(1)[0], InputError)
         assert agent.status().errors == {"InputError": 2}
 
 
-def test_a_hot_swap_takes_effect_for_new_requests_only(installed, make_package):
-    with Agent(installed) as agent:
-        old = agent.infer("dense", X)
+def test_a_hot_swap_takes_effect_for_new_requests_only(installed_config, make_package):
+    with Agent(installed_config) as agent:
+        old = agent.infer("dense", ROW)
         assert agent.reload() == ()
-        install(installed, make_package(version="2.0.0", seed=2))
-        assert agent.infer("dense", X).version == "1.0.0"
+        install(installed_config, make_package(version="2.0.0", seed=2))
+        assert agent.infer("dense", ROW).version == "1.0.0"
         assert agent.reload() == ("dense",)
-        new = agent.infer("dense", X)
+        new = agent.infer("dense", ROW)
         assert (new.version, new.digest != old.digest) == ("2.0.0", True)
         assert agent.model("dense").previous == old.digest
-        Slots(installed.root).rollback("dense", refuse=False)
+        Slots(installed_config.root).rollback("dense", refuse=False)
         assert agent.reload() == ("dense",)
-        np.testing.assert_array_equal(agent.infer("dense", X).outputs["y"], old.outputs["y"])
+        np.testing.assert_array_equal(agent.infer("dense", ROW).outputs["y"], old.outputs["y"])
 
 
-def test_requests_inside_finish_on_the_model_they_started_with(installed, make_package):
+def test_requests_inside_finish_on_the_model_they_started_with(installed_config, make_package):
     """Twelve requests queue, then the model is swapped: each answer is its digest's own."""
     says = {}
-    told = Told()
-    with Agent(installed) as agent:
-        says[agent.infer("dense", X).digest] = agent.infer("dense", X).outputs["y"]
-        install(installed, make_package(version="2.0.0", seed=2))
+    collected = CollectedAnswers()
+    with Agent(installed_config) as agent:
+        says[agent.infer("dense", ROW).digest] = agent.infer("dense", ROW).outputs["y"]
+        install(installed_config, make_package(version="2.0.0", seed=2))
         for _ in range(12):
-            agent.submit("dense", X, told)
+            agent.submit("dense", ROW, collected)
         agent.reload()
-        after = Told()
+        after = CollectedAnswers()
         for _ in range(12):
-            agent.submit("dense", X, after)
-        answers = [*told.wait(12), *after.wait(12)]
-        last = agent.infer("dense", X)
+            agent.submit("dense", ROW, after)
+        answers = [*collected.wait(12), *after.wait(12)]
+        last = agent.infer("dense", ROW)
         says[last.digest] = last.outputs["y"]
     assert len(says) == 2
-    for a in answers:
-        assert isinstance(a, Answer)
-        np.testing.assert_array_equal(a.outputs["y"], says[a.digest])
-    assert [a.digest for a in answers[12:]] == [last.digest] * 12
+    for answer in answers:
+        assert isinstance(answer, Answer)
+        np.testing.assert_array_equal(answer.outputs["y"], says[answer.digest])
+    assert [answer.digest for answer in answers[12:]] == [last.digest] * 12
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(installed, make_package):
-    with Agent(installed) as agent:
-        before = agent.infer("dense", X)
-        install(installed, make_package(version="2.0.0", seed=2))
-        slots = Slots(installed.root)
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(installed_config, make_package):
+    with Agent(installed_config) as agent:
+        before = agent.infer("dense", ROW)
+        install(installed_config, make_package(version="2.0.0", seed=2))
+        slots = Slots(installed_config.root)
         slot = slots.active("dense").current
         assert slot
         file = slots.folder(slot) / "model.onnx"
         file.chmod(0o600)
         file.write_bytes(b"\0" * file.stat().st_size)
         assert agent.reload() == ()
-        assert agent.infer("dense", X).digest == before.digest
+        assert agent.infer("dense", ROW).digest == before.digest
         status = agent.model("dense")
         assert status.state == "ready"
         assert status.why
         assert agent.ready()
 
 
-def test_the_agent_starts_with_a_model_that_is_broken_and_says_why(installed, make_package):
-    slots = Slots(installed.root)
+def test_the_agent_starts_with_a_model_that_is_broken_and_says_why(installed_config, make_package):
+    slots = Slots(installed_config.root)
     slot = slots.active("dense").current
     assert slot
     file = slots.folder(slot) / "model.onnx"
     file.chmod(0o600)
     file.write_bytes(b"\0" * file.stat().st_size)
-    install(installed, make_package(name="other", seed=3))
-    with Agent(installed) as agent:
+    install(installed_config, make_package(name="other", seed=3))
+    with Agent(installed_config) as agent:
         assert not agent.ready()
-        assert [(m.name, m.state) for m in agent.models()] == [
+        assert [(model.name, model.state) for model in agent.models()] == [
             ("dense", "failed"), ("other", "ready"),
         ]  # fmt: skip
         with pytest.raises(Unavailable, match="cannot be served"):
-            agent.infer("dense", X)
-        assert agent.infer("other", X).outputs
+            agent.infer("dense", ROW)
+        assert agent.infer("other", ROW).outputs
 
 
 def test_a_model_that_was_removed_is_forgotten_and_one_that_is_disabled_is_told_once(
-    installed, make_package
+    installed_config, make_package
 ):
-    install(installed, make_package(name="other", seed=3))
-    slots = Slots(installed.root)
-    with Agent(installed) as agent:
+    install(installed_config, make_package(name="other", seed=3))
+    slots = Slots(installed_config.root)
+    with Agent(installed_config) as agent:
         slots.disable("dense", "it crashed")
         assert agent.reload() == ("dense",)
         assert agent.reload() == ()
         assert (agent.ready(), agent.model("dense").why) == (False, "it crashed")
-        (installed.root / "models" / "dense" / "active.json").unlink()
+        (installed_config.root / "models" / "dense" / "active.json").unlink()
         assert agent.reload() == ()
         assert agent.ready()
         with pytest.raises(UnknownModel):
-            agent.infer("dense", X)
+            agent.infer("dense", ROW)
 
 
 def test_one_models_load_does_not_take_anothers_place(config, make_package):
@@ -222,15 +224,15 @@ def test_one_models_load_does_not_take_anothers_place(config, make_package):
     tight = msgspec.structs.replace(config, models={"a": Serve(queue=1)})
     install(tight, make_package(name="a"))
     install(tight, make_package(name="b"))
-    told, refused = Told(), 0
+    collected, refused = CollectedAnswers(), 0
     with Agent(tight) as agent:
         for _ in range(200):
             try:
-                agent.submit("a", X, told)
+                agent.submit("a", ROW, collected)
             except EdgeError:
                 refused += 1
-        assert agent.infer("b", X).outputs
-        told.wait(200 - refused)
+        assert agent.infer("b", ROW).outputs
+        collected.wait(200 - refused)
         assert agent.status().errors == {"Overloaded": refused}
     assert refused
 
@@ -244,55 +246,62 @@ def test_a_model_whose_batches_pay_runs_waiting_requests_together(config, make_p
     tuning = msgspec.structs.replace(slot.tuning, batching=batching)
     slots.switch(msgspec.structs.replace(slot, tuning=tuning))
     rng = np.random.default_rng(5)
-    many = [{"x": rng.normal(size=(1 + i % 3, 64)).astype(np.float32)} for i in range(300)]
-    got: dict[int, Answer | EdgeError] = {}
-    told = Told()
+    many = [{"x": rng.normal(size=(1 + index % 3, 64)).astype(np.float32)} for index in range(300)]
+    answers_by_index: dict[int, Answer | EdgeError] = {}
+    collected = CollectedAnswers()
     config = msgspec.structs.replace(config, serve=Serve(queue=1000))
     with Agent(config) as agent:
-        for i, feeds in enumerate(many):
-            agent.submit("dense", feeds, lambda a, i=i: (got.update({i: a}), told(a)))
-        told.wait(len(many))
+        for index, feeds in enumerate(many):
+            agent.submit(
+                "dense",
+                feeds,
+                lambda reply, index=index: (
+                    answers_by_index.update({index: reply}),
+                    collected(reply),
+                ),
+            )
+        collected.wait(len(many))
         assert agent.model("dense").batches > 0
-    for i, feeds in enumerate(many):
-        answer = got[i]
+    for index, feeds in enumerate(many):
+        answer = answers_by_index[index]
         assert isinstance(answer, Answer)
         np.testing.assert_allclose(
             answer.outputs["y"], direct(config, feeds)["y"], rtol=1e-5, atol=1e-6
         )
 
 
-def test_closing_answers_what_is_inside_and_refuses_what_comes(installed):
-    told = Told()
-    agent = Agent(installed)
+def test_closing_answers_what_is_inside_and_refuses_what_comes(installed_config):
+    collected = CollectedAnswers()
+    agent = Agent(installed_config)
     for _ in range(30):
-        agent.submit("dense", X, told)
+        agent.submit("dense", ROW, collected)
     agent.close()
-    assert all(isinstance(a, Answer) for a in told.wait(30))
+    assert all(isinstance(answer, Answer) for answer in collected.wait(30))
     with pytest.raises(Unavailable, match="stopping"):
-        agent.infer("dense", X)
+        agent.infer("dense", ROW)
     assert not agent.ready()
 
 
-def test_closing_twice_is_closing_once(installed):
-    with Agent(installed) as agent:
+def test_closing_twice_is_closing_once(installed_config):
+    with Agent(installed_config) as agent:
         agent.close()
     with pytest.raises(Unavailable, match="stopping"):
         agent.reload()
 
 
-def test_an_array_may_be_used_again_as_soon_as_submit_returns(installed):
-    told = Told()
-    x = {"x": X["x"].copy()}
-    with Agent(installed) as agent:
+def test_an_array_may_be_used_again_as_soon_as_submit_returns(installed_config):
+    collected = CollectedAnswers()
+    feeds = {"x": ROW["x"].copy()}
+    with Agent(installed_config) as agent:
         for _ in range(40):
-            x["x"][:] = X["x"]
-            agent.submit("dense", x, told)
-            x["x"][:] = 0
-        answers = told.wait(40)
-    expected = direct(installed, X)["y"]
-    for a in answers:
-        assert isinstance(a, Answer)
-        np.testing.assert_array_equal(a.outputs["y"], expected)
+            feeds["x"][:] = ROW["x"]
+            agent.submit("dense", feeds, collected)
+            feeds["x"][:] = 0
+        answers = collected.wait(40)
+    expected = direct(installed_config, ROW)["y"]
+    for result in answers:
+        assert isinstance(result, Answer)
+        np.testing.assert_array_equal(result.outputs["y"], expected)
 
 
 def test_a_picture_that_waits_beyond_its_deadline_is_not_decoded(config, make_package):
@@ -302,23 +311,23 @@ def test_a_picture_that_waits_beyond_its_deadline_is_not_decoded(config, make_pa
     install(config, path)
     picture = io.BytesIO()
     PIL.Image.fromarray(np.zeros((3500, 3500), np.uint8)).save(picture, "PNG")
-    told, refused = Told(), 0
+    collected, refused = CollectedAnswers(), 0
     with Agent(config) as agent:
         with pytest.raises(InputError):  # the recipe's tensor is no row of four: it was decoded
             agent.infer("dense", EncodedImage(picture.getvalue()))
         start = time.monotonic()
         for _ in range(60):
             try:
-                agent.submit("dense", EncodedImage(picture.getvalue()), told, deadline_ms=100)
+                agent.submit("dense", EncodedImage(picture.getvalue()), collected, deadline_ms=100)
             except Overloaded:
                 refused += 1
-        answers = told.wait(60 - refused)
+        answers = collected.wait(60 - refused)
         took = time.monotonic() - start
         alone = time.monotonic()
         with pytest.raises(InputError):
             agent.infer("dense", EncodedImage(picture.getvalue()))
         alone = time.monotonic() - alone
-    late = sum(isinstance(a, DeadlineExceeded) for a in answers)
+    late = sum(isinstance(answer, DeadlineExceeded) for answer in answers)
     assert late + refused > 30
     assert took < 60 * alone
 
@@ -339,7 +348,7 @@ def test_an_agent_without_a_model_is_ready_and_empty(config):
         assert agent.ready()
         assert agent.models() == ()
         with pytest.raises(UnknownModel):
-            agent.infer("dense", X)
+            agent.infer("dense", ROW)
 
 
 def test_a_repeated_request_is_answered_from_the_cache_until_the_model_changes(
@@ -348,18 +357,18 @@ def test_a_repeated_request_is_answered_from_the_cache_until_the_model_changes(
     config = msgspec.structs.replace(config, serve=Serve(cache=True))
     install(config, make_package())
     with Agent(config) as agent:
-        first = agent.infer("dense", X, top=1)
+        first = agent.infer("dense", ROW, top=1)
         again = wait_for_hit(agent)
         assert again.cached == "exact"
         np.testing.assert_array_equal(again.outputs["y"], first.outputs["y"])
-        assert agent.infer("dense", X, top=1).top == first.top
-        assert agent.infer("dense", X, cache=False).cached == ""
+        assert agent.infer("dense", ROW, top=1).top == first.top
+        assert agent.infer("dense", ROW, cache=False).cached == ""
         assert agent.model("dense").stages["infer"].n >= 2
     with Agent(config) as agent:  # it is still there after a restart
-        assert agent.infer("dense", X).cached == "exact"
+        assert agent.infer("dense", ROW).cached == "exact"
         install(config, make_package(version="2.0.0", seed=2))
         agent.reload()
-        other = agent.infer("dense", X)
+        other = agent.infer("dense", ROW)
         assert (other.version, other.cached) == ("2.0.0", "")
         assert not np.array_equal(other.outputs["y"], first.outputs["y"])
 
@@ -368,7 +377,7 @@ def wait_for_hit(agent: Agent) -> Answer:
     """Answers are written behind the request's back."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        answer = agent.infer("dense", X)
+        answer = agent.infer("dense", ROW)
         if answer.cached:
             return answer
         time.sleep(0.02)
@@ -382,32 +391,33 @@ def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, mak
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(40, 16))
 
-    def like(i: int) -> dict[str, np.ndarray]:
-        x = centres[i % 40] + 0.002 * rng.normal(size=16)
-        return {"x": x[None].astype(np.float32)}
+    def like(index: int) -> dict[str, np.ndarray]:
+        row = centres[index % 40] + 0.002 * rng.normal(size=16)
+        return {"x": row[None].astype(np.float32)}
 
     with Agent(config) as agent:
         manifest = agent.model("dense").manifest
         assert manifest
-        found = calibrate_model(
+        calibration = calibrate_model(
             lambda feeds: agent.infer("dense", feeds, cache=False).outputs,
-            ((like(i), None) for i in range(1200)),
+            ((like(index), None) for index in range(1200)),
             model=slot.model_id, inputs=manifest.inputs, rule=Rule(), epsilon=0.05,
         )  # fmt: skip
-        assert found.threshold > 0, found.why
+        assert calibration.threshold > 0, calibration.why
         assert agent.infer("dense", like(0)).cached == ""
         path = calibration_file(config.root, "dense")
         path.parent.mkdir(mode=0o700)
-        write_calibration(path, found)
+        write_calibration(path, calibration)
         assert agent.reload() == ()  # nothing was installed, and the calibration is taken up
-        for i in range(40):
-            agent.infer("dense", like(i))
-        answers = [(x := like(i), agent.infer("dense", x)) for i in range(200)]
-        reused = [(x, a) for x, a in answers if a.cached == "near"]
+        for index in range(40):
+            agent.infer("dense", like(index))
+        answers = [(row := like(index), agent.infer("dense", row)) for index in range(200)]
+        reused = [(row, answer) for row, answer in answers if answer.cached == "near"]
         assert len(reused) > 100
         wrong = sum(
-            agent.infer("dense", x, cache=False).outputs["y"].argmax() != a.outputs["y"].argmax()
-            for x, a in reused
+            agent.infer("dense", row, cache=False).outputs["y"].argmax()
+            != answer.outputs["y"].argmax()
+            for row, answer in reused
         )
         assert wrong <= 0.05 * len(reused)
         assert agent.status().caches["near dense"]["hits"] >= len(reused)
@@ -417,9 +427,9 @@ def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, mak
         assert "another version" in str(agent.status().caches["near dense"]["health"])
 
 
-def test_nothing_is_written_where_other_users_can_read_it(installed):
-    with Agent(installed) as agent:
-        agent.infer("dense", X)
-        root = Path(installed.data_dir)
+def test_nothing_is_written_where_other_users_can_read_it(installed_config):
+    with Agent(installed_config) as agent:
+        agent.infer("dense", ROW)
+        root = Path(installed_config.data_dir)
         for path in (root, *root.rglob("*")):
             assert path.stat().st_mode & 0o077 == 0, path

@@ -44,7 +44,7 @@ from edge_core.errors import (
     Unavailable,
 )
 from edge_core.tensors import Feeds
-from tests.agent.serving.test_agent import Told, direct
+from tests.agent.serving.test_agent import CollectedAnswers, direct
 
 SECOND = 1_000_000_000
 SURE = 0.6  # the score from which the first model of the cascade is believed
@@ -81,8 +81,8 @@ class Cascade:
                 return
             try:
                 self._second.post(feeds, deadline, on_done)
-            except EdgeError as e:
-                completion.error = e
+            except EdgeError as error:
+                completion.error = error
                 on_done(completion)
 
         self._first.post(feeds, deadline, go_on)
@@ -102,12 +102,12 @@ def is_sure(completion: Completion) -> bool:
 class Remote:
     """Asks another agent over HTTP."""
 
-    def __init__(self, address: str, installed: InstalledModel) -> None:
-        self._installed, self._address = installed, address.removeprefix("http://")
+    def __init__(self, address: str, installed_config: InstalledModel) -> None:
+        self._installed, self._address = installed_config, address.removeprefix("http://")
         self._pool = ThreadPoolExecutor(2)
         self._closed = False
         self._count = 0
-        self.admission = Admission(installed.slot.name, installed.limits.queue + 2)
+        self.admission = Admission(installed_config.slot.name, installed_config.limits.queue + 2)
 
     @property
     def activity(self) -> Activity:
@@ -159,8 +159,8 @@ class Remote:
         try:
             with triton.InferenceServerClient(self._address) as client:
                 reply = client.infer(self._installed.slot.name, inputs)
-        except triton.InferenceServerException as e:
-            completion.error = MeasureError(f"the other agent refused: {e.message()}")
+        except triton.InferenceServerException as error:
+            completion.error = MeasureError(f"the other agent refused: {error.message()}")
             return
         completion.outputs = {
             spec.name: reply.as_numpy(spec.name) for spec in self._installed.manifest.outputs
@@ -187,13 +187,13 @@ def set_up_cascade(config: Config, make_package, folder: Path, stack: ExitStack)
     second = install(other, make_package(seed=2))
     install(config, make_package())
 
-    def open_cascade(installed: InstalledModel, journal: Journal) -> Backend:
+    def open_cascade(installed_config: InstalledModel, journal: Journal) -> Backend:
         replaced = msgspec.structs.replace(
-            installed,
+            installed_config,
             slot=second.slot,
             folder=Slots(other.root).folder(second.slot),
         )
-        return Cascade(load_model(installed, journal), load_model(replaced, journal))
+        return Cascade(load_model(installed_config, journal), load_model(replaced, journal))
 
     def expect(feeds: Feeds) -> Feeds:
         outputs = direct(config, feeds)
@@ -228,8 +228,8 @@ def backend(setting: Setting) -> Iterator[Backend]:
     """The Backend that an Agent has opened; the Agent closes it."""
     opened: list[Backend] = []
 
-    def open_and_keep(installed: InstalledModel, journal: Journal) -> Backend:
-        opened.append(setting.open_backend(installed, journal))
+    def open_and_keep(installed_config: InstalledModel, journal: Journal) -> Backend:
+        opened.append(setting.open_backend(installed_config, journal))
         return opened[-1]
 
     with Agent(setting.config, open_backend=open_and_keep):
@@ -241,18 +241,18 @@ def soon(seconds: float = 30) -> int:
 
 
 def test_it_answers_on_the_callers_thread_and_on_others_alike(setting, backend):
-    told: list[Completion] = []
+    completions: list[Completion] = []
     for feeds in FEEDS:
         prepared = backend.prepare(feeds)
         completion = backend.call(prepared, soon())
         outputs = backend.finish(completion.outputs)
         np.testing.assert_allclose(outputs["y"], setting.expect(feeds)["y"], rtol=1e-6)
         assert completion.queued <= completion.started <= completion.ended
-        backend.post(prepared, soon(), told.append)
+        backend.post(prepared, soon(), completions.append)
     end = time.monotonic() + 30
-    while len(told) < len(FEEDS) and time.monotonic() < end:
+    while len(completions) < len(FEEDS) and time.monotonic() < end:
         time.sleep(0.01)
-    assert [completion.error for completion in told] == [None] * len(FEEDS)
+    assert [completion.error for completion in completions] == [None] * len(FEEDS)
     assert backend.activity.inferences >= 2 * len(FEEDS)
     assert backend.activity.alive
 
@@ -263,17 +263,17 @@ def test_inputs_that_it_does_not_have_are_refused(backend):
 
 
 def test_a_posted_request_whose_deadline_has_passed_is_told_once(backend):
-    told: list[Completion] = []
+    completions: list[Completion] = []
     refused = 0
     try:
-        backend.post(backend.prepare(FEEDS[0]), soon(-1), told.append)
+        backend.post(backend.prepare(FEEDS[0]), soon(-1), completions.append)
     except (DeadlineExceeded, Overloaded):
         refused += 1
     end = time.monotonic() + 30
-    while not (told or refused) and time.monotonic() < end:
+    while not (completions or refused) and time.monotonic() < end:
         time.sleep(0.01)
-    assert len(told) + refused == 1
-    assert all(isinstance(completion.error, DeadlineExceeded) for completion in told)
+    assert len(completions) + refused == 1
+    assert all(isinstance(completion.error, DeadlineExceeded) for completion in completions)
 
 
 def test_it_drains_before_it_closes_and_then_refuses(backend):
@@ -289,16 +289,16 @@ def test_it_drains_before_it_closes_and_then_refuses(backend):
 
 
 def test_the_agent_serves_it_with_counts_stages_and_swaps(setting, make_package):
-    told = Told()
+    answers = CollectedAnswers()
     with Agent(setting.config, open_backend=setting.open_backend) as agent:
         for feeds in FEEDS:
-            agent.submit("dense", feeds, told)
+            agent.submit("dense", feeds, answers)
         for feeds in FEEDS:
             answer = agent.infer("dense", feeds, top=1)
             expected = setting.expect(feeds)["y"]
             np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-6)
             assert answer.top[0].index == expected.argmax()
-        assert all(isinstance(answer, Answer) for answer in told.wait(len(FEEDS)))
+        assert all(isinstance(answer, Answer) for answer in answers.wait(len(FEEDS)))
         with pytest.raises(InputError, match="contains NaN"):
             agent.infer("dense", {"x": np.full((1, 4), np.nan, np.float32)})
         model = agent.model("dense")

@@ -19,11 +19,11 @@ POLICIES = st.integers(1, 16).flatmap(
 
 @given(rows=ROWS, policy=POLICIES)
 def test_a_batch_is_never_larger_than_allowed_unless_one_request_is(rows, policy):
-    n = batches.count_in_batch(rows, policy)
-    assert 1 <= n <= len(rows)
-    assert sum(rows[:n]) <= policy.max_size or n == 1
-    if n < len(rows):
-        assert sum(rows[: n + 1]) > policy.max_size  # and it is as large as it can be
+    count = batches.count_in_batch(rows, policy)
+    assert 1 <= count <= len(rows)
+    assert sum(rows[:count]) <= policy.max_size or count == 1
+    if count < len(rows):
+        assert sum(rows[: count + 1]) > policy.max_size  # and it is as large as it can be
 
 
 @given(waiting=st.integers(1, 20), age=st.integers(0, 10**8), policy=POLICIES)

@@ -14,7 +14,7 @@ from agent.http.server import Server
 from agent.serving.counters import BATCH, Counters
 from edge_core.errors import InputError, Overloaded, UnknownModel
 
-X = {"x": np.zeros((1, 4), np.float32)}
+ROW = {"x": np.zeros((1, 4), np.float32)}
 
 
 def test_counts_of_many_threads_add_up():
@@ -53,29 +53,29 @@ def test_names_that_clients_make_up_take_no_memory():
 
 
 def test_requests_in_process_and_over_http_are_in_the_status_and_in_the_http_statistics(
-    installed,
+    installed_config,
 ):
     http = Http(port=0)
     with (
-        Agent(installed) as agent,
+        Agent(installed_config) as agent,
         Server(agent, http) as server,
     ):
         address = server.start().removeprefix("http://")
         with triton.InferenceServerClient(address) as client:
             tensor = triton.InferInput("x", [1, 4], "FP32")
-            tensor.set_data_from_numpy(X["x"])
+            tensor.set_data_from_numpy(ROW["x"])
             for _ in range(3):
-                agent.infer("dense", X)
+                agent.infer("dense", ROW)
             for _ in range(2):
                 client.infer("dense", [tensor])
             with pytest.raises(InputError):
-                agent.infer("dense", {"z": X["x"]})
+                agent.infer("dense", {"z": ROW["x"]})
             tensor = triton.InferInput("x", [1, 5], "FP32")
             tensor.set_data_from_numpy(np.zeros((1, 5), np.float32))
             with pytest.raises(triton.InferenceServerException):
                 client.infer("dense", [tensor])
             with pytest.raises(UnknownModel):
-                agent.infer("dence", X)
+                agent.infer("dence", ROW)
             with pytest.raises(triton.InferenceServerException):
                 client.infer("dence", [tensor])
             (statistics,) = client.get_inference_statistics("dense")["model_stats"]

@@ -69,8 +69,8 @@ class Answers:
         self.completions.append(completion)
         self._arrived.release()
 
-    def wait(self, n: int) -> list[Completion]:
-        for _ in range(n):
+    def wait(self, count: int) -> list[Completion]:
+        for _ in range(count):
             assert self._arrived.acquire(timeout=30)
         return self.completions
 
@@ -174,11 +174,11 @@ def test_what_waits_together_runs_together_and_gets_its_own_rows():
         for i, rows in enumerate((1, 2, 1, 3, 1, 9), 1):
             scheduler.post(make_feeds(i, rows), soon(), answers.on_done)
         gate.open.set()
-        got = answers.wait(7)
+        completions = answers.wait(7)
     assert gate.seen == [1, 4, 4, 9]
     assert scheduler.batches == 2
     for i, rows in enumerate((1, 1, 2, 1, 3, 1, 9)):
-        np.testing.assert_array_equal(got[i].outputs["y"], np.full((rows, 1), 2.0 * i))
+        np.testing.assert_array_equal(completions[i].outputs["y"], np.full((rows, 1), 2.0 * i))
 
 
 def test_other_shapes_do_not_run_together():
@@ -222,9 +222,16 @@ def test_one_bad_request_does_not_fail_the_others_of_its_batch():
         for value in (1, -1, 2):
             scheduler.post(make_feeds(value), soon(), answers.on_done)
         first.open.set()
-        got = answers.wait(4)
-    assert [type(r.error) for r in got] == [type(None), type(None), MeasureError, type(None)]
-    assert [float(r.outputs["y"].item()) for r in got if not r.error] == [0, 2, 4]
+        completions = answers.wait(4)
+    assert [type(completion.error) for completion in completions] == [
+        type(None),
+        type(None),
+        MeasureError,
+        type(None),
+    ]
+    assert [
+        float(completion.outputs["y"].item()) for completion in completions if not completion.error
+    ] == [0, 2, 4]
 
 
 def test_whatever_a_session_raises_reaches_the_caller_and_the_lanes_live_on():
@@ -276,40 +283,40 @@ def test_closing_answers_what_waits_and_finishes_what_runs():
 def test_a_callback_that_raises_takes_no_answer_from_the_others():
     gate, others = Gate(), Answers()
 
-    def broken(completion):
+    def raise_error(completion):
         raise RuntimeError("the application's own")
 
     scheduler = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
     scheduler.post(make_feeds(1), soon(), others.on_done)
     assert gate.started.acquire(timeout=30)
-    scheduler.post(make_feeds(2), soon(), broken)
+    scheduler.post(make_feeds(2), soon(), raise_error)
     scheduler.post(make_feeds(3), soon(), others.on_done)
     closing = threading.Thread(target=scheduler.close)
     closing.start()
     others.wait(1)
     gate.open.set()
     closing.join()
-    assert {type(r.error) for r in others.wait(1)} == {Unavailable, type(None)}
+    assert {type(result.error) for result in others.wait(1)} == {Unavailable, type(None)}
 
 
-@pytest.mark.parametrize("cut", [lambda y: y[:1], lambda y: y.sum()])
+@pytest.mark.parametrize("cut", [lambda outputs: outputs[:1], lambda outputs: outputs.sum()])
 def test_an_output_without_a_row_for_each_request_is_not_handed_out(cut):
     """Then each runs alone, where the output is whatever it is."""
     gate, answers = Gate(), Answers()
 
     def run(feeds):
-        y = gate.run(feeds)["y"]
-        return {"y": cut(y) if len(y) > 1 else y}
+        outputs = gate.run(feeds)["y"]
+        return {"y": cut(outputs) if len(outputs) > 1 else outputs}
 
     with open_scheduler(run, max_size=8) as scheduler:
         scheduler.post(make_feeds(0), soon(), answers.on_done)
         assert gate.started.acquire(timeout=30)
-        for i in (1, 2, 3):
-            scheduler.post(make_feeds(i), soon(), answers.on_done)
+        for index in (1, 2, 3):
+            scheduler.post(make_feeds(index), soon(), answers.on_done)
         gate.open.set()
-        got = answers.wait(4)
+        completions = answers.wait(4)
         assert scheduler.alive
-    assert [float(r.outputs["y"].item()) for r in got] == [0, 2, 4, 6]
+    assert [float(completion.outputs["y"].item()) for completion in completions] == [0, 2, 4, 6]
 
 
 def test_a_deadline_that_has_passed_already_is_told_as_such():
@@ -351,7 +358,9 @@ def test_every_request_is_answered_once_under_a_storm_with_tight_deadlines():
                     count_outcome(scheduler.call(make_feeds(value), soon(0.004)), value)
                 else:
                     scheduler.post(
-                        make_feeds(value), soon(0.004), lambda r, v=value: count_outcome(r, v)
+                        make_feeds(value),
+                        soon(0.004),
+                        lambda result, expected=value: count_outcome(result, expected),
                     )
             except Overloaded:
                 count("refused")

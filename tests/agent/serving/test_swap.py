@@ -53,9 +53,9 @@ def test_an_answer_of_neither_version_and_a_wrong_name_are_noticed(
         tally.judge(whose, whose.digest, whose.digest)
     assert tally.outcome(1, 1.0).ok
     for spoil in (
-        lambda t: t.judge(None, one.slot.digest, ""),
-        lambda t: t.judge(one.slot, two.slot.digest, one.slot.digest),
-        lambda t: t.fail("429"),
+        lambda tester: tester.judge(None, one.slot.digest, ""),
+        lambda tester: tester.judge(one.slot, two.slot.digest, one.slot.digest),
+        lambda tester: tester.fail("429"),
     ):
         tally = Tally(3)
         for whose in (one.slot, two.slot):

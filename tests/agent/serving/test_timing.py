@@ -13,18 +13,18 @@ DURATIONS = st.integers(0, 2**62)
 
 @given(ns=DURATIONS)
 def test_one_duration_is_told_within_the_width_of_a_bucket(ns):
-    h = Histogram()
-    h.add(ns)
-    assert h.quantile(0.5) == pytest.approx(ns, rel=1 / 32, abs=0.5)
+    histogram = Histogram()
+    histogram.add(ns)
+    assert histogram.quantile(0.5) == pytest.approx(ns, rel=1 / 32, abs=0.5)
 
 
 @given(many=st.lists(DURATIONS, min_size=1, max_size=200), share=st.sampled_from([0.5, 0.9, 0.99]))
 def test_percentiles_are_those_of_the_sorted_durations(many, share):
-    h = Histogram()
+    histogram = Histogram()
     for ns in many:
-        h.add(ns)
+        histogram.add(ns)
     at = -int(-share * len(many) // 1) - 1  # the smallest that `share` of them do not exceed
-    assert h.quantile(share) == pytest.approx(sorted(many)[max(0, at)], rel=1 / 32, abs=0.5)
+    assert histogram.quantile(share) == pytest.approx(sorted(many)[max(0, at)], rel=1 / 32, abs=0.5)
 
 
 def test_every_stage_has_its_count_mean_percentiles_and_maximum():

@@ -29,7 +29,7 @@ def write_row(path: Path, value: bytes) -> None:
 
 
 def copies(path: Path) -> list[str]:
-    return sorted(p.name for p in path.parent.iterdir() if "damaged" in p.name)
+    return sorted(file.name for file in path.parent.iterdir() if "damaged" in file.name)
 
 
 def break_header(path: Path) -> bytes:
@@ -86,7 +86,9 @@ def test_a_log_goes_with_its_file(tmp_path):
     db.close()
     assert (tmp_path / "crashed-a.db-wal").stat().st_size > 0
     copy = set_aside(tmp_path / "crashed-a.db")
-    assert not [p for p in tmp_path.iterdir() if p.name in ("crashed-a.db", "crashed-a.db-wal")]
+    assert not [
+        file for file in tmp_path.iterdir() if file.name in ("crashed-a.db", "crashed-a.db-wal")
+    ]
     plain = sqlite3.connect(copy)
     assert plain.execute("SELECT v FROM t").fetchall() == [(b"only in the log",)]
     plain.close()

@@ -84,12 +84,12 @@ def test_closing_commits_what_waits_and_removes_the_log(tmp_path):
 @pytest.mark.parametrize("size", [100, 4000, MIN_BYTES // 40 - 100])
 def test_file_log_and_index_never_exceed_the_bound(size, tmp_path):
     db = open_database(tmp_path / "a.db")
-    seen: list[int] = []
+    sizes: list[int] = []
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
-            seen.append(db.disk_bytes())
+            sizes.append(db.disk_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -99,7 +99,7 @@ def test_file_log_and_index_never_exceed_the_bound(size, tmp_path):
     stop.set()
     watcher.join()
     assert db.flush()
-    assert MIN_BYTES / 4 < max(seen) <= MIN_BYTES
+    assert MIN_BYTES / 4 < max(sizes) <= MIN_BYTES
     assert db.evicted > 0
     assert db.health() == ""
     db.close()
@@ -140,8 +140,8 @@ def test_the_queue_is_bounded_while_the_disk_is_slow(tmp_path):
     caller = threading.Thread(target=db.call, args=(slow,))
     caller.start()
     assert inside.wait(20)
-    taken = sum(db.write(INSERT, (b"",), size=1) for _ in range(QUEUE_ROWS + 50))
-    assert (taken, db.dropped) == (QUEUE_ROWS, 50)
+    accepted = sum(db.write(INSERT, (b"",), size=1) for _ in range(QUEUE_ROWS + 50))
+    assert (accepted, db.dropped) == (QUEUE_ROWS, 50)
     go.set()
     caller.join()
     assert db.flush()
@@ -152,7 +152,8 @@ def test_the_queue_is_bounded_while_the_disk_is_slow(tmp_path):
 def test_a_job_sees_what_was_queued_before_it_and_gives_its_result(tmp_path):
     db = open_database(tmp_path / "a.db")
     db.write(INSERT, (b"one",))
-    assert db.call(lambda c: c.execute("SELECT count(*) FROM t").fetchone()) == (1,)
+    query = "SELECT count(*) FROM t"
+    assert db.call(lambda connection: connection.execute(query).fetchone()) == (1,)
     db.close()
 
 
@@ -161,7 +162,7 @@ def test_a_job_with_a_bug_loses_its_group_and_nothing_else(tmp_path):
     db.write(INSERT, (b"one",))
     db.flush()
     with pytest.raises(ZeroDivisionError):
-        db.call(lambda c: c.execute(INSERT, (b"half",)).rowcount / 0)
+        db.call(lambda connection: connection.execute(INSERT, (b"half",)).rowcount / 0)
     until(lambda: db.write(INSERT, (b"two",)))
     assert db.flush()
     assert db.rows("SELECT v FROM t ORDER BY id") == [(b"one",), (b"two",)]
@@ -218,7 +219,7 @@ def test_a_step_that_fails_half_way_changes_nothing_and_is_tried_again(tmp_path)
     db = open_database(tmp_path / "a.db", table, step, retry_s=0.01)
     assert "half way" in db.health()
     plain = sqlite3.connect(tmp_path / "a.db")
-    assert [c[1] for c in plain.execute("PRAGMA table_info(t)")] == ["id", "v"]
+    assert [column[1] for column in plain.execute("PRAGMA table_info(t)")] == ["id", "v"]
     plain.close()
     works.set()
     until(lambda: not db.health())
