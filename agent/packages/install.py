@@ -119,13 +119,17 @@ def _select(manifest: Manifest, facts: DeviceFacts) -> Variant:
     try:
         return select_variant(manifest, facts)
     except InputError:
-        for variant in manifest.variants:
-            name = variant.runtime.name
-            with_runtime = {**facts.runtimes, name: variant.runtime.version}
-            had = msgspec.structs.replace(facts, runtimes=with_runtime)
-            if name not in facts.runtimes and not find_mismatch(variant, had):
-                runtimes.get(name).version()
+        absent = [v.runtime.name for v in manifest.variants if _lacks_only_runtime(v, facts)]
+        for name in sorted(absent, key=lambda name: name not in runtimes.by_name()):
+            runtimes.get(name).version()
         raise
+
+
+def _lacks_only_runtime(variant: Variant, facts: DeviceFacts) -> bool:
+    name = variant.runtime.name
+    with_runtime = {**facts.runtimes, name: variant.runtime.version}
+    equipped = msgspec.structs.replace(facts, runtimes=with_runtime)
+    return name not in facts.runtimes and not find_mismatch(variant, equipped)
 
 
 def _check_refused(opened: Package, active: Active, force: bool) -> None:

@@ -78,7 +78,8 @@ def detect(
 
 def detect_facts(runtimes: Mapping[Runtime, tuple[Precision, ...]]) -> DeviceFacts:
     """What decides which variant of a package this machine gets."""
-    return DeviceFacts.from_profile(detect(runtimes=runtimes))
+    # Free storage is none of them, and not every user has a home folder.
+    return DeviceFacts.from_profile(detect(Path("/"), runtimes=runtimes))
 
 
 def _arch() -> Arch:

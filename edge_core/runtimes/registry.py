@@ -7,7 +7,7 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 
-from edge_core.errors import InputError
+from edge_core.errors import InputError, MissingExtra
 from edge_core.profile import Precision, Runtime
 from edge_core.runtimes import onnxruntime, tflite
 from edge_core.runtimes.adapter import Adapter
@@ -55,12 +55,17 @@ def installed_runtimes() -> dict[Runtime, tuple[Precision, ...]]:
 def _installed_version(adapter: Adapter) -> tuple[str, str]:
     """Version and wheel tag; empty strings where the runtime is not installed.
 
-    A nightly build is another distribution with the same module: only importing it tells.
+    A nightly build is another distribution with the same module: only importing it tells. One
+    that cannot be imported here, say beside this NumPy, runs nothing.
     """
     try:
         installed = metadata.distribution(adapter.SPEC.distribution)
     except metadata.PackageNotFoundError:
-        package = adapter.SPEC.module.partition(".")[0]
-        return (adapter.version(), "") if find_spec(package) else ("", "")
+        if not find_spec(adapter.SPEC.module.partition(".")[0]):
+            return "", ""
+        try:
+            return adapter.version(), ""
+        except (MissingExtra, ImportError):
+            return "", ""
     tag = re.search(r"^Tag: (\S+)", installed.read_text("WHEEL") or "", re.MULTILINE)
     return installed.version, tag[1] if tag else ""

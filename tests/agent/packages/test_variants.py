@@ -10,11 +10,11 @@ import pytest
 from agent.config import Config
 from agent.packages.install import install
 from agent.packages.slots import Slots
-from edge_core.errors import InputError
+from edge_core.errors import InputError, MissingExtra
 from edge_core.facts import DeviceFacts
 from edge_core.machine.detect import detect_facts
 from edge_core.package import format as package
-from edge_core.package.manifest import MANIFEST
+from edge_core.package.manifest import MANIFEST, RuntimeNeed
 from edge_core.runtimes.registry import installed_runtimes
 
 FEATURES = ("avx512_vnni|avx_vnni",)
@@ -76,6 +76,23 @@ def test_another_variant_is_installed_when_the_device_has_changed(
     slots = Slots(config.root)
     assert not slots.folder(before.slot).exists()  # the same package is no way back
     slots.check(after.slot, everything=True)
+
+
+def test_a_runtime_that_can_be_installed_is_named_after_one_that_nobody_knows(
+    two, config, without_vnni, tmp_path
+):
+    opened = package.open(two)
+    fast, plain = opened.manifest.variants
+    needs = [RuntimeNeed("abacus", "1", "1"), RuntimeNeed("tflite-runtime", "2.14.0", "2.14.0")]
+    variants = tuple(
+        msgspec.structs.replace(v, runtime=need, selector=plain.selector)
+        for v, need in zip((fast, plain), needs, strict=True)
+    )
+    manifest = msgspec.structs.replace(opened.manifest, variants=variants)
+    files = {t: opened.read(t) for t in opened.titles if t != MANIFEST}
+    path = package.write(tmp_path / "unknown.edgepkg", manifest, files).path
+    with pytest.raises(MissingExtra, match="is not installed"):
+        install(config, path, facts=without_vnni)
 
 
 def test_a_device_that_none_matches_is_told_which_fact_does_not(two, config, without_vnni):

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import pwd
 import subprocess
 import sys
 
@@ -154,6 +155,15 @@ def test_this_machine_is_described_as_its_own_files_do():
     assert "linux" in profile.runtime("onnxruntime").wheel
     assert profile.budgets == type(profile.budgets)()
     assert profile.power_modes == ()
+
+
+def test_a_user_without_a_home_folder_has_facts_as_well(monkeypatch):
+    def refuse(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", refuse)
+    assert detect.detect_facts(installed_runtimes()).memory_mb > 0
 
 
 def test_what_is_detected_is_a_profile_that_can_be_written_and_loaded(tmp_path):
