@@ -1,8 +1,8 @@
-"""The agent's settings: one TOML file -> one frozen Config. Defaults stand here and nowhere else.
+"""The agent's settings: one TOML file -> one frozen Config. Defaults live here and nowhere else.
 
-find_config(path) -> Path           --config, EDGE_AGENT_CONFIG, the system's file, the user's
-load_config(path) -> Config          unknown keys are refused with the nearest known one
-write_default(path, data_dir) the file that `edge-agent init` makes, every key explained
+find_config(path) -> Path       --config, EDGE_AGENT_CONFIG, the system's file, the user's
+load_config(path) -> Config     unknown keys are refused; the hint is the nearest known one
+write_default(path, data_dir)   the file that `edge-agent init` writes, every key explained
 """
 
 from __future__ import annotations
@@ -38,36 +38,40 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Http(_Part, frozen=True, kw_only=True):
     """Where the Open Inference Protocol is served."""
 
-    enabled: Annotated[bool, Meta(description="false: only programs that import the agent")] = True
-    host: Annotated[str, Meta(description="other machines reach it only if this is changed")] = (
+    enabled: Annotated[bool, Meta(description="false: only in-process calls")] = True
+    host: Annotated[str, Meta(description="reachable only from this machine unless changed")] = (
         "127.0.0.1"
     )
     port: Annotated[int, Meta(ge=0, le=65535, description="0: any free port")] = 8000
-    socket: Annotated[str, Meta(description="a unix socket instead of host and port")] = ""
+    socket: Annotated[str, Meta(description="a Unix socket instead of host and port")] = ""
     max_body_mb: Annotated[Positive, Meta(description="larger requests are refused")] = 64.0
-    max_connections: Annotated[Count, Meta(description="further ones get 503")] = 128
+    max_connections: Annotated[Count, Meta(description="additional ones get 503")] = 128
 
 
 class Serve(_Part, frozen=True, kw_only=True):
     """Limits of one model's requests; [models.NAME] overrides them."""
 
     queue: Annotated[Count, Meta(description="waiting requests; more are refused with 429")] = 64
-    deadline_ms: Annotated[Positive, Meta(description="a request's deadline if it names none")] = (
+    deadline_ms: Annotated[Positive, Meta(description="for requests without one of their own")] = (
         10_000.0
     )
-    instances: Annotated[Count, Meta(le=64, description="copies that run side by side")] = 1
+    instances: Annotated[Count, Meta(le=64, description="copies that run in parallel")] = 1
     threads: Annotated[
-        int, Meta(ge=0, le=256, description="in one inference; 0: what the installation measured")
+        int, Meta(ge=0, le=256, description="per inference; 0: as measured at installation")
     ] = 0
-    cache: Annotated[bool, Meta(description="remember answers")] = False
-    batching: Annotated[bool, Meta(description="where the installation saw that it pays")] = True
-    max_batch_size: Annotated[Count, Meta(le=1024, description="requests computed at once")] = 8
-    min_batch_size: Annotated[Count, Meta(description="a smaller batch waits max_wait_ms")] = 1
+    cache: Annotated[bool, Meta(description="reuse stored answers")] = False
+    batching: Annotated[bool, Meta(description="where it was faster at installation")] = True
+    max_batch_size: Annotated[Count, Meta(le=1024, description="requests per inference")] = 8
+    min_batch_size: Annotated[
+        Count, Meta(description="a smaller batch waits up to max_wait_ms")
+    ] = 1
     max_image_mpixels: Annotated[
         Positive,
-        Meta(description="larger pictures are refused; one takes 3 bytes a pixel and more"),
+        Meta(description="larger images are refused; an image takes at least 3 bytes per pixel"),
     ] = 16.0
-    max_wait_ms: Annotated[float, Meta(ge=0, description="how long a batch waits for more")] = 2.0
+    max_wait_ms: Annotated[
+        float, Meta(ge=0, description="how long a batch waits for more requests")
+    ] = 2.0
 
 
 class Cache(_Part, frozen=True, kw_only=True):
@@ -76,39 +80,40 @@ class Cache(_Part, frozen=True, kw_only=True):
     max_mb: Annotated[float, Meta(ge=4, description="size of each cache's file, 10^6 bytes")] = 64.0
     ttl_hours: Annotated[Positive, Meta(description="older answers are stale")] = 168.0
     audit_share: Annotated[
-        float, Meta(ge=0, le=1, description="of near-duplicate hits that are computed after all")
+        float,
+        Meta(ge=0, le=1, description="share of near-duplicate hits that are computed after all"),
     ] = 0.05
 
 
 class Install(_Part, frozen=True, kw_only=True):
-    """What an installation may cost."""
+    """Limits of an installation."""
 
-    cpu_share: Annotated[Share, Meta(description="share of the cores that one model may use")] = 1.0
-    tune_s: Annotated[Positive, Meta(description="longest measurement of threads and batches")] = (
-        20.0
-    )
-    self_test_s: Annotated[Positive, Meta(description="longest replay of the golden vectors")] = (
-        300.0
-    )
+    cpu_share: Annotated[Share, Meta(description="share of the cores for one model")] = 1.0
+    tune_s: Annotated[
+        Positive, Meta(description="time limit for measuring threads and batches")
+    ] = 20.0
+    self_test_s: Annotated[
+        Positive, Meta(description="time limit for replaying the golden vectors")
+    ] = 300.0
 
 
 class Crash(_Part, frozen=True, kw_only=True):
-    """When a model that brings the agent down is rolled back."""
+    """When a model that crashes the agent is rolled back."""
 
-    max_crashes: Annotated[Count, Meta(description="within window_s, then the previous one")] = 3
+    max_crashes: Annotated[Count, Meta(description="within window_s, before the rollback")] = 3
     window_s: Annotated[Positive, Meta(description="older crashes are forgotten")] = 600.0
-    hang_s: Annotated[Positive, Meta(description="an inference that takes longer hangs")] = 120.0
+    hang_s: Annotated[Positive, Meta(description="a longer inference counts as hung")] = 120.0
 
 
 class Config(_Part, frozen=True, kw_only=True):
     """All settings."""
 
-    data_dir: Annotated[str, Meta(description="packages, caches, journal; its owner's alone")] = (
-        "/var/lib/edge-agent"
-    )
+    data_dir: Annotated[
+        str, Meta(description="packages, caches, journal; private to its owner")
+    ] = "/var/lib/edge-agent"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Meta(description="lighter events are not written"),
+        Meta(description="less severe events are not logged"),
     ] = "info"
     http: Http = Http()
     serve: Serve = Serve()
@@ -128,7 +133,7 @@ class Config(_Part, frozen=True, kw_only=True):
 
 
 def find_config(user_path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The settings file that counts; raises InputError if there is none."""
+    """The settings file in effect; raises InputError if there is none."""
     path = user_path or (Path(environ[ENVIRONMENT]) if environ.get(ENVIRONMENT) else None)
     if path:
         if not path.is_file():
@@ -159,7 +164,7 @@ def load_config(path: Path) -> Config:
 
 
 def write_default(path: Path, data_dir: Path) -> None:
-    """Write every setting with its default, and make ``data_dir``, its owner's alone.
+    """Write every setting with its default, and make ``data_dir``, private to its owner.
 
     Raises InputError for a file that exists or a data_dir that others may read, and StorageError.
     """
@@ -178,7 +183,7 @@ def write_default(path: Path, data_dir: Path) -> None:
 def default_text(config: Config) -> str:
     """``config`` as TOML, every key explained by its description and limits."""
     lines = [
-        "# Settings of edge-agent. A key that is left out has the value that is shown here.",
+        "# Settings of edge-agent. A missing key has the value shown here.",
         "",
         *_explain(config),
     ]
@@ -186,7 +191,7 @@ def default_text(config: Config) -> str:
         if isinstance(part, msgspec.Struct):
             lines += [f"# {part.__doc__}", f"[{name}]", *_explain(part)]
     lines += [
-        "# Limits of one model: any key of [serve]; what is left out is as there.",
+        "# Limits of one model: any key of [serve]; missing keys have the values from there.",
         "# [models.NAME]",
         f"# queue = {config.serve.queue}",
         "",
