@@ -1,12 +1,12 @@
 # make demo    set up, then build, measure and package a real model      (a few minutes, once)
 # make test    everything that CI runs
-# make check   format, lint, types, import arrows, documentation
-# make device  the device's part with the base install only
+# make check   format, lint, types, import contracts, documentation
+# make device  the device's part, with the base install and with runtimes
 # make bench   the benchmarks' tables
-# make lock    write constraints.txt anew; LOCK=--upgrade takes newer versions
-# make clean   remove what the others made
+# make lock    rewrite constraints.txt; LOCK=--upgrade takes newer versions
+# make clean   remove everything that make created
 #
-# Stamp files make repeats fast. PYTHON names the interpreter (3.11 to 3.13), DEVICE_PYTHON the one
+# Stamp files make repeats fast. PYTHON selects the interpreter (3.11 to 3.13), DEVICE_PYTHON the one
 # for the device's part (3.10 to 3.13).
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 DOCS := $(wildcard README.md CHANGELOG.md docs/*.md docs/*/*.md)
-# Programs that tests call, each with its Debian package.
+# Programs that the tests run, each with its Debian package.
 TOOLS := skopeo:skopeo docker-registry:docker-registry shellcheck:shellcheck \
   systemd-analyze:systemd setpriv:util-linux
 
@@ -25,7 +25,7 @@ TOOLS := skopeo:skopeo docker-registry:docker-registry shellcheck:shellcheck \
 demo: .venv/.demo
 	$(BIN)/python -m examples.demo
 
-# The full suite goes last, so that its closing line is the last word.
+# The full suite runs last, so that the output ends with its summary.
 test: tools check device
 	$(BIN)/python -m pytest
 
@@ -89,8 +89,8 @@ debian:
 	@echo "installing $(NEEDED)"; export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends $(NEEDED)
 
-# PyTorch is pinned: the tests and the demo were run with this version. backports.strenum 1.3 is for
-# Python 3.10 only, and ai-edge-litert wants it on all.
+# PyTorch is pinned to the version that the tests and the demo were run with. backports.strenum 1.3
+# is for Python 3.10 only, but ai-edge-litert requires it on every version.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.8

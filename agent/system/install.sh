@@ -1,12 +1,12 @@
 #!/bin/sh
-# Installs edge-agent as a systemd service, or brings an installation up to date. Run it as root.
+# Installs edge-agent as a systemd service, or updates an installation. Run it as root.
 #
 #   install.sh [--from WHEEL] [--extras rt-onnx,rt-tflite,image] [--python python3] [--no-start]
 #   install.sh --uninstall [--purge]
 #
-# It makes the user edge-agent, its own Python environment in /opt/edge-agent, the settings in
+# It creates the user edge-agent, its own Python environment in /opt/edge-agent, the settings in
 # /etc/edge-agent, the data folder /var/lib/edge-agent, the unit, and the command in /usr/local/bin.
-# Settings and data that are there stay as they are; --uninstall leaves them, --purge does not.
+# Existing settings and data are kept; --uninstall keeps them, too; --purge removes them.
 set -eu
 
 user=edge-agent
@@ -79,7 +79,7 @@ make_user() {
 
 make_environment() {
     say "installing $from with $extras into $venv"
-    "$python" -m venv "$venv" # again after an update of Python, too
+    "$python" -m venv "$venv" # repeated, because Python may have been updated
     "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --upgrade "${from}[${extras}]"
     chmod -R go=rX "$venv"
     su -s /bin/sh "$user" -c "$venv/bin/python -c ''" 2>/dev/null ||
@@ -99,7 +99,7 @@ make_unit() {
     system=$("$venv/bin/python" -I -c 'import agent; print(agent.__path__[0] + "/system")')
     install -D -m 0644 "$system/edge-agent.service" "$units/edge-agent.service"
     version=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
-    if [ "${version:-0}" -ge 254 ]; then # older ones know no back-off
+    if [ "${version:-0}" -ge 254 ]; then # older versions have no back-off
         install -D -m 0644 "$system/back-off.conf" "$units/edge-agent.service.d/back-off.conf"
     fi
     if ! systemd_runs; then
