@@ -1,6 +1,6 @@
 """From a model and the user's samples to the calibration of its near-duplicate cache.
 
-calibrate_model(run, read_clips(folder, manifest), ...) -> Calibration
+calibrate_model(run, read_clips(folder, model), ...) -> Calibration
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def calibrate_model(
     )  # fmt: skip
 
 
-def read_clips(folder: Path, manifest: PackagedModel) -> Iterator[tuple[Feeds, Hashable]]:
+def read_clips(folder: Path, model: PackagedModel) -> Iterator[tuple[Feeds, Hashable]]:
     """The samples of a folder in the order of their names; each sub-folder is one group.
 
     Files are images, .npz or .npy. Raises InputError for anything else.
@@ -87,6 +87,6 @@ def read_clips(folder: Path, manifest: PackagedModel) -> Iterator[tuple[Feeds, H
     for place in sorted(folder.iterdir()):
         if place.is_dir():
             for path in sorted(place.iterdir()):
-                yield read_input(path, manifest), place.name
+                yield read_input(path, model), place.name
         else:
-            yield read_input(place, manifest), None
+            yield read_input(place, model), None

@@ -121,21 +121,21 @@ class App:
         _only("POST" if verb == "infer" else "GET", method)
         if verb == "infer":
             return await self._infer(name, version, headers, body)
-        manifest = self._find(name, version)
+        model = self._find(name, version)
         if verb == "stats":
             status = await asyncio.to_thread(self._agent.model, name)
             return document(200, describe.statistics((status,)))
         if verb == "ready":
             return document(200, {"name": name, "ready": True})
-        return document(200, describe.model_metadata(manifest))
+        return document(200, describe.model_metadata(model))
 
     def _find(self, name: str, version: str) -> PackagedModel:
-        manifest = self._agent.manifest(name)
-        if version and version != manifest.version:
+        model = self._agent.packaged_model(name)
+        if version and version != model.version:
             raise UnknownModel(
-                f"'{name}' has no version '{version}'", hint=f"it serves {manifest.version}"
+                f"'{name}' has no version '{version}'", hint=f"it serves {model.version}"
             )
-        return manifest
+        return model
 
     async def _load(self, name: str, verb: str, note: _Load) -> Reply:
         """Serve what is installed now."""
@@ -181,8 +181,8 @@ class App:
     async def _infer(self, name: str, version: str, headers: Headers, body: Body) -> Reply:
         """One inference. The agent counts what it answers and refuses; the rest is counted here."""
         with self._counting_refusals(name):
-            manifest = self._find(name, version)
-            request, is_large = await self._read_request(manifest, headers, body)
+            model = self._find(name, version)
+            request, is_large = await self._read_request(model, headers, body)
         answer = await self._answer(name, request, is_large)
         if version and version != answer.version:
             raise Unavailable(
@@ -208,7 +208,7 @@ class App:
             raise
 
     async def _read_request(
-        self, manifest: PackagedModel, headers: Headers, body: Body
+        self, model: PackagedModel, headers: Headers, body: Body
     ) -> tuple[oip.OipRequest, bool]:
         """The request, and whether its arrays are so large that submitting them takes long."""
         for name, value in headers:
@@ -217,10 +217,10 @@ class App:
         length = oip.json_length(headers)
         data = await body.read(length or 0)
         text_size = len(data) if length is None else length
-        has_texts = any(spec.dtype == "string" for spec in manifest.inputs)
+        has_texts = any(spec.dtype == "string" for spec in model.inputs)
         binary_limit = OFFLOAD_TEXTS if has_texts else OFFLOAD_BINARY
         is_large = text_size > OFFLOAD or len(data) > binary_limit
-        request = await self._offload(is_large, oip.parse, data, length, manifest)
+        request = await self._offload(is_large, oip.parse, data, length, model)
         return request, len(data) > OFFLOAD_BINARY
 
     async def _answer(self, model: str, request: oip.OipRequest, is_large: bool) -> Answer:

@@ -32,15 +32,15 @@ def server_metadata() -> dict[str, Any]:
     return {"name": NAME, "version": __version__, "extensions": EXTENSIONS}
 
 
-def model_metadata(manifest: PackagedModel) -> dict[str, Any]:
+def model_metadata(model: PackagedModel) -> dict[str, Any]:
     """$metadata_model_response."""
-    form = PurePath(manifest.entry).suffix.removeprefix(".")
+    form = PurePath(model.entry).suffix.removeprefix(".")
     return {
-        "name": manifest.name,
-        "versions": [manifest.version],
-        "platform": f"{manifest.runtime.name}_{form}",
-        "inputs": [_tensor(spec) for spec in manifest.inputs],
-        "outputs": [_tensor(spec) for spec in manifest.outputs],
+        "name": model.name,
+        "versions": [model.version],
+        "platform": f"{model.runtime.name}_{form}",
+        "inputs": [_tensor(spec) for spec in model.inputs],
+        "outputs": [_tensor(spec) for spec in model.outputs],
     }
 
 

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2: request bytes -> Request, Answer -> response bytes. No I/O.
 
     json_length(headers) -> int | None       where the binary tensors begin in the body
-    parse(body, length, manifest) -> Request
+    parse(body, length, model) -> Request
     encode(answer, request) -> (headers, parts)
 
 With the extensions that Triton calls binary_tensor_data and classification, and parameters of ours
@@ -136,7 +136,7 @@ def json_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     return int(lengths[0])
 
 
-def parse(body: memoryview, length: int | None, manifest: PackagedModel) -> OipRequest:
+def parse(body: memoryview, length: int | None, model: PackagedModel) -> OipRequest:
     """The request in ``body``; raises InputError, which names the field."""
     text = body if length is None else body[:length]
     if length is not None and length > len(body):
@@ -152,19 +152,19 @@ def parse(body: memoryview, length: int | None, manifest: PackagedModel) -> OipR
         document = _decoder.decode(text)
     except (ValueError, RecursionError) as error:  # MsgspecError is a ValueError
         raise InputError(f"this is no inference request: {error}") from error
-    arrays = _read_arrays(document.inputs, body[len(text) :], manifest)
+    arrays = _read_arrays(document.inputs, body[len(text) :], model)
     parameters = document.parameters
     limits = [ms for ms in (parameters.timeout / 1000, parameters.deadline_ms) if ms]
     return OipRequest(
-        inputs=_to_inputs(arrays, manifest),
-        outputs=_read_outputs(document, manifest),
+        inputs=_to_inputs(arrays, model),
+        outputs=_read_outputs(document, model),
         id=document.id,
         deadline_ms=min(limits, default=None),
-        top=_check_top(parameters.top, manifest),
+        top=_check_top(parameters.top, model),
         top_binary=parameters.binary_data_output,
         cache=parameters.cache,
-        version=manifest.version,
-        labels=manifest.labels,
+        version=model.version,
+        labels=model.labels,
     )
 
 
@@ -208,7 +208,7 @@ def encode(answer: Answer, request: OipRequest) -> tuple[Headers, list[Part]]:
     return headers, [head, *(part for part in tail if len(part))]
 
 
-def _read_arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: PackagedModel) -> Feeds:
+def _read_arrays(inputs: tuple[_Input, ...], tail: memoryview, model: PackagedModel) -> Feeds:
     arrays: Feeds = {}
     start = 0
     for described in inputs:
@@ -220,7 +220,7 @@ def _read_arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: Package
         if (size is UNSET) == (described.data is UNSET):
             raise InputError(f"{what} needs either 'data' or the parameter 'binary_data_size'")
         is_binary = described.data is UNSET
-        validate.check_input(name, datatype, shape, is_binary=is_binary, manifest=manifest)
+        validate.check_input(name, datatype, shape, is_binary=is_binary, model=model)
         if isinstance(described.data, msgspec.Raw):
             arrays[name] = wire.from_json(bytes(described.data), datatype, shape, what)
             continue
@@ -234,9 +234,9 @@ def _read_arrays(inputs: tuple[_Input, ...], tail: memoryview, manifest: Package
     return arrays
 
 
-def _to_inputs(arrays: Feeds, manifest: PackagedModel) -> Inputs:
+def _to_inputs(arrays: Feeds, model: PackagedModel) -> Inputs:
     """The arrays as the agent takes them: a picture, or feeds with strings as str."""
-    kinds = {spec.name: spec.dtype for spec in manifest.inputs}
+    kinds = {spec.name: spec.dtype for spec in model.inputs}
     feeds: Feeds = {}
     for name, array in arrays.items():
         if array.dtype != object:
@@ -258,8 +258,8 @@ def _decode_texts(array: Array, name: str) -> Array:
     return texts.reshape(array.shape)
 
 
-def _read_outputs(document: _Body, manifest: PackagedModel) -> tuple[RequestedOutput, ...]:
-    specs = {spec.name: spec for spec in manifest.outputs}
+def _read_outputs(document: _Body, model: PackagedModel) -> tuple[RequestedOutput, ...]:
+    specs = {spec.name: spec for spec in model.outputs}
     default = document.parameters.binary_data_output
     if not document.outputs:
         return tuple(RequestedOutput(name, default) for name in specs)
@@ -279,10 +279,10 @@ def _read_outputs(document: _Body, manifest: PackagedModel) -> tuple[RequestedOu
     return tuple(requested.values())
 
 
-def _check_top(top: int, manifest: PackagedModel) -> int:
-    if top and not manifest.class_scores:
-        raise InputError(f"'top' is {top}; {manifest.name} gives no class scores")
-    if top and any(spec.name == TOP for spec in manifest.outputs):
+def _check_top(top: int, model: PackagedModel) -> int:
+    if top and not model.class_scores:
+        raise InputError(f"'top' is {top}; {model.name} gives no class scores")
+    if top and any(spec.name == TOP for spec in model.outputs):
         raise InputError(
             f"the model has an output '{TOP}' of its own",
             hint="ask for the parameter 'classification' of an output instead of 'top'",

@@ -18,21 +18,21 @@ def client_datatype(spec: TensorSpec) -> str:
 
 
 def check_input(
-    name: str, kind: str, shape: tuple[int, ...], *, is_binary: bool, manifest: PackagedModel
+    name: str, kind: str, shape: tuple[int, ...], *, is_binary: bool, model: PackagedModel
 ) -> None:
     """Raise InputError unless the model has such an input of that datatype and shape."""
-    spec = next((spec for spec in manifest.inputs if spec.name == name), None)
+    spec = next((spec for spec in model.inputs if spec.name == name), None)
     what = f"input '{name}'"
     if spec is None:
-        known = ", ".join(spec.name for spec in manifest.inputs)
+        known = ", ".join(spec.name for spec in model.inputs)
         raise InputError(f"the model has no {what}", hint=f"inputs: {known}")
     wire.count_elements(kind, shape, what)
     if kind == "BYTES" and spec.dtype != "string":
-        _check_picture(spec, shape, is_binary, manifest)
+        _check_picture(spec, shape, is_binary, model)
         return
     if not _can_cast(kind, spec):
         raise InputError(
-            f"{manifest.name}: {what} has datatype {kind}; the model takes {client_datatype(spec)}"
+            f"{model.name}: {what} has datatype {kind}; the model takes {client_datatype(spec)}"
         )
     if len(shape) != len(spec.shape) or any(
         isinstance(expected, int) and expected != size
@@ -41,14 +41,14 @@ def check_input(
         expected_shape = "x".join(map(str, spec.shape)) or "a scalar"
         actual_shape = "x".join(map(str, shape)) or "a scalar"
         raise InputError(
-            f"{manifest.name}: {what} has shape {actual_shape}; the model takes {expected_shape}"
+            f"{model.name}: {what} has shape {actual_shape}; the model takes {expected_shape}"
         )
 
 
 def _check_picture(
-    spec: TensorSpec, shape: tuple[int, ...], is_binary: bool, manifest: PackagedModel
+    spec: TensorSpec, shape: tuple[int, ...], is_binary: bool, model: PackagedModel
 ) -> None:
-    if manifest.preprocess is None or len(manifest.inputs) != 1:
+    if model.preprocess is None or len(model.inputs) != 1:
         raise InputError(
             f"input '{spec.name}' takes {spec.dtype}; BYTES would be a picture, and this package "
             "has no preprocessing recipe for one"

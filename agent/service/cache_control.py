@@ -75,22 +75,22 @@ def calibrate_cache(
     if slot is None:
         raise Unavailable(f"'{name}' has no version that is current")
     slots.check(slot)
-    manifest = slots.model(slot)
-    session = runtimes.get(manifest.runtime.name).open(
-        slots.folder(slot) / manifest.entry,
+    model = slots.model(slot)
+    session = runtimes.get(model.runtime.name).open(
+        slots.folder(slot) / model.entry,
         threads=slot.tuning.threads,
-        options=manifest.runtime.options,
+        options=model.runtime.options,
     )
 
     def answer(feeds: Feeds) -> Feeds:
         outputs = session.run(feeds)
-        return {spec.name: dequantise(outputs[spec.name], spec) for spec in manifest.outputs}
+        return {spec.name: dequantise(outputs[spec.name], spec) for spec in model.outputs}
 
     calibration = calibrate_model(
         answer,
-        read_clips(samples, manifest),
+        read_clips(samples, model),
         model=slot.model_id,
-        inputs=manifest.inputs,
+        inputs=model.inputs,
         rule=rule,
         epsilon=epsilon,
         confidence=confidence,

@@ -3,7 +3,7 @@
     is_live(instance), is_ready(instance)      does it answer, does every model answer
     status(instance) -> dict                   as Agent.status()
     reload(instance, name) -> dict             serve what is installed now; that model's status
-    infer(instance, manifest, source, top=5)   one input, answered by the agent
+    infer(instance, model, source, top=5)   one input, answered by the agent
 
 The standard library's client is enough for one request, on TCP or on a unix socket. Errors are the
 agent's own: Overloaded, InputError, ...; Unavailable if it does not answer.
@@ -87,13 +87,13 @@ def reload(instance: Instance, name: str) -> Document:
     return next(model for model in models if model["name"] == name)
 
 
-def infer(instance: Instance, manifest: PackagedModel, source: Path, *, top: int = 5) -> run.Answer:
+def infer(instance: Instance, model: PackagedModel, source: Path, *, top: int = 5) -> run.Answer:
     """The agent's answer to one input; ``ms`` is the whole request."""
-    top = top if manifest.class_scores and all(spec.name != TOP for spec in manifest.outputs) else 0
-    head, tail = _to_inputs(manifest, source)
+    top = top if model.class_scores and all(spec.name != TOP for spec in model.outputs) else 0
+    head, tail = _to_inputs(model, source)
     text = msgspec.json.encode({"inputs": head, "parameters": {"top": top}})
     headers = {"Content-Type": "application/octet-stream", LENGTH.decode(): str(len(text))}
-    path = f"/v2/models/{quote(manifest.name, safe='')}/infer"
+    path = f"/v2/models/{quote(model.name, safe='')}/infer"
     start = time.perf_counter()
     reply = _ask(
         instance, "POST", path, body=b"".join([text, *tail]), headers=headers, timeout_s=INFER_S
@@ -114,13 +114,13 @@ def infer(instance: Instance, manifest: PackagedModel, source: Path, *, top: int
     )
 
 
-def _to_inputs(manifest: PackagedModel, source: Path) -> tuple[list[Document], list[bytes]]:
+def _to_inputs(model: PackagedModel, source: Path) -> tuple[list[Document], list[bytes]]:
     """A picture goes as it is: the agent prepares it. Tensors go as the model takes them."""
-    if source.suffix.lower() in IMAGE_SUFFIXES and manifest.preprocess and source.is_file():
-        feeds: Feeds = {manifest.inputs[0].name: np.empty(1, object)}
-        feeds[manifest.inputs[0].name][0] = read_limited(source, MAX_IMAGE_BYTES)
+    if source.suffix.lower() in IMAGE_SUFFIXES and model.preprocess and source.is_file():
+        feeds: Feeds = {model.inputs[0].name: np.empty(1, object)}
+        feeds[model.inputs[0].name][0] = read_limited(source, MAX_IMAGE_BYTES)
     else:
-        feeds = run.read_input(source, manifest)
+        feeds = run.read_input(source, model)
     head, tail = [], []
     for name, array in feeds.items():
         tail.append(bytes(wire.to_binary(array)))

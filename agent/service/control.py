@@ -141,13 +141,13 @@ def _infer_installed(
     slot = active.current
     if slot is None or active.disabled:
         raise Unavailable(f"'{target}' cannot be served: {active.disabled or 'nothing is current'}")
-    manifest = slots.model(slot)
+    model = slots.model(slot)
     if here and here.address:
-        return client.infer(here, manifest, source, top=top)
+        return client.infer(here, model, source, top=top)
     slots.check(slot)
-    model = slots.folder(slot) / manifest.entry
+    model_path = slots.folder(slot) / model.entry
     threads = settings.limits_of(target).threads or slot.tuning.threads
-    return run.infer(model, manifest, source, top=top, threads=threads)
+    return run.infer(model_path, model, source, top=top, threads=threads)
 
 
 def _wait_served(settings: Config, slot: Slot) -> tuple[str, str]:

@@ -128,9 +128,9 @@ class Agent:
         """What each model that serves is doing, for a watchdog; cheap."""
         return {name: model.backend.activity for name, model in self._table.serving.items()}
 
-    def manifest(self, model: str) -> PackagedModel:
+    def packaged_model(self, model: str) -> PackagedModel:
         """The manifest of the package that serves now; raises UnknownModel, Unavailable."""
-        return self._table.find(model).manifest
+        return self._table.find(model).model
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Every installed model."""

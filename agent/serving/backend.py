@@ -97,7 +97,7 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
     """What a Backend is opened from: one installed package, and the limits set for it."""
 
     slot: Slot
-    manifest: PackagedModel
+    model: PackagedModel
     folder: Path  # the package's files
     limits: Serve
     cpu_share: float  # of the cores, that one model may use

@@ -58,14 +58,14 @@ class LoadedModel:
     """A model whose sessions are open. Made by load_model()."""
 
     def __init__(
-        self, manifest: PackagedModel, limits: Serve, policy: Policy, runs: list[Run],
+        self, model: PackagedModel, limits: Serve, policy: Policy, runs: list[Run],
         recorder: CrashRecorder,
     ) -> None:  # fmt: skip
-        self._manifest, self._recorder = manifest, recorder
+        self._model, self._recorder = model, recorder
         self._max_pixels = int(limits.max_image_mpixels * 1e6)
         self._batched = policy.max_size > 1
-        self._scheduler = Scheduler(runs, queue=limits.queue, policy=policy, name=manifest.name)
-        self.admission = Admission(manifest.name, limits.queue + limits.instances * policy.max_size)
+        self._scheduler = Scheduler(runs, queue=limits.queue, policy=policy, name=model.name)
+        self.admission = Admission(model.name, limits.queue + limits.instances * policy.max_size)
 
     @property
     def activity(self) -> Activity:
@@ -80,18 +80,18 @@ class LoadedModel:
 
     def prepare(self, inputs: Inputs) -> Feeds:
         """Feeds that the sessions take; raises InputError for others. NaN is not looked for."""
-        manifest = self._manifest
+        model = self._model
         if isinstance(inputs, EncodedImage):
-            if manifest.preprocess is None or len(manifest.inputs) != 1:
+            if model.preprocess is None or len(model.inputs) != 1:
                 raise InputError(
-                    f"{manifest.name} has no preprocessing recipe for images",
-                    hint=f"give tensors: {', '.join(i.name for i in manifest.inputs)}",
+                    f"{model.name} has no preprocessing recipe for images",
+                    hint=f"give tensors: {', '.join(i.name for i in model.inputs)}",
                 )
-            tensor = to_tensor(inputs.data, manifest.preprocess, max_pixels=self._max_pixels)
-            inputs = {manifest.inputs[0].name: tensor}
-        feeds = check_feeds(inputs, manifest.inputs, manifest.name, finite=False)
+            tensor = to_tensor(inputs.data, model.preprocess, max_pixels=self._max_pixels)
+            inputs = {model.inputs[0].name: tensor}
+        feeds = check_feeds(inputs, model.inputs, model.name, finite=False)
         if self._batched and len({len(array) for array in feeds.values()}) != 1:
-            raise InputError(f"{manifest.name}: the inputs have different numbers of rows")
+            raise InputError(f"{model.name}: the inputs have different numbers of rows")
         return feeds
 
     def call(self, feeds: Feeds, deadline: int) -> Completion:
@@ -104,7 +104,7 @@ class LoadedModel:
 
     def finish(self, outputs: Feeds) -> Feeds:
         """The outputs as reals, in the manifest's order."""
-        return {spec.name: dequantise(outputs[spec.name], spec) for spec in self._manifest.outputs}
+        return {spec.name: dequantise(outputs[spec.name], spec) for spec in self._model.outputs}
 
     def close(self, timeout_s: float) -> bool:
         """Let its requests end, then unload; False if some had to be answered Unavailable."""
@@ -120,22 +120,22 @@ def load_model(installed: InstalledModel, journal: Journal) -> LoadedModel:
     Raises MeasureError if the runtime refuses it, MissingExtra without the runtime, PackageError
     if the model's inputs are not those of the manifest.
     """
-    slot, manifest, limits = installed.slot, installed.manifest, installed.limits
+    slot, model, limits = installed.slot, installed.model, installed.limits
     share = max(1, allowed_threads(installed.cpu_share) // limits.instances)
     threads = min(limits.threads or slot.tuning.threads, share)
     recorder = CrashRecorder(journal, slot.name, slot.digest)
     runs: list[Run] = []
     try:
-        adapter = runtimes.get(manifest.runtime.name)
+        adapter = runtimes.get(model.runtime.name)
         with recorder:
             for _ in range(limits.instances):
                 session = adapter.open(
-                    installed.folder / manifest.entry,
+                    installed.folder / model.entry,
                     threads=threads,
-                    options=manifest.runtime.options,
+                    options=model.runtime.options,
                 )
                 names = [spec.name for spec in session.inputs]
-                if names != [spec.name for spec in manifest.inputs]:
+                if names != [spec.name for spec in model.inputs]:
                     raise PackageError(
                         f"the model's inputs are {names}; the manifest says otherwise"
                     )
@@ -143,7 +143,7 @@ def load_model(installed: InstalledModel, journal: Journal) -> LoadedModel:
     except EdgeError:
         recorder.close()
         raise
-    return LoadedModel(manifest, limits, batch_policy(limits, slot), runs, recorder)
+    return LoadedModel(model, limits, batch_policy(limits, slot), runs, recorder)
 
 
 def batch_policy(limits: Serve, slot: Slot) -> Policy:

@@ -33,7 +33,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One model that answers."""
 
     slot: Slot
-    manifest: PackagedModel
+    model: PackagedModel
     limits: Serve
     backend: Backend
     stages: Stages  # of its requests since it was loaded
@@ -179,14 +179,14 @@ class ModelTable:
         self._slots.check(slot)
         installed = InstalledModel(
             slot=slot,
-            manifest=self._slots.model(slot),
+            model=self._slots.model(slot),
             folder=self._slots.folder(slot),
             limits=self._config.limits_of(slot.name),
             cpu_share=self._config.install.cpu_share,
         )
         return Serving(
             slot=slot,
-            manifest=installed.manifest,
+            model=installed.model,
             limits=installed.limits,
             backend=self._open_backend(installed, self._journal),
             stages=Stages(),

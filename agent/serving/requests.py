@@ -122,14 +122,14 @@ class InferenceRequest:
         return answer
 
     def _to_answer(self, outputs: Feeds, cached: CacheName) -> Answer:
-        manifest = self.serving.manifest
-        has_scores = self._top and manifest.class_scores
+        model = self.serving.model
+        has_scores = self._top and model.class_scores
         return Answer(
-            model=manifest.name,
-            version=manifest.version,
+            model=model.name,
+            version=model.version,
             digest=self.serving.slot.digest,
             outputs=outputs,
-            top=top_scores(outputs, manifest.labels, self._top) if has_scores else (),
+            top=top_scores(outputs, model.labels, self._top) if has_scores else (),
             cached=cached,
             ms=(time.perf_counter_ns() - self.start) / 1e6,
         )

@@ -24,7 +24,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     previous: str = ""  # the digest that a rollback would serve
     slot: Slot | None = None
-    manifest: PackagedModel | None = None
+    packaged_model: PackagedModel | None = None
     requests: int = 0  # in flight
     counts: ModelCounts = msgspec.field(default_factory=ModelCounts)  # since the agent started
     inferences: int = 0  # since it was loaded, of one request or of a batch
@@ -70,11 +70,11 @@ class StatusReader:
             name=serving.slot.name,
             state="ready",
             why=why,  # a newer version that could not be loaded
-            version=serving.manifest.version,
+            version=serving.model.version,
             digest=serving.slot.digest,
             previous=self._previous_digest(serving.slot.name),
             slot=serving.slot,
-            manifest=serving.manifest,
+            packaged_model=serving.model,
             requests=serving.backend.admission.in_flight,
             counts=counts,
             inferences=activity.inferences,

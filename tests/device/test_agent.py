@@ -49,4 +49,4 @@ def test_a_package_is_installed_served_and_remembered(detector: Path, tmp_path: 
 
 def get_input_name(agent: Agent) -> str:
     """The name of the detector's input."""
-    return agent.manifest("detector").inputs[0].name
+    return agent.packaged_model("detector").inputs[0].name

@@ -396,7 +396,7 @@ def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, mak
         return {"x": row[None].astype(np.float32)}
 
     with Agent(config) as agent:
-        manifest = agent.model("dense").manifest
+        manifest = agent.model("dense").packaged_model
         assert manifest
         calibration = calibrate_model(
             lambda feeds: agent.infer("dense", feeds, cache=False).outputs,

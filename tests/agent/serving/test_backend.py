@@ -116,7 +116,7 @@ class Remote:
     def prepare(self, inputs: Inputs) -> Feeds:
         if not isinstance(inputs, dict):
             raise InputError("tensors only")
-        unknown = inputs.keys() - {spec.name for spec in self._installed.manifest.inputs}
+        unknown = inputs.keys() - {spec.name for spec in self._installed.model.inputs}
         if unknown:
             raise InputError(f"the model has no input '{unknown.pop()}'")
         return inputs
@@ -163,7 +163,7 @@ class Remote:
             completion.error = MeasureError(f"the other agent refused: {error.message()}")
             return
         completion.outputs = {
-            spec.name: reply.as_numpy(spec.name) for spec in self._installed.manifest.outputs
+            spec.name: reply.as_numpy(spec.name) for spec in self._installed.model.outputs
         }
         self._count += 1
 
