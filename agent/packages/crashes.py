@@ -62,17 +62,26 @@ def step(
 
     A clock that was set back makes no crash younger than ``now``.
     """
-    seen = (msgspec.structs.replace(c, at=min(c.at, now)) for c in (*history.crashes, crash))
-    kept = tuple(c for c in seen if c.suspects and now - c.at <= limits.window_s)[-MAX_KEPT:]
+    crashes = (
+        msgspec.structs.replace(past, at=min(past.at, now)) for past in (*history.crashes, crash)
+    )
+    recent = tuple(past for past in crashes if past.suspects and now - past.at <= limits.window_s)[
+        -MAX_KEPT:
+    ]
 
-    def blame(s: Suspect) -> tuple[float, float]:
-        return sum(1 / len(c.suspects) for c in kept if s in c.suspects), s.installed_at
+    def blame(suspect: Suspect) -> tuple[float, float]:
+        return sum(
+            1 / len(past.suspects) for past in recent if suspect in past.suspects
+        ), suspect.installed_at
 
-    often = [s for s in crash.suspects if sum(s in c.suspects for c in kept) >= limits.max_crashes]
+    def count(suspect: Suspect) -> int:
+        return sum(suspect in past.suspects for past in recent)
+
+    often = [suspect for suspect in crash.suspects if count(suspect) >= limits.max_crashes]
     if not often:
-        return History(kept), None
+        return History(recent), None
     guilty = max(often, key=blame)
-    return History(tuple(c for c in kept if guilty not in c.suspects)), guilty
+    return History(tuple(past for past in recent if guilty not in past.suspects)), guilty
 
 
 def auto_rollback(
@@ -82,13 +91,13 @@ def auto_rollback(
 
     The history is stored last: a death in between loses this crash and repeats nothing.
     """
-    suspects = tuple(s for i in inside if (s := _suspect(slots, i)))
+    suspects = tuple(suspect for inference in inside if (suspect := _suspect(slots, inference)))
     if not suspects:
         return None
     history, guilty = step(_load(slots), Crash(now, suspects), limits, now)
-    done = _act(slots, guilty, limits) if guilty else None
+    rollback = _act(slots, guilty, limits) if guilty else None
     write_atomic(slots.root / FILE, msgspec.json.encode(history), mode=0o600)
-    return done
+    return rollback
 
 
 def _suspect(slots: Slots, inside: InFlight) -> Suspect | None:
@@ -118,7 +127,7 @@ def _act(slots: Slots, guilty: Suspect, limits: config.Crash) -> AutoRollback:
 def _load(slots: Slots) -> History:
     """What was stored; a history that is damaged or gone is empty."""
     try:
-        with (slots.root / FILE).open("rb") as f:
-            return msgspec.json.decode(f.read(MAX_BYTES), type=History)
+        with (slots.root / FILE).open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_BYTES), type=History)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return History()

@@ -1,6 +1,6 @@
 """Installing a package: verify -> select -> unpack -> self-test -> tune -> switch -> sweep.
 
-    install(config, path) -> Installed
+    install(config, path) -> Installation
 
 Whatever fails, and wherever the process is killed, the model that was served stays served: the
 switch is one rename, the last thing that happens, and everything before it is in folders that
@@ -40,7 +40,7 @@ MARGIN = 1024 * 1024  # bytes beyond the files themselves
 Progress = Callable[[str], None]
 
 
-class Installed(msgspec.Struct, frozen=True, kw_only=True):
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What is served now."""
 
     slot: Slot
@@ -57,7 +57,7 @@ def install(
     force: bool = False,
     progress: Progress = lambda _: None,
     facts: DeviceFacts | None = None,
-) -> Installed:
+) -> Installation:
     """Serve the package at ``path``, a .edgepkg file or an OCI layout; ``force``: also if refused.
 
     The variant is the first that matches ``facts``, by default those of this machine.
@@ -102,7 +102,7 @@ def install(
         with suppress(EdgeError):
             slots.sweep()
     progress(f"{title} {'was already' if already else 'is'} current")
-    return Installed(
+    return Installation(
         slot=slot,
         previous=active.previous,
         golden=result,
@@ -148,8 +148,8 @@ def _check_space(slots: Slots, opened: Package, variant: Variant) -> None:
     need = 2 * sizes[variant.golden] + unpacked + MARGIN
     try:
         free = shutil.disk_usage(slots.root).free
-    except OSError as e:
-        raise storage_error(e, slots.root) from e
+    except OSError as error:
+        raise storage_error(error, slots.root) from error
     if free < need:
         raise StorageError(
             f"{slots.root} has {free} bytes free; installing {opened.manifest.name} takes {need}",
@@ -184,7 +184,7 @@ def _test_and_tune(
         tuned = tuning.tune(
             child, model, entry, vectors, work,
             tuning.Limits(
-                threads=tuning.allowed_threads(limits.cpu_share),
+                threads=tuning.limit_threads(limits.cpu_share),
                 max_batch_size=config.limits_of(model.name).max_batch_size,
                 tune_s=limits.tune_s,
                 timeout_s=limits.self_test_s,

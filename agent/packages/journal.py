@@ -64,8 +64,8 @@ class Journal:
         boot = (_boot_id() if boot_id is None else boot_id)[:64]
         try:
             page, inside, why = *_map_file(path, boot), ""
-        except EdgeError as e:
-            page, inside, why = mmap.mmap(-1, _SIZE), (), e.what
+        except EdgeError as error:
+            page, inside, why = mmap.mmap(-1, _SIZE), (), error.what
         page[:_SIZE] = bytes(_SIZE)
         page[_BOOT : _BOOT + len(boot)] = boot.encode()
         page[_STATE] = _RUNNING
@@ -90,21 +90,21 @@ class Journal:
                     return i
         raise InputError(f"{MAX_MODELS} models are loaded; that is the limit")
 
-    def remove(self, i: int) -> None:
+    def remove(self, place: int) -> None:
         """Free the number of a model that was unloaded."""
-        at = _NAMES + i * _NAME
+        at = _NAMES + place * _NAME
         with self._lock:
             self._page[at : at + _NAME] = bytes(_NAME)
 
-    def enter(self, i: int) -> None:
+    def enter(self, place: int) -> None:
         """A thread goes into the runtime."""
         with self._lock:
-            self._counts[i] += 1
+            self._counts[place] += 1
 
-    def leave(self, i: int) -> None:
+    def leave(self, place: int) -> None:
         """It has come back, with a result or an error."""
         with self._lock:
-            self._counts[i] -= 1
+            self._counts[place] -= 1
 
     def stop(self) -> None:
         """The process is being ended on purpose: however it goes, it is no crash."""
@@ -144,8 +144,8 @@ def _map_file(path: Path, boot: str) -> tuple[mmap.mmap, tuple[InFlight, ...]]:
             return mmap.mmap(fd, _SIZE), _inside(old, boot)
         finally:
             os.close(fd)
-    except OSError as e:
-        raise storage_error(e, path) from e
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 def _inside(old: bytes, boot: str) -> tuple[InFlight, ...]:

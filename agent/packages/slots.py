@@ -32,7 +32,7 @@ from edge_core.errors import InputError, PackageError, StorageError, UnknownMode
 from edge_core.files import atomic_directory, fsync_dir, remove_tree, storage_error, write_atomic
 from edge_core.package import manifest as manifest_file
 from edge_core.package import oci
-from edge_core.package.format import Package, unpacked_files
+from edge_core.package.format import Package, list_files
 from edge_core.package.manifest import MANIFEST, Manifest, PackagedModel, Variant
 from edge_core.package.oci import Blob, Descriptor, Digest
 
@@ -104,15 +104,17 @@ class Slots:
     def names(self) -> tuple[str, ...]:
         """Installed models; raises StorageError where they cannot be listed."""
         try:
-            found = sorted(p.name for p in self._models.iterdir())
+            folders = sorted(folder.name for folder in self._models.iterdir())
         except FileNotFoundError:
             return ()
-        except OSError as e:
+        except OSError as error:
             raise StorageError(
-                f"cannot read {self._models}: {e.strerror}", hint="run it as the agent's user"
-            ) from e
+                f"cannot read {self._models}: {error.strerror}", hint="run it as the agent's user"
+            ) from error
         return tuple(
-            n for n in found if _NAME.fullmatch(n) and (self._models / n / ACTIVE).exists()
+            name
+            for name in folders
+            if _NAME.fullmatch(name) and (self._models / name / ACTIVE).exists()
         )
 
     def active(self, name: str) -> Active:
@@ -124,17 +126,19 @@ class Slots:
             raw = path.read_bytes() if path.stat().st_size <= MAX_ACTIVE else b""
         except FileNotFoundError:
             raise self._make_unknown(name) from None
-        except OSError as e:
-            raise StorageError(f"cannot read {path}: {e.strerror}") from e
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
         try:
-            found = msgspec.json.decode(raw, type=_Format).format
-            if found > FORMAT:
-                raise StorageError(f"{path} has format {found}; this version reads up to {FORMAT}")
+            version = msgspec.json.decode(raw, type=_Format).format
+            if version > FORMAT:
+                raise StorageError(
+                    f"{path} has format {version}; this version reads up to {FORMAT}"
+                )
             return msgspec.json.decode(raw, type=Active)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise StorageError(
-                f"{path} is not readable: {e}", hint="remove it and install the package again"
-            ) from e
+                f"{path} is not readable: {error}", hint="remove it and install the package again"
+            ) from error
 
     def folder(self, slot: Slot) -> Path:
         """Where the files of ``slot`` lie, installed or not."""
@@ -152,12 +156,12 @@ class Slots:
         raw = _read(folder / IMAGE, oci.MAX_MANIFEST)
         if oci.digest_of(raw) != slot.digest:
             raise PackageError(f"{folder / IMAGE} is damaged", hint=_AGAIN)
-        layers = {x.annotations[oci.TITLE]: x for x in oci.parse(raw, folder).layers}
+        layers = {layer.annotations[oci.TITLE]: layer for layer in oci.parse(raw, folder).layers}
         # 2. The manifest; parsed only then.
         _verify(folder / MANIFEST, layers[MANIFEST])
         _, variant = self._manifest(slot)
         # 3. The model's files, or everything.
-        files = unpacked_files(layers, variant)
+        files = list_files(layers, variant)
         for path in files if everything else variant.model_files:
             _verify(folder / path, files[path])
 
@@ -180,9 +184,15 @@ class Slots:
         """Serve ``slot``; what was served becomes ``previous``. One rename."""
         with self._lock(".lock"):
             old = self.active(slot.name) if self._active(slot.name).exists() else Active()
-            refused = tuple(d for d in old.refused if d != slot.digest)
-            known = (s for s in (old.current, old.previous) if s and s.digest != slot.digest)
-            previous = next((s for s in known if s.digest not in refused), None)
+            refused = tuple(digest for digest in old.refused if digest != slot.digest)
+            known = (
+                known_slot
+                for known_slot in (old.current, old.previous)
+                if known_slot and known_slot.digest != slot.digest
+            )
+            previous = next(
+                (known_slot for known_slot in known if known_slot.digest not in refused), None
+            )
             return self._write(slot.name, Active(current=slot, previous=previous, refused=refused))
 
     def rollback(self, name: str, *, refuse: bool) -> Active:
@@ -219,10 +229,10 @@ class Slots:
                 return folder
             self._remove(folder)
         self._private(self._slots(name))
-        with atomic_directory(folder, mode=0o500) as d:
-            (d / IMAGE).write_bytes(package.image.raw)
-            package.save(variant, d)
-            for path in d.rglob("*"):
+        with atomic_directory(folder, mode=0o500) as fresh:
+            (fresh / IMAGE).write_bytes(package.image.raw)
+            package.save(variant, fresh)
+            for path in fresh.rglob("*"):
                 path.chmod(0o500 if path.is_dir() else 0o400)
         return folder
 
@@ -232,8 +242,8 @@ class Slots:
         with self._lock(".installing"):
             try:
                 work = Path(tempfile.mkdtemp(dir=self._models, prefix=WORK))
-            except OSError as e:
-                raise storage_error(e, self._models) from e
+            except OSError as error:
+                raise storage_error(error, self._models) from error
             try:
                 yield work
             finally:
@@ -256,22 +266,24 @@ class Slots:
         return found
 
     def _rubbish(self) -> tuple[Path, ...]:
-        found = [*self._models.glob(f"{WORK}*"), *self._models.glob(f"{GONE}*")]
+        rubbish = [*self._models.glob(f"{WORK}*"), *self._models.glob(f"{GONE}*")]
         for home in self._models.glob("*"):
             if not _NAME.fullmatch(home.name) or not home.is_dir():
                 continue
             if not (home / ACTIVE).exists():  # its first installation did not get that far
-                if all(p.name == "slots" or p.name.startswith(".") for p in home.iterdir()):
-                    found.append(home)
+                if all(
+                    path.name == "slots" or path.name.startswith(".") for path in home.iterdir()
+                ):
+                    rubbish.append(home)
                 continue
             try:
                 active = self.active(home.name)
             except StorageError:  # unknown what it names
                 continue
-            kept = {self.folder(s) for s in (active.current, active.previous) if s}
-            found += home.glob(f".{ACTIVE}.*")
-            found += (p for p in (home / "slots").glob("*") if p not in kept)
-        return tuple(sorted(found))
+            kept_folders = {self.folder(slot) for slot in (active.current, active.previous) if slot}
+            rubbish += home.glob(f".{ACTIVE}.*")
+            rubbish += (path for path in (home / "slots").glob("*") if path not in kept_folders)
+        return tuple(sorted(rubbish))
 
     def _remove(self, path: Path) -> None:
         """Away by a rename first: no folder is ever there in part under its own name."""
@@ -283,8 +295,8 @@ class Slots:
                 remove_tree(gone)
             else:
                 gone.unlink()
-        except OSError as e:
-            raise storage_error(e, path) from e
+        except OSError as error:
+            raise storage_error(error, path) from error
 
     def _write(self, name: str, active: Active) -> Active:
         self._private(self._home(name))
@@ -318,8 +330,8 @@ class Slots:
         manifest = Manifest.from_bytes(_read(path, manifest_file.MAX_BYTES))
         try:
             return manifest, manifest.variant(slot.variant)
-        except InputError as e:
-            raise PackageError(f"{path}: {e.what}", hint=_AGAIN) from e
+        except InputError as error:
+            raise PackageError(f"{path}: {error.what}", hint=_AGAIN) from error
 
     def _make_unknown(self, name: str) -> UnknownModel:
         known = self.names()
@@ -335,8 +347,8 @@ class Slots:
         self._private(self._models)
         try:
             fd = os.open(self._models / name, os.O_RDONLY | os.O_CREAT, 0o600)
-        except OSError as e:
-            raise storage_error(e, self._models / name) from e
+        except OSError as error:
+            raise storage_error(error, self._models / name) from error
         try:
             yield _try_lock(fd, wait)
         finally:
@@ -345,13 +357,15 @@ class Slots:
     def _private(self, folder: Path) -> None:
         """Make ``folder`` and what is missing above it, for this user only."""
         try:
-            for p in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
-                p.mkdir(0o700, exist_ok=True)
-                p.chmod(0o700)
-                fsync_dir(p.parent)
+            for parent in reversed(
+                [parent for parent in (folder, *folder.parents) if not parent.exists()]
+            ):
+                parent.mkdir(0o700, exist_ok=True)
+                parent.chmod(0o700)
+                fsync_dir(parent.parent)
             owner = self.root.stat().st_uid
-        except OSError as e:
-            raise storage_error(e, folder) from e
+        except OSError as error:
+            raise storage_error(error, folder) from error
         if owner != os.geteuid():  # the agent could not read what another user installs
             raise InputError(
                 f"{self.root} belongs to {_user(owner)}, and this is {_user(os.geteuid())}",
@@ -366,7 +380,7 @@ class _Format(msgspec.Struct):
 def _add_refusal(active: Active) -> tuple[Digest, ...]:
     if active.current is None:
         return active.refused
-    others = (d for d in active.refused if d != active.current.digest)
+    others = (digest for digest in active.refused if digest != active.current.digest)
     return (*others, active.current.digest)[-MAX_REFUSED:]
 
 
@@ -375,10 +389,10 @@ _AGAIN = "install the package again"
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as f:
-            raw = f.read(limit + 1)
-    except OSError as e:
-        raise PackageError(f"cannot read {path}: {e.strerror}", hint=_AGAIN) from e
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise PackageError(f"cannot read {path}: {error.strerror}", hint=_AGAIN) from error
     if len(raw) > limit:
         raise PackageError(f"{path} is longer than {limit} bytes", hint=_AGAIN)
     return raw
@@ -398,8 +412,8 @@ def _is_whole(package: Package, variant: Variant, folder: Path) -> bool:
 def _verify(path: Path, layer: Descriptor) -> None:
     try:
         found = Blob.of(path).digest
-    except InputError as e:
-        raise PackageError(e.what, hint=_AGAIN) from e
+    except InputError as error:
+        raise PackageError(error.what, hint=_AGAIN) from error
     if found != layer.digest:
         raise PackageError(f"{path} is damaged", hint=_AGAIN)
 

@@ -52,7 +52,7 @@ class Limits:
     timeout_s: float  # of one load or one visit; only a runtime that hangs reaches it
 
 
-def allowed_threads(cpu_share: float, root: Path = Path("/")) -> int:
+def limit_threads(cpu_share: float, root: Path = Path("/")) -> int:
     """``cpu_share`` of the processors of this process and its control groups; at least 1."""
     return max(1, math.floor(cpu_share * min(linux.count_cores(), linux.read_cpu_quota(root))))
 
@@ -83,16 +83,16 @@ def tune(
         )  # fmt: skip
         return [float(ms) for ms in reply["ms"]]
 
-    found = _threads(load, visit, limits.threads, start + limits.tune_s / 2)
-    p50 = {n: statistics.median(ms) for n, ms in sorted(found.items())}
-    threads = smallest_good({n: 1 / ms for n, ms in p50.items()})
+    samples_ms = _threads(load, visit, limits.threads, start + limits.tune_s / 2)
+    p50 = {count: statistics.median(ms) for count, ms in sorted(samples_ms.items())}
+    threads = smallest_good({count: 1 / ms for count, ms in p50.items()})
     load(threads)
     end = start + limits.tune_s
     batching = _batching(child, model, vectors, feeds, visit, limits, p50[threads], end)
     return Tuning(
         runtime=f"{model.runtime.name} {version}",
         threads=threads,
-        p50_ms={str(n): ms for n, ms in p50.items()},
+        p50_ms={str(count): ms for count, ms in p50.items()},
         batching=batching,
         seconds=time.monotonic() - start,
     )
@@ -101,22 +101,22 @@ def tune(
 def smallest_good(rates: Mapping[int, float]) -> int:
     """The smallest key whose rate is near the best."""
     best = max(rates.values())
-    return min(n for n, rate in rates.items() if rate >= NEAR_BEST * best)
+    return min(count for count, rate in rates.items() if rate >= NEAR_BEST * best)
 
 
-def judged(rates: Mapping[int, Sequence[float]]) -> Batching:
+def judge_batching(rates: Mapping[int, Sequence[float]]) -> Batching:
     """Do batches pay? ``rates`` are rows a second by batch size, 1 among them, one a round."""
     rounds = min(map(len, rates.values()))
     if rounds < ENOUGH_ROUNDS:
         return _off(f"{rounds} of {ENOUGH_ROUNDS} rounds fitted in the time", can=True)
     ratios = {
-        n: [b / s for b, s in zip(many, rates[1], strict=False)]
-        for n, many in rates.items()
-        if n > 1
+        rows: [batched / single for batched, single in zip(many, rates[1], strict=False)]
+        for rows, many in rates.items()
+        if rows > 1
     }
-    size = smallest_good({n: statistics.median(many) for n, many in ratios.items()})
+    size = smallest_good({rows: statistics.median(many) for rows, many in ratios.items()})
     ratio = statistics.median(ratios[size])
-    agreed = sum(r >= PAYS for r in ratios[size])
+    agreed = sum(round_ratio >= PAYS for round_ratio in ratios[size])
     pays = ratio >= PAYS and agreed >= AGREED * rounds
     times = f"{ratio:.2f} times" if ratio >= 1 else f"{ratio:.2f} of"
     return Batching(
@@ -131,14 +131,14 @@ def judged(rates: Mapping[int, Sequence[float]]) -> Batching:
     )
 
 
-def fixed(model: PackagedModel, vectors: golden.Golden) -> str:
+def why_unbatchable(model: PackagedModel, vectors: golden.Golden) -> str:
     """Why the model cannot take a batch, as far as its tensors tell; empty if it may."""
     for spec in (*model.inputs, *model.outputs):
         if not spec.shape:
             return f"'{spec.name}' is a scalar"
         if isinstance(spec.shape[0], int):
             return f"the batch dimension is fixed at {spec.shape[0]} ('{spec.name}')"
-    rows = {len(a) for a in vectors.inputs[0].values()}
+    rows = {len(array) for array in vectors.inputs[0].values()}
     return "" if rows == {1} else f"a golden sample has {max(rows)} rows"
 
 
@@ -146,15 +146,15 @@ def _threads(
     load: Callable[[int], None], visit: Visit, most: int, end: float
 ) -> dict[int, list[float]]:
     """Milliseconds by thread count. The largest is measured in any case, and first."""
-    counts = sorted({n for n in COUNTS if n <= most} | {most}, reverse=True)
+    counts = sorted({count for count in COUNTS if count <= most} | {most}, reverse=True)
     ms: dict[int, list[float]] = {}
     for _ in range(ROUNDS):
-        for n in counts:
+        for count in counts:
             if ms and time.monotonic() >= end:
                 return ms
-            load(n)
+            load(count)
             runs = visit(1)
-            ms.setdefault(n, []).extend(runs[1:] or runs)  # the first packs weights
+            ms.setdefault(count, []).extend(runs[1:] or runs)  # the first packs weights
         counts.reverse()
     return ms
 
@@ -169,30 +169,30 @@ def _batching(
     p50_ms: float,
     end: float,
 ) -> Batching:
-    if why := fixed(model, vectors):
+    if why := why_unbatchable(model, vectors):
         return _off(why)
     if limits.max_batch_size < 2:
         return _off(f"max_batch_size is {limits.max_batch_size}")
     rates: dict[int, list[float]] = {1: []}
     rates |= {2**k: [] for k in range(1, limits.max_batch_size.bit_length())}
-    least = (1 + ENOUGH_ROUNDS) * sum(max(VISIT_S, (1 + n) * p50_ms / 1e3) for n in rates)
+    least = (1 + ENOUGH_ROUNDS) * sum(max(VISIT_S, (1 + rows) * p50_ms / 1e3) for rows in rates)
     if time.monotonic() + least > end:
         return _off(f"not measured: it would take {least:.1f} s more")
     try:
         if why := _differs(child, vectors, feeds, limits.timeout_s):
             return _off(why)
         for i in range(1 + ROUNDS):
-            for n, found in rates.items():
+            for rows, samples in rates.items():
                 if time.monotonic() >= end:
-                    return judged(rates)
+                    return judge_batching(rates)
                 # Requests come as they come: a batch is timed right after one of another size.
                 # That costs nothing in ONNX Runtime; TFLite allocates its tensors anew.
-                ms = visit(1, n)[1::2] if n > 1 else visit(1)
+                ms = visit(1, rows)[1::2] if rows > 1 else visit(1)
                 if i:  # in the first round each size allocates
-                    found.append(1e3 * n / statistics.median(ms))
-    except MeasureError as e:
-        return _off(f"a batch was refused: {e.what}")
-    return judged(rates)
+                    samples.append(1e3 * rows / statistics.median(ms))
+    except MeasureError as error:
+        return _off(f"a batch was refused: {error.what}")
+    return judge_batching(rates)
 
 
 def _differs(child: Child, vectors: golden.Golden, feeds: Path, timeout_s: float) -> str:
@@ -202,26 +202,29 @@ def _differs(child: Child, vectors: golden.Golden, feeds: Path, timeout_s: float
         out = feeds.with_name(f"rows-{rows}")
         child.ask("run", timeout_s=timeout_s, feeds=str(feeds), out=str(out), rows=rows)
         answers[rows] = tuple(sample_store.read(out))
-    halves = iter(_row(b, k) for b in answers[2] for k in range(2))
+    halves = iter(_row(batch, k) for batch in answers[2] for k in range(2))
     single = answers[1]
     try:
         expected = golden.Golden(tuple(sample_store.read(feeds)), single, single, vectors.tolerance)
         result = golden.check(expected, lambda _: next(halves))
-    except EdgeError as e:
-        return f"rows of a batch of 2: {e.what}"
+    except EdgeError as error:
+        return f"rows of a batch of 2: {error.what}"
     return "" if result.ok else f"rows of a batch of 2 are not those of single runs: {result.text}"
 
 
-def _row(batch: Feeds, k: int) -> Feeds:
-    return {name: a[k : k + 1] for name, a in batch.items()}
+def _row(batch: Feeds, row: int) -> Feeds:
+    return {name: array[row : row + 1] for name, array in batch.items()}
 
 
 def _samples(vectors: golden.Golden) -> tuple[Feeds, ...]:
     """An even number of inputs. A single one comes with its mirror image, to tell rows apart."""
-    taken = vectors.inputs[:SAMPLES]
-    if len(taken) == 1:
-        return (*taken, {n: np.ascontiguousarray(np.flip(a)) for n, a in taken[0].items()})
-    return taken[: len(taken) // 2 * 2]
+    inputs = vectors.inputs[:SAMPLES]
+    if len(inputs) == 1:
+        return (
+            *inputs,
+            {name: np.ascontiguousarray(np.flip(array)) for name, array in inputs[0].items()},
+        )
+    return inputs[: len(inputs) // 2 * 2]
 
 
 def _off(why: str, can: bool = False) -> Batching:

@@ -23,7 +23,7 @@ from agent.config import Config
 from agent.packages import crashes
 from agent.packages.journal import InFlight, Journal, Opened
 from agent.packages.slots import Slots
-from agent.packages.tuning import allowed_threads
+from agent.packages.tuning import limit_threads
 from agent.serving.backend import Activity, Inputs, OpenBackend
 from agent.serving.caching import Caches
 from agent.serving.counters import Counters
@@ -63,7 +63,7 @@ class Agent:
             self._table,
             self._caches,
             self.counters,
-            prepare_threads=allowed_threads(config.install.cpu_share) + 1,
+            prepare_threads=limit_threads(config.install.cpu_share) + 1,
         )
         self._status = StatusReader(self._table, slots, self.counters)
         self._started = time.monotonic()

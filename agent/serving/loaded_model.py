@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent.config import Serve
 from agent.packages.journal import Journal
 from agent.packages.slots import Slot
-from agent.packages.tuning import allowed_threads
+from agent.packages.tuning import limit_threads
 from agent.serving.admission import Admission
 from agent.serving.backend import (
     Activity,
@@ -121,7 +121,7 @@ def load_model(installed: InstalledModel, journal: Journal) -> LoadedModel:
     if the model's inputs are not those of the manifest.
     """
     slot, model, limits = installed.slot, installed.model, installed.limits
-    share = max(1, allowed_threads(installed.cpu_share) // limits.instances)
+    share = max(1, limit_threads(installed.cpu_share) // limits.instances)
     threads = min(limits.threads or slot.tuning.threads, share)
     recorder = CrashRecorder(journal, slot.name, slot.digest)
     runs: list[Run] = []

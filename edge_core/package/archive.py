@@ -38,48 +38,49 @@ def write(image: Image, out: IO[bytes]) -> None:
 
 def read(path: Path) -> Image:
     """Verify every byte of a tar; raises PackageError. Memory stays below a few MB."""
-    with oci.regular(path, InputError) as f:
-        total = os.fstat(f.fileno()).st_size
-        if not f.read(10) == b"oci-layout":
+    with oci.regular(path, InputError) as file:
+        total = os.fstat(file.fileno()).st_size
+        if not file.read(10) == b"oci-layout":
             raise PackageError(f"{path} is no .edgepkg file", hint=_NOT_CANONICAL)
-        f.seek(0)
+        file.seek(0)
         # 1. The layout's version has one content, which takes two blocks.
-        _same(f, _member("oci-layout", oci.LAYOUT), "oci-layout", path)
+        _same(file, _member("oci-layout", oci.LAYOUT), "oci-layout", path)
         # 2. In the index only digest and size of the manifest are free; it fits in one block.
-        digest, size = _parse_index(f.read(2 * BLOCK), path)
-        f.seek(-2 * BLOCK, os.SEEK_CUR)
-        _same(f, _member("index.json", oci.index(digest, size)), "index.json", path)
+        digest, size = _parse_index(file.read(2 * BLOCK), path)
+        file.seek(-2 * BLOCK, os.SEEK_CUR)
+        _same(file, _member("index.json", oci.index(digest, size)), "index.json", path)
         # 3. The manifest: size limit, header, digest, padding; parsed only then.
         if size > MAX_MANIFEST:
             raise PackageError(f"{path}: the manifest has {size} bytes; limit {MAX_MANIFEST}")
-        _same(f, _header(oci.blob_name(digest), size), "the manifest's tar header", path)
-        raw = Blob(digest, size, path, f.tell()).read(MAX_MANIFEST)
-        f.seek(size, os.SEEK_CUR)
-        _same(f, _padding(size), "padding", path)
+        _same(file, _header(oci.blob_name(digest), size), "the manifest's tar header", path)
+        raw = Blob(digest, size, path, file.tell()).read(MAX_MANIFEST)
+        file.seek(size, os.SEEK_CUR)
+        _same(file, _padding(size), "padding", path)
         manifest = oci.parse(raw, path)
         # 4. The file ends where its blobs do; known before gigabytes are hashed.
-        todo = oci.unique(manifest, path)
-        want = f.tell() + sum(BLOCK + n + len(_padding(n)) for n in todo.values()) + 2 * BLOCK
-        if total != want:
-            raise PackageError(f"{path} has {total} bytes; its manifest makes it {want}")
+        blob_sizes = oci.unique(manifest, path)
+        members = sum(BLOCK + size + len(_padding(size)) for size in blob_sizes.values())
+        expected_size = file.tell() + members + 2 * BLOCK
+        if total != expected_size:
+            raise PackageError(f"{path} has {total} bytes; its manifest makes it {expected_size}")
         # 5. Config and layers: header, digest, padding.
         blobs = {}
-        for digest, size in todo.items():
-            _same(f, _header(oci.blob_name(digest), size), f"the tar header of {digest}", path)
-            blobs[digest] = Blob(digest, size, path, f.tell())
+        for digest, size in blob_sizes.items():
+            _same(file, _header(oci.blob_name(digest), size), f"the tar header of {digest}", path)
+            blobs[digest] = Blob(digest, size, path, file.tell())
             blobs[digest].verify()
-            f.seek(size, os.SEEK_CUR)
-            _same(f, _padding(size), "padding", path)
+            file.seek(size, os.SEEK_CUR)
+            _same(file, _padding(size), "padding", path)
         # 6. Two empty blocks end it.
-        _same(f, bytes(2 * BLOCK), "the end mark", path)
+        _same(file, bytes(2 * BLOCK), "the end mark", path)
     return Image(raw, manifest, blobs)
 
 
 def _parse_index(member: bytes, path: Path) -> tuple[str, int]:
-    found = re.search(rb'"digest":"(sha256:[0-9a-f]{64})".{1,99}"size":([0-9]{1,11})[^0-9]', member)
-    if found is None:
+    match = re.search(rb'"digest":"(sha256:[0-9a-f]{64})".{1,99}"size":([0-9]{1,11})[^0-9]', member)
+    if match is None:
         raise PackageError(f"{path}: index.json names no manifest", hint=_NOT_CANONICAL)
-    return found[1].decode(), int(found[2])
+    return match[1].decode(), int(match[2])
 
 
 def _member(name: str, data: bytes) -> bytes:
@@ -99,9 +100,9 @@ def _header(name: str, size: int) -> bytes:
     return before + b"%06o\0 " % (sum(before) + sum(after) + 8 * ord(" ")) + after
 
 
-def _same(f: IO[bytes], want: bytes, what: str, path: Path) -> None:
-    at = f.tell()
-    if f.read(len(want)) != want:
+def _same(file: IO[bytes], expected: bytes, what: str, path: Path) -> None:
+    at = file.tell()
+    if file.read(len(expected)) != expected:
         raise PackageError(
             f"{path}: {what} (from byte {at}) is not what its content asks for",
             hint=_NOT_CANONICAL,

@@ -85,7 +85,7 @@ class Package(msgspec.Struct, frozen=True):
 
     def files(self, variant: Variant) -> dict[str, Descriptor]:
         """What an unpacked ``variant`` consists of: relative path -> layer."""
-        return unpacked_files(self.layers, variant)
+        return list_files(self.layers, variant)
 
     def save(self, variant: Variant, folder: Path) -> None:
         """Write the files of one variant into an empty ``folder``; raises OSError, PackageError."""
@@ -101,9 +101,9 @@ class Package(msgspec.Struct, frozen=True):
         StorageError, and InputError for a folder that holds something else.
         """
         if not folder.exists():
-            with atomic_directory(folder) as d:
-                self.save(variant, d)
-                fsync_dir(d)
+            with atomic_directory(folder) as fresh:
+                self.save(variant, fresh)
+                fsync_dir(fresh)
         for path, layer in self.files(variant).items():
             if Blob.of(folder / path).digest != layer.digest:
                 raise InputError(
@@ -113,7 +113,7 @@ class Package(msgspec.Struct, frozen=True):
         return folder / variant.entry
 
 
-def unpacked_files(layers: Mapping[str, Descriptor], variant: Variant) -> dict[str, Descriptor]:
+def list_files(layers: Mapping[str, Descriptor], variant: Variant) -> dict[str, Descriptor]:
     """The package's own files and those of ``variant``: path in the folder -> layer."""
     own = {path: layers[variant.title(path)] for path in variant.files}
     return {**{title: layers[title] for title in PACKAGE_FILES}, **own}
@@ -139,7 +139,7 @@ def write(out: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> P
     contents = {MANIFEST: manifest.to_bytes(), **files}
     kinds = layer_kinds(manifest)
     order = {title: i for i, title in enumerate(kinds)}
-    titles = sorted(contents, key=lambda t: (order.get(t, len(order)), t))
+    titles = sorted(contents, key=lambda name: (order.get(name, len(order)), name))
     blobs = {title: Blob.of(contents[title]) for title in titles}
     layers = tuple(
         Descriptor(kinds.get(title, MODEL).media_type, blob.digest, blob.size, {oci.TITLE: title})
@@ -148,11 +148,11 @@ def write(out: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> P
     config = Blob.of(_config(manifest, layers))
     described = Descriptor(CONFIG_TYPE, config.digest, config.size)
     raw = oci.encode(ARTIFACT_TYPE, described, layers)
-    stored = {b.digest: b for b in (config, *blobs.values())}
+    stored = {stored_blob.digest: stored_blob for stored_blob in (config, *blobs.values())}
     try:
         checked = _check_image(out, Image(raw, oci.parse(raw, out), stored))
-    except PackageError as e:  # here the caller's input is unfit, not a package
-        raise InputError(f"no package can be made: {e.what}", hint=e.hint) from e
+    except PackageError as error:  # here the caller's input is unfit, not a package
+        raise InputError(f"no package can be made: {error.what}", hint=error.hint) from error
     return _write_archive(out, checked)
 
 
@@ -173,8 +173,8 @@ def unpack(path: Path, folder: Path) -> None:
     package = open(path)
     if folder.exists():
         raise InputError(f"{folder} exists", hint="choose a folder that does not exist")
-    with atomic_directory(folder) as d:
-        oci.write_directory(package.image, d)
+    with atomic_directory(folder) as fresh:
+        oci.write_directory(package.image, fresh)
 
 
 def pack(folder: Path, out: Path) -> PackageRef:
@@ -231,9 +231,9 @@ def _check_layers(path: Path, layers: Mapping[str, Descriptor], kinds: Mapping[s
 
 
 def _write_archive(out: Path, package: Package) -> PackageRef:
-    with open_atomic(out) as f:
-        archive.write(package.image, f)
-        size = f.tell()
+    with open_atomic(out) as file:
+        archive.write(package.image, file)
+        size = file.tell()
     return PackageRef(out, package.digest, size)
 
 
@@ -248,12 +248,16 @@ def _config(manifest: Manifest, layers: tuple[Descriptor, ...]) -> bytes:
     labels = {
         "org.opencontainers.image.title": manifest.name,
         "org.opencontainers.image.version": manifest.version,
-        "edge-deploy.candidate": _join(v.candidate for v in variants),
+        "edge-deploy.candidate": _join(variant.candidate for variant in variants),
         "edge-deploy.model-sha256": manifest.model_sha256,
-        "edge-deploy.precision": _join(v.precision for v in variants),
-        "edge-deploy.profiles": _join(p for v in variants for p in v.profiles),
-        "edge-deploy.runtime": _join(f"{v.runtime.name} {v.runtime.version}" for v in variants),
-        "edge-deploy.variants": _join(v.name for v in variants),
+        "edge-deploy.precision": _join(variant.precision for variant in variants),
+        "edge-deploy.profiles": _join(
+            profile for variant in variants for profile in variant.profiles
+        ),
+        "edge-deploy.runtime": _join(
+            f"{variant.runtime.name} {variant.runtime.version}" for variant in variants
+        ),
+        "edge-deploy.variants": _join(variant.name for variant in variants),
     }
     config = {
         "architecture": arch,

@@ -70,23 +70,23 @@ class Golden:
     def to_bytes(self) -> bytes:
         """A .npz without pickles: same vectors, same bytes. Raises InputError beyond MAX_BYTES."""
         arrays = {
-            f"{role}.{i}.{k}": a
+            f"{role}.{i}.{k}": array
             for role, samples in zip(
                 ROLES, (self.inputs, self.original, self.artifact), strict=True
             )
             for i, sample in enumerate(samples)
-            for k, a in enumerate(sample.values())
+            for k, array in enumerate(sample.values())
         }
-        _check_size(sum(a.nbytes for a in arrays.values()))  # before they are copied
-        strings = {name: a for name, a in arrays.items() if _dtype(a) == "string"}
+        _check_size(sum(array.nbytes for array in arrays.values()))  # before they are copied
+        strings = {name: array for name, array in arrays.items() if _dtype(array) == "string"}
         index = _Index(
             samples=len(self.inputs),
             inputs=tuple(self.inputs[0]),
             outputs=tuple(self.artifact[0]),
             tolerance=self.tolerance,
-            strings={name: a.shape for name, a in strings.items()},
+            strings={name: array.shape for name, array in strings.items()},
         )
-        arrays |= {name: _texts(a) for name, a in strings.items()}
+        arrays |= {name: _texts(array) for name, array in strings.items()}
         head = np.frombuffer(msgspec.json.encode(index), np.uint8)
         raw = npz.dumps({"index": head, **arrays})
         _check_size(len(raw))
@@ -102,19 +102,19 @@ def make(
     """Golden vectors with a tolerance for each output; raises InputError if they do not match."""
     inputs, original, artifact = _match_roles(inputs, original, artifact)
     names = tuple(artifact[0])
-    given = dict(tolerance or {})
-    if unknown := given.keys() - set(names):
+    stated = dict(tolerance or {})
+    if unknown := stated.keys() - set(names):
         raise InputError(f"no output '{min(unknown)}' for a tolerance", hint=", ".join(names))
-    found = {
-        n: given[n]
-        if n in given
-        else _tolerance([o[n] for o in original], [a[n] for a in artifact])
-        for n in names
+    tolerances = {
+        name: stated[name]
+        if name in stated
+        else _tolerance(_column(original, name), _column(artifact, name))
+        for name in names
     }
-    for name, value in found.items():
+    for name, value in tolerances.items():
         if not 0 <= value < sys.float_info.max:
             raise InputError(f"output '{name}': a tolerance of {value} would let anything pass")
-    return Golden(inputs, original, artifact, found)
+    return Golden(inputs, original, artifact, tolerances)
 
 
 def _match_roles(
@@ -130,78 +130,90 @@ def _match_roles(
         raise InputError("golden vectors without outputs prove nothing")
     inputs, artifact = _alike(inputs, inputs, "inputs"), _alike(artifact, artifact, "outputs")
     original = _alike(original, artifact, "the original's outputs")
-    for i, (o, a) in enumerate(zip(original, artifact, strict=True)):
-        for name in a:
-            if (o[name].shape, _exact(o[name])) != (a[name].shape, _exact(a[name])):
+    for name in artifact[0]:
+        pairs = zip(_column(original, name), _column(artifact, name), strict=True)
+        for i, (reference, answer) in enumerate(pairs):
+            if (reference.shape, _exact(reference)) != (answer.shape, _exact(answer)):
                 raise InputError(
-                    f"golden sample {i}: output '{name}' is {a[name].dtype} {a[name].shape}, "
-                    f"the original's is {o[name].dtype} {o[name].shape}"
+                    f"golden sample {i}: output '{name}' is {answer.dtype} {answer.shape}, "
+                    f"the original's is {reference.dtype} {reference.shape}"
                 )
     return inputs, original, artifact
+
+
+def _column(samples: Samples, name: str) -> list[Array]:
+    """One tensor of every sample."""
+    return [sample[name] for sample in samples]
 
 
 def _alike(samples: Samples, like: Samples, what: str) -> Samples:
     """The samples in the order of names of ``like``'s first; raises InputError."""
     names = list(like[0])
-    for i, s in enumerate(samples):
-        if set(s) != set(names):
-            raise InputError(f"golden sample {i}: {what} are {list(s)}, not {names}")
+    for i, sample in enumerate(samples):
+        if set(sample) != set(names):
+            raise InputError(f"golden sample {i}: {what} are {list(sample)}, not {names}")
         for name in names:
-            _dtype(s[name])
-    return tuple({n: s[n] for n in names} for s in samples)
+            _dtype(sample[name])
+    return tuple({name: sample[name] for name in names} for sample in samples)
 
 
 def check(golden: Golden, run: Callable[[Feeds], Feeds]) -> GoldenResult:
-    """Run every input and hold the outputs against the recorded ones.
+    """Run every input and compare the outputs with the recorded ones.
 
     Errors of ``run`` pass through: a runtime that refuses or crashes is no matter of tolerances.
     """
     worst: dict[str, OutputResult] = {}
-    for i, (feeds, wanted) in enumerate(zip(golden.inputs, golden.artifact, strict=True)):
+    for i, (feeds, recorded) in enumerate(zip(golden.inputs, golden.artifact, strict=True)):
         outputs = run(feeds)
-        for name, want in wanted.items():
-            result = _compare(name, want, outputs.get(name), golden.tolerance[name], i)
+        for name, expected in recorded.items():
+            result = _compare(name, expected, outputs.get(name), golden.tolerance[name], i)
             if name not in worst or _badness(result) > _badness(worst[name]):
                 worst[name] = result
-        for name in outputs.keys() - wanted.keys():
+        for name in outputs.keys() - recorded.keys():
             worst[name] = OutputResult(name, False, 0.0, None, f"'{name}' was not recorded")
     results = tuple(worst.values())
-    failed = [r.text for r in results if not r.ok]
+    failed = [result.text for result in results if not result.ok]
     count = len(golden.inputs)
-    nearest = max(results, key=lambda r: (r.error or 0.0) / max(r.tolerance, sys.float_info.min))
+    nearest = max(results, key=_tolerance_share)
     fine = f"{count} of {count} golden samples reproduced; {nearest.text}"
     return GoldenResult(not failed, count, results, "; ".join(failed) if failed else fine)
 
 
-def _compare(name: str, want: Array, got: Array | None, tolerance: float, i: int) -> OutputResult:
-    def failed(why: str) -> OutputResult:
-        return OutputResult(name, False, tolerance, None, f"'{name}' {why} in sample {i}")
+def _compare(
+    name: str, recorded: Array, answer: Array | None, tolerance: float, sample: int
+) -> OutputResult:
+    def fail(reason: str) -> OutputResult:
+        return OutputResult(name, False, tolerance, None, f"'{name}' {reason} in sample {sample}")
 
-    if got is None:
-        return failed("is missing")
-    if got.shape != want.shape:
-        return failed(f"has shape {got.shape}, not {want.shape},")
-    if _dtype(got) != _dtype(want):
-        return failed(f"is {_dtype(got)}, not {_dtype(want)},")
-    if _dtype(want) == "string" or (_exact(want) and tolerance == 0.0):
-        wrong = float(np.mean(got != want)) if want.size else 0.0
+    if answer is None:
+        return fail("is missing")
+    if answer.shape != recorded.shape:
+        return fail(f"has shape {answer.shape}, not {recorded.shape},")
+    if _dtype(answer) != _dtype(recorded):
+        return fail(f"is {_dtype(answer)}, not {_dtype(recorded)},")
+    if _dtype(recorded) == "string" or (_exact(recorded) and tolerance == 0.0):
+        wrong = float(np.mean(answer != recorded)) if recorded.size else 0.0
         text = f"'{name}' has {wrong:.2%} wrong elements" if wrong else f"'{name}' is equal"
         return OutputResult(name, not wrong, tolerance, wrong, text)
-    a, b = want.astype(np.float64), got.astype(np.float64)
-    odd = ~(np.isfinite(a) & np.isfinite(b))
-    if not np.array_equal(a[odd], b[odd], equal_nan=True):
-        return failed(f"has {_odd(b)}, the build recorded {_odd(a)},")
-    error = _rms(a[~odd], b[~odd])
+    recorded_values, values = recorded.astype(np.float64), answer.astype(np.float64)
+    odd = ~(np.isfinite(recorded_values) & np.isfinite(values))
+    if not np.array_equal(recorded_values[odd], values[odd], equal_nan=True):
+        return fail(f"has {_odd(values)}, the build recorded {_odd(recorded_values)},")
+    error = _rms(recorded_values[~odd], values[~odd])
     text = f"'{name}' is off by {error:.3g} RMS ({tolerance:.3g} allowed)"
     return OutputResult(name, error <= tolerance, tolerance, error, text)
 
 
-def _badness(r: OutputResult) -> tuple[bool, float]:
-    return not r.ok, math.inf if r.error is None else r.error
+def _tolerance_share(result: OutputResult) -> float:
+    return (result.error or 0.0) / max(result.tolerance, sys.float_info.min)
 
 
-def _odd(a: Array) -> str:
-    return f"{int(np.isnan(a).sum())} NaN and {int(np.isinf(a).sum())} infinite values"
+def _badness(result: OutputResult) -> tuple[bool, float]:
+    return not result.ok, math.inf if result.error is None else result.error
+
+
+def _odd(array: Array) -> str:
+    return f"{int(np.isnan(array).sum())} NaN and {int(np.isinf(array).sum())} infinite values"
 
 
 def _tolerance(original: Sequence[Array], artifact: Sequence[Array]) -> float:
@@ -209,34 +221,38 @@ def _tolerance(original: Sequence[Array], artifact: Sequence[Array]) -> float:
     if _exact(artifact[0]):
         return 0.0
     peak = moved = 0.0
-    for o, a in zip(original, artifact, strict=True):
-        x, y = o.astype(np.float64), a.astype(np.float64)
-        peak = max(peak, float(np.max(np.abs(y[np.isfinite(y)]), initial=0.0)))
-        both = np.isfinite(x) & np.isfinite(y)
-        moved = max(moved, _rms(x[both], y[both]))
+    for original_array, artifact_array in zip(original, artifact, strict=True):
+        exact, values = original_array.astype(np.float64), artifact_array.astype(np.float64)
+        peak = max(peak, float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0)))
+        both = np.isfinite(exact) & np.isfinite(values)
+        moved = max(moved, _rms(exact[both], values[both]))
     return max(PEAK_SHARE * peak, QUANTISATION_FACTOR * moved)
 
 
-def _rms(a: Array, b: Array) -> float:
+def _rms(one: Array, two: Array) -> float:
     """Root mean square of finite differences, without overflow in the squares."""
     with np.errstate(over="ignore"):
-        d = np.abs(a - b)
-    top = float(np.max(d, initial=0.0))
+        differences = np.abs(one - two)
+    top = float(np.max(differences, initial=0.0))
     if top == 0.0 or math.isinf(top):
         return min(top, sys.float_info.max)
-    return top * math.sqrt(float(np.mean(np.square(d / top))))
+    return top * math.sqrt(float(np.mean(np.square(differences / top))))
 
 
-def _dtype(a: Array) -> str:
+def _dtype(array: Array) -> str:
     """A name of DTYPES; raises InputError for an array that no model takes or gives."""
-    name = "string" if a.dtype.kind in "OU" else a.dtype.name
-    if name not in DTYPES or (name == "string" and not all(isinstance(t, str) for t in a.flat)):
-        raise InputError(f"an array of {a.dtype} is no tensor", hint=f"one of: {', '.join(DTYPES)}")
+    name = "string" if array.dtype.kind in "OU" else array.dtype.name
+    if name not in DTYPES or (
+        name == "string" and not all(isinstance(text, str) for text in array.flat)
+    ):
+        raise InputError(
+            f"an array of {array.dtype} is no tensor", hint=f"one of: {', '.join(DTYPES)}"
+        )
     return name
 
 
-def _exact(a: Array) -> bool:
-    return a.dtype.kind != "f"
+def _exact(array: Array) -> bool:
+    return array.dtype.kind != "f"
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -262,15 +278,20 @@ def from_bytes(raw: bytes) -> Golden:
             arrays[name] = np.array(texts, object).reshape(shape)
         inputs, original, artifact = (
             tuple(
-                {n: arrays[f"{role}.{i}.{k}"] for k, n in enumerate(names)}
+                {name: arrays[f"{role}.{i}.{k}"] for k, name in enumerate(names)}
                 for i in range(index.samples)
             )
             for role, names in zip(ROLES, (index.inputs, index.outputs, index.outputs), strict=True)
         )
         golden = make(inputs, original, artifact, index.tolerance)
         same = golden.to_bytes() == raw  # one serialisation: nothing hides in it
-    except (KeyError, ValueError, RecursionError, InputError) as e:  # MsgspecError is a ValueError
-        raise PackageError(f"{what} is not readable: {e}") from e
+    except (
+        KeyError,
+        ValueError,
+        RecursionError,
+        InputError,
+    ) as error:  # MsgspecError is a ValueError
+        raise PackageError(f"{what} is not readable: {error}") from error
     if not same:
         raise PackageError(f"{what} is not what its vectors make")
     return golden
@@ -284,5 +305,5 @@ def _check_size(size: int) -> None:
         )
 
 
-def _texts(a: Array) -> Array:
-    return np.frombuffer(msgspec.json.encode([str(t) for t in a.reshape(-1)]), np.uint8)
+def _texts(array: Array) -> Array:
+    return np.frombuffer(msgspec.json.encode([str(text) for text in array.reshape(-1)]), np.uint8)

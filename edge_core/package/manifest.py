@@ -130,13 +130,15 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         for role in ("golden", "recipe"):
             if getattr(self, role) not in self.files:
                 raise PackageError(f"{where}: {role} is none of its files")
-        if not any(f == self.entry or f.startswith(f"{self.entry}/") for f in self.model_files):
+        if not any(
+            file == self.entry or file.startswith(f"{self.entry}/") for file in self.model_files
+        ):
             raise PackageError(f"{where}: entry is none of its model files and no folder of them")
 
     @property
     def model_files(self) -> tuple[str, ...]:
         """What the runtime may read."""
-        return tuple(f for f in self.files if f not in (self.golden, self.recipe))
+        return tuple(file for file in self.files if file not in (self.golden, self.recipe))
 
     def title(self, path: str) -> str:
         """What a file of this variant is called in the package."""
@@ -171,7 +173,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=MAX_VARIANTS)]
 
     def __post_init__(self) -> None:
-        check_paths((*PACKAGE_FILES, *(v.name for v in self.variants)), "the package")
+        check_paths((*PACKAGE_FILES, *(variant.name for variant in self.variants)), "the package")
 
     def variant(self, name: str) -> Variant:
         """A variant by name; raises InputError with the names that there are."""
@@ -180,7 +182,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 return variant
         raise InputError(
             f"{self.name} {self.version} has no variant '{name}'",
-            hint=f"one of: {', '.join(v.name for v in self.variants)}",
+            hint=f"one of: {', '.join(known.name for known in self.variants)}",
         )
 
     def model(self, variant: Variant) -> PackagedModel:
@@ -211,8 +213,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         try:
             _check_format(msgspec.json.decode(raw, type=_Format).format)
             return msgspec.json.decode(raw, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-            raise PackageError(f"the package manifest is not readable: {e}") from e
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise PackageError(f"the package manifest is not readable: {error}") from error
 
 
 def check_paths(paths: Iterable[str], where: str) -> None:
@@ -225,15 +227,16 @@ def check_paths(paths: Iterable[str], where: str) -> None:
     files: set[str] = set()
     for path in paths:
         names = path.split("/")
-        if not all(_NAME.fullmatch(n) for n in names) or len(names) > MAX_DEPTH:
+        if not all(_NAME.fullmatch(name) for name in names) or len(names) > MAX_DEPTH:
             raise PackageError(f"{where}: unsafe path {_shorten(path)}")
         if len(path) > MAX_PATH:
             raise PackageError(f"{where}: path {_shorten(path)} has over {MAX_PATH} characters")
         folders = ["/".join(names[:depth]) for depth in range(1, len(names))]
-        taken = path.lower() in spelled or any(
-            f in files or spelled.setdefault(f.lower(), f) != f for f in folders
+        is_taken = path.lower() in spelled or any(
+            folder in files or spelled.setdefault(folder.lower(), folder) != folder
+            for folder in folders
         )
-        if taken:
+        if is_taken:
             raise PackageError(f"{where}: path {_shorten(path)} collides with another")
         spelled[path.lower()] = path
         files.add(path)
@@ -247,14 +250,14 @@ class _Format(msgspec.Struct):
     format: int
 
 
-def _check_format(found: int) -> None:
-    if found > FORMAT:
+def _check_format(version: int) -> None:
+    if version > FORMAT:
         raise PackageError(
-            f"package format {found}; this version reads up to {FORMAT}",
+            f"package format {version}; this version reads up to {FORMAT}",
             hint="update edge-deploy on this machine before this package",
         )
-    if found < OLDEST_FORMAT:
+    if version < OLDEST_FORMAT:
         raise PackageError(
-            f"package format {found}; this version reads {OLDEST_FORMAT} to {FORMAT}",
+            f"package format {version}; this version reads {OLDEST_FORMAT} to {FORMAT}",
             hint="build the package again with this version of edge-deploy",
         )

@@ -28,43 +28,46 @@ _HEADER = re.compile(
 def dumps(arrays: Mapping[str, Array]) -> bytes:
     """A .npz of number and bool arrays; names are plain ASCII."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as z:
-        for name, a in arrays.items():
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy", _TIME)
             info.create_system, info.external_attr = 3, 0o644 << 16  # on every system
-            little = np.ascontiguousarray(a, a.dtype.newbyteorder("<")).reshape(a.shape)
-            z.writestr(info, _header(little) + little.tobytes())
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+            archive.writestr(info, _header(little) + little.tobytes())
     return out.getvalue()
 
 
 def loads(raw: bytes, what: str) -> dict[str, Array]:
     """The arrays of dumps(), in memory of about twice ``raw``; raises PackageError."""
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as z:
-            members = z.infolist()
-            if sum(m.file_size for m in members) > len(raw):
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > len(raw):
                 raise ValueError("members are compressed or overlap")
-            return {m.filename.removesuffix(".npy"): _array(z.read(m)) for m in members}
-    except Exception as e:  # zipfile and NumPy raise a dozen unrelated types on damaged bytes
-        raise PackageError(f"{what} is not readable: {e}") from e
+            return {
+                member.filename.removesuffix(".npy"): _array(archive.read(member))
+                for member in members
+            }
+    except Exception as error:  # zipfile and NumPy raise a dozen unrelated types on damaged bytes
+        raise PackageError(f"{what} is not readable: {error}") from error
 
 
 def _array(data: bytes) -> Array:
     start = len(_MAGIC) + 2
     end = start + int.from_bytes(data[start - 2 : start], "little")
-    found = _HEADER.fullmatch(data, start, end)
-    if found is None or not data.startswith(_MAGIC):
+    header = _HEADER.fullmatch(data, start, end)
+    if header is None or not data.startswith(_MAGIC):
         raise ValueError("a member has no plain .npy header")
-    dtype = np.dtype(found[1].decode())
-    shape = tuple(int(d) for d in found[2].decode().split(",") if d.strip())
+    dtype = np.dtype(header[1].decode())
+    shape = tuple(int(digits) for digits in header[2].decode().split(",") if digits.strip())
     if dtype.name not in DTYPES or math.prod(shape) * dtype.itemsize != len(data) - end:
         raise ValueError(f"a member of {len(data) - end} bytes claims to be {dtype.name} {shape}")
     return np.frombuffer(data, dtype, offset=end).reshape(shape).copy()
 
 
-def _header(a: Array) -> bytes:
+def _header(array: Array) -> bytes:
     """Version 1.0 of the .npy format, padded to 64 bytes as NumPy does."""
-    text = f"{{'descr': '{a.dtype.str}', 'fortran_order': False, 'shape': {a.shape}, }}"
+    text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {array.shape}, }}"
     used = len(_MAGIC) + 2 + len(text) + 1
     text += " " * (-used % 64) + "\n"
     return _MAGIC + len(text).to_bytes(2, "little") + text.encode()

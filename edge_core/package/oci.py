@@ -81,30 +81,30 @@ class Blob(msgspec.Struct, frozen=True):
         """Hash a file or bytes; raises InputError for a file that cannot be read."""
         if isinstance(source, bytes):
             return cls(digest_of(source), len(source), source)
-        h, size = hashlib.sha256(), 0
-        with regular(source, InputError) as f:
-            while chunk := f.read(CHUNK):
-                h.update(chunk)
+        digest, size = hashlib.sha256(), 0
+        with regular(source, InputError) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
                 size += len(chunk)
-        return cls(f"sha256:{h.hexdigest()}", size, source)
+        return cls(f"sha256:{digest.hexdigest()}", size, source)
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes; raises PackageError after the last one if they do not have the digest.
 
         Nothing may be made of them before the iterator has ended.
         """
-        h, left = hashlib.sha256(), self.size
+        digest, remaining = hashlib.sha256(), self.size
         if isinstance(self.source, bytes):
-            h.update(self.source)
+            digest.update(self.source)
             yield self.source
         else:
-            with regular(self.source, PackageError) as f:
-                f.seek(self.offset)
-                while left and (chunk := f.read(min(CHUNK, left))):
-                    h.update(chunk)
-                    left -= len(chunk)
+            with regular(self.source, PackageError) as file:
+                file.seek(self.offset)
+                while remaining and (chunk := file.read(min(CHUNK, remaining))):
+                    digest.update(chunk)
+                    remaining -= len(chunk)
                     yield chunk
-        if f"sha256:{h.hexdigest()}" != self.digest:
+        if f"sha256:{digest.hexdigest()}" != self.digest:
             where = self.source if isinstance(self.source, Path) else "memory"
             raise PackageError(
                 f"{where}: the bytes of blob {self.digest} do not have that digest",
@@ -126,11 +126,11 @@ class Blob(msgspec.Struct, frozen=True):
 
     def save(self, path: Path) -> None:
         """Write a new file that is on the disk when this returns; raises OSError, PackageError."""
-        with path.open("wb") as f:
+        with path.open("wb") as file:
             for chunk in self.chunks():
-                f.write(chunk)
-            f.flush()
-            os.fsync(f.fileno())
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -200,14 +200,18 @@ def read_directory(folder: Path) -> Image:
     layout = _decode(_small(folder / "oci-layout"), _Layout, f"{folder}/oci-layout")
     if layout.image_layout_version != "1.0.0":
         raise PackageError(f"{folder}: image layout {layout.image_layout_version}; 1.0.0 is read")
-    found = _decode(_small(folder / "index.json"), _Index, f"{folder}/index.json").manifests
-    if len(found) != 1:
-        raise PackageError(f"{folder}: the index names {len(found)} manifests; a package has one")
+    manifests = _decode(_small(folder / "index.json"), _Index, f"{folder}/index.json").manifests
+    if len(manifests) != 1:
+        count = len(manifests)
+        raise PackageError(f"{folder}: the index names {count} manifests; a package has one")
     # 2. The manifest: size, digest; parsed only then.
-    raw = _in_folder(folder, found[0].digest, found[0].size).read(MAX_MANIFEST)
+    raw = _in_folder(folder, manifests[0].digest, manifests[0].size).read(MAX_MANIFEST)
     manifest = parse(raw, folder)
     # 3. Config and layers: size, digest.
-    blobs = {d: _in_folder(folder, d, size) for d, size in unique(manifest, folder).items()}
+    blobs = {
+        digest: _in_folder(folder, digest, size)
+        for digest, size in unique(manifest, folder).items()
+    }
     for blob in blobs.values():
         blob.verify()
     return Image(raw, manifest, blobs)
@@ -216,38 +220,38 @@ def read_directory(folder: Path) -> Image:
 def unique(manifest: ImageManifest, where: Path) -> dict[str, int]:
     """Digest -> size in the order of storage; equal blobs are stored once."""
     sizes: dict[str, int] = {}
-    for d in (manifest.config, *manifest.layers):
-        if sizes.setdefault(d.digest, d.size) != d.size:
-            raise PackageError(f"{where}: the manifest gives {d.digest} two sizes")
+    for descriptor in (manifest.config, *manifest.layers):
+        if sizes.setdefault(descriptor.digest, descriptor.size) != descriptor.size:
+            raise PackageError(f"{where}: the manifest gives {descriptor.digest} two sizes")
     return sizes
 
 
 @contextmanager
-def regular(path: Path, error: type[EdgeError]) -> Iterator[IO[bytes]]:
+def regular(path: Path, kind: type[EdgeError]) -> Iterator[IO[bytes]]:
     """Open a regular file; a pipe or device could block or never end."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise error(f"{path} is not a regular file")
-        with os.fdopen(fd, "rb") as f:
-            yield f
-    except OSError as e:
-        raise error(f"cannot read {path}: {e.strerror}") from e
+            raise kind(f"{path} is not a regular file")
+        with os.fdopen(fd, "rb") as file:
+            yield file
+    except OSError as error:
+        raise kind(f"cannot read {path}: {error.strerror}") from error
 
 
 def _in_folder(folder: Path, digest: str, size: int) -> Blob:
     path = folder / blob_name(digest)
-    with regular(path, PackageError) as f:
-        found = os.fstat(f.fileno()).st_size
-    if found != size:
-        raise PackageError(f"{path} has {found} bytes; the manifest says {size}")
+    with regular(path, PackageError) as file:
+        actual_size = os.fstat(file.fileno()).st_size
+    if actual_size != size:
+        raise PackageError(f"{path} has {actual_size} bytes; the manifest says {size}")
     return Blob(digest, size, path)
 
 
 def _small(path: Path) -> bytes:
-    with regular(path, PackageError) as f:
-        raw = f.read(MAX_INDEX + 1)
+    with regular(path, PackageError) as file:
+        raw = file.read(MAX_INDEX + 1)
     if len(raw) > MAX_INDEX:
         raise PackageError(f"{path} is longer than {MAX_INDEX} bytes")
     return raw
@@ -256,8 +260,8 @@ def _small(path: Path) -> bytes:
 def _decode(raw: bytes, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise PackageError(f"{what} is not readable: {e}") from e
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise PackageError(f"{what} is not readable: {error}") from error
 
 
 def _json(value: object) -> bytes:

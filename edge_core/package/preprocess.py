@@ -50,7 +50,7 @@ class ImageRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         for field in ("mean", "std"):
             if len(getattr(self, field)) not in (1, channels):
                 raise ValueError(f"{field} needs 1 or {channels} values for color {self.color}")
-        if any(s == 0 for s in self.std):
+        if any(deviation == 0 for deviation in self.std):
             raise ValueError("std must not be 0")
 
 
@@ -94,10 +94,10 @@ def to_tensor(
                 picture = need("PIL.ImageOps", "image").exif_transpose(picture)
     except InputError:
         raise
-    except pil.UnidentifiedImageError as e:
-        raise InputError(f"{name} is not a readable image: no known image format") from e
-    except Exception as e:  # Pillow raises many unrelated types on damaged files
-        raise InputError(f"{name} is not a readable image: {e}") from e
+    except pil.UnidentifiedImageError as error:
+        raise InputError(f"{name} is not a readable image: no known image format") from error
+    except Exception as error:  # Pillow raises many unrelated types on damaged files
+        raise InputError(f"{name} is not a readable image: {error}") from error
     box = None
     if recipe.fit == "center-crop":
         side = max(1, int(recipe.crop_fraction * min(picture.size)))
@@ -125,11 +125,11 @@ def _eight_bits(pil: Any, image: Any, mode: str) -> Any:
 
 def normalise(pixels: Array, recipe: ImageRecipe) -> Array:
     """Turn uint8 pixels (H, W) or (H, W, 3 as RGB) into the model's tensor with a batch of 1."""
-    x = pixels[..., None] if pixels.ndim == 2 else pixels
+    image = pixels[..., None] if pixels.ndim == 2 else pixels
     if recipe.color == "BGR":
-        x = x[..., ::-1]
+        image = image[..., ::-1]
     if recipe.dtype == "float32":
         mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
-        x = (x.astype(np.float32) * np.float32(recipe.scale) - mean) / std
-    x = x.transpose(2, 0, 1) if recipe.layout == "NCHW" else x
-    return np.ascontiguousarray(x[None], dtype=recipe.dtype)
+        image = (image.astype(np.float32) * np.float32(recipe.scale) - mean) / std
+    image = image.transpose(2, 0, 1) if recipe.layout == "NCHW" else image
+    return np.ascontiguousarray(image[None], dtype=recipe.dtype)

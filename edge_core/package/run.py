@@ -72,9 +72,9 @@ def infer(
     start = time.perf_counter()
     integers = session.run(feeds)
     ms = (time.perf_counter() - start) * 1e3
-    outputs = {s.name: dequantise(integers[s.name], s) for s in model.outputs}
+    outputs = {spec.name: dequantise(integers[spec.name], spec) for spec in model.outputs}
     return Answer(
-        outputs={name: a.tolist() for name, a in outputs.items()},
+        outputs={name: array.tolist() for name, array in outputs.items()},
         top=top_scores(outputs, model.labels, top) if model.class_scores else (),
         ms=ms,
     )
@@ -89,7 +89,7 @@ def read_input(source: Path, model: PackagedModel) -> Feeds:
         if model.preprocess is None or len(model.inputs) != 1:
             raise InputError(
                 f"{source}: this package has no preprocessing recipe for images",
-                hint=f"give a .npz with {', '.join(i.name for i in model.inputs)}",
+                hint=f"give a .npz with {', '.join(spec.name for spec in model.inputs)}",
             )
         feeds = {model.inputs[0].name: to_tensor(source, model.preprocess)}
     elif suffix in (".npz", ".npy"):
@@ -109,7 +109,8 @@ def top_scores(outputs: Feeds, labels: tuple[str, ...], count: int) -> tuple[Sco
         return ()
     best = np.argsort(-row, kind="stable")[:count]
     return tuple(
-        Scored(int(i), labels[i] if i < len(labels) else str(i), float(row[i])) for i in best
+        Scored(int(place), labels[place] if place < len(labels) else str(place), float(row[place]))
+        for place in best
     )
 
 

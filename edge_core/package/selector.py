@@ -60,7 +60,7 @@ def choose_variant(manifest: Manifest, facts: DeviceFacts, name: str = "") -> Ch
     for variant in manifest.variants:
         if not find_mismatch(variant, facts):
             return Choice(variant)
-    runnable = (v for v in manifest.variants if v.runtime.name in facts.runtimes)
+    runnable = (known for known in manifest.variants if known.runtime.name in facts.runtimes)
     return _with_note(next(runnable, manifest.variants[0]), facts)
 
 
@@ -87,7 +87,10 @@ def _mismatches(variant: Variant, facts: DeviceFacts) -> Iterator[str]:
             features = group.replace("|", " or ")
             yield _unmet(f"the CPU feature {features}", " ".join(facts.cpu_features))
     if needs.accelerator and not _has_accelerator(needs.accelerator, facts):
-        present = ", ".join(f"{a.name} {a.capability}".strip() for a in facts.accelerators)
+        present = ", ".join(
+            f"{accelerator.name} {accelerator.capability}".strip()
+            for accelerator in facts.accelerators
+        )
         yield _unmet(_accelerator_text(needs.accelerator), present)
     if needs.runtime:
         present = facts.runtimes.get(needs.runtime.name, "")
@@ -111,10 +114,10 @@ def _shorten(text: str) -> str:
 
 def _has_accelerator(need: AcceleratorNeed, facts: DeviceFacts) -> bool:
     return any(
-        a.kind == need.kind
-        and need.name in ("", a.name)
-        and _is_capable(a.capability, need.capability)
-        for a in facts.accelerators
+        present.kind == need.kind
+        and need.name in ("", present.name)
+        and _is_capable(present.capability, need.capability)
+        for present in facts.accelerators
     )
 
 
@@ -148,7 +151,7 @@ def _range_text(versions: VersionRange) -> str:
 def _numbers(version: str) -> tuple[int, ...]:
     """(2, 20) of "2.20.0.dev1": the leading numbers, without zeros at the end."""
     match = re.match(r"\d{1,9}(\.\d{1,9})*", version)
-    numbers = [int(n) for n in match[0].split(".")] if match else []
+    numbers = [int(digits) for digits in match[0].split(".")] if match else []
     while len(numbers) > 1 and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)

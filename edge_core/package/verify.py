@@ -105,8 +105,8 @@ def open_model(
         threads=threads,
         options=model.runtime.options,
     )
-    names = [i["name"] for i in reply["inputs"]]
-    if names != [i.name for i in model.inputs]:
+    names = [spec["name"] for spec in reply["inputs"]]
+    if names != [spec.name for spec in model.inputs]:
         raise PackageError(f"the model's inputs are {names}; the manifest says otherwise")
     return reply
 

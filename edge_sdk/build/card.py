@@ -22,97 +22,107 @@ def render_card(manifest: Manifest, artifacts: Mapping[str, Artifact]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _devices(m: Manifest) -> str:
+def _devices(manifest: Manifest) -> str:
     """What a device gets: one sentence, or a table of the variants in the order of choice."""
-    if len(m.variants) == 1:
-        return _summary(m.variants[0])
-    rows = [(_code(v.name), _summary(v)) for v in m.variants]
+    if len(manifest.variants) == 1:
+        return _summary(manifest.variants[0])
+    rows = [(_code(variant.name), _summary(variant)) for variant in manifest.variants]
     return "A device gets the first of these variants that matches it.\n\n" + _table(
         ("variant", "what it is"), rows
     )
 
 
-def _variant_sections(m: Manifest, v: Variant, artifact: Artifact) -> list[str]:
-    several = len(m.variants) > 1
-    of = f" of {_code(v.name)}" if several else ""
+def _variant_sections(manifest: Manifest, variant: Variant, artifact: Artifact) -> list[str]:
+    several = len(manifest.variants) > 1
+    of = f" of {_code(variant.name)}" if several else ""
     return [
-        f"## The file{of}\n\n" + _table(("", ""), _file(m, v, artifact)),
-        f"## Inputs and outputs{of}\n\n" + _tensors(m, v),
-        f"## Preprocessing{of}\n\n" + _preprocessing(v),
-        f"## How it was judged{of}\n\n" + _judged(v),
-        f"## Made with{of}\n\n" + _table(("distribution", "version"), v.toolchain.items()),
+        f"## The file{of}\n\n" + _table(("", ""), _file(manifest, variant, artifact)),
+        f"## Inputs and outputs{of}\n\n" + _tensors(manifest, variant),
+        f"## Preprocessing{of}\n\n" + _preprocessing(variant),
+        f"## How it was judged{of}\n\n" + _describe_gates(variant),
+        f"## Made with{of}\n\n" + _table(("distribution", "version"), variant.toolchain.items()),
     ]
 
 
-def _summary(v: Variant) -> str:
-    profiles = ", ".join(_code(p) for p in v.profiles)
+def _summary(variant: Variant) -> str:
+    profiles = ", ".join(_code(profile) for profile in variant.profiles)
     return (
-        f"A model in {_text(v.precision)}, made by the recipe {_code(v.candidate)} for {profiles} "
-        f"({_text(v.selector.arch)}, {_text(v.selector.os)}). It runs on "
-        f"{_text(v.runtime.name)} {_text(v.runtime.version)}, offline."
+        f"A model in {_text(variant.precision)}, made by the recipe {_code(variant.candidate)} "
+        f"for {profiles} ({_text(variant.selector.arch)}, {_text(variant.selector.os)}). It runs on "
+        f"{_text(variant.runtime.name)} {_text(variant.runtime.version)}, offline."
     )
 
 
-def _file(m: Manifest, v: Variant, a: Artifact) -> list[tuple[str, str]]:
+def _file(manifest: Manifest, variant: Variant, artifact: Artifact) -> list[tuple[str, str]]:
     rows = [
-        ("file", _code(v.entry)),
-        ("bytes", f"{a.bytes:,}"),
-        ("SHA-256", _code(a.sha256)),
-        ("made from a model with SHA-256", _code(m.model_sha256)),
-        ("written for", ", ".join(f"{k} {text}" for k, text in a.written_for.items())),
+        ("file", _code(variant.entry)),
+        ("bytes", f"{artifact.bytes:,}"),
+        ("SHA-256", _code(artifact.sha256)),
+        ("made from a model with SHA-256", _code(manifest.model_sha256)),
+        ("written for", ", ".join(f"{name} {text}" for name, text in artifact.written_for.items())),
     ]
-    if a.quantised_share is not None:
-        rows.append(("share of the weight bytes that is quantised", f"{a.quantised_share:.1%}"))
-    if v.runtime.options:
-        options = ", ".join(f"{k}={v}" for k, v in sorted(v.runtime.options.items()))
+    if artifact.quantised_share is not None:
+        share = f"{artifact.quantised_share:.1%}"
+        rows.append(("share of the weight bytes that is quantised", share))
+    if variant.runtime.options:
+        items = sorted(variant.runtime.options.items())
+        options = ", ".join(f"{name}={value}" for name, value in items)
         rows.append(("runtime options", _code(options)))
-    return rows + [("note", _text(n)) for n in a.notes]
+    return rows + [("note", _text(note)) for note in artifact.notes]
 
 
-def _tensors(m: Manifest, v: Variant) -> str:
-    def row(role: str, t: TensorSpec) -> tuple[str, ...]:
-        shape = " x ".join(map(str, t.shape)) or "scalar"
-        return role, _code(t.name), t.dtype, _text(shape), t.layout
+def _tensors(manifest: Manifest, variant: Variant) -> str:
+    def row(role: str, spec: TensorSpec) -> tuple[str, ...]:
+        shape = " x ".join(map(str, spec.shape)) or "scalar"
+        return role, _code(spec.name), spec.dtype, _text(shape), spec.layout
 
-    rows = [*(row("input", t) for t in v.inputs), *(row("output", t) for t in v.outputs)]
-    labels = f"\n\nThe labels of {len(m.labels)} classes are in the package." if m.labels else ""
-    return _table(("", "name", "type", "shape", "layout"), rows) + labels
+    inputs = [row("input", spec) for spec in variant.inputs]
+    outputs = [row("output", spec) for spec in variant.outputs]
+    table = _table(("", "name", "type", "shape", "layout"), inputs + outputs)
+    if not manifest.labels:
+        return table
+    return f"{table}\n\nThe labels of {len(manifest.labels)} classes are in the package."
 
 
-def _preprocessing(v: Variant) -> str:
-    r = v.preprocess
-    if r is None:
+def _preprocessing(variant: Variant) -> str:
+    recipe = variant.preprocess
+    if recipe is None:
         return "None: inputs are tensors as the model takes them."
-    crop = f"the central {r.crop_fraction:.1%}" if r.fit == "center-crop" else "the whole image"
-    values = f"(value x {r.scale:.6g} - {list(r.mean)}) / {list(r.std)}"
+    crop = (
+        f"the central {recipe.crop_fraction:.1%}"
+        if recipe.fit == "center-crop"
+        else "the whole image"
+    )
+    size = f"{recipe.width} x {recipe.height}"
+    values = f"(value x {recipe.scale:.6g} - {list(recipe.mean)}) / {list(recipe.std)}"
     return (
-        f"An image is decoded to {r.color}; {crop} is resized to {r.width} x {r.height} "
-        f"({r.interpolation}); then {_code(values)}, as {r.dtype} in {r.layout}."
+        f"An image is decoded to {recipe.color}; {crop} is resized to {size} "
+        f"({recipe.interpolation}); then {_code(values)}, as {recipe.dtype} in {recipe.layout}."
     )
 
 
-def _judged(v: Variant) -> str:
-    if not v.gates:
+def _describe_gates(variant: Variant) -> str:
+    if not variant.gates:
         return "The profile sets no budget, so nothing was gated."
-    measured = f"{_text(v.runtime.name)} {_text(v.runtime.measured_on)}"
+    measured = f"{_text(variant.runtime.name)} {_text(variant.runtime.measured_on)}"
     return (
-        _table(("gate", "limit", "value", "outcome"), (_gate(g) for g in v.gates))
+        _table(("gate", "limit", "value", "outcome"), (_gate(gate) for gate in variant.gates))
         + f"\n\nMeasured on {measured} against the original model, on the evaluation samples of "
         "`recipe.json`. Times and memory vary from run to run: they are in the report that was "
         "written beside the package."
     )
 
 
-def _gate(g: Gate) -> tuple[str, ...]:
-    unit = f" {g.unit}" if g.unit else ""
-    limit = "" if g.limit is None else f"{g.limit:g}{unit}"
-    value = "" if g.value is None else f"{g.value:.4g}{unit}"
-    name = f"{_code(g.name)} for {_code(g.profile)}" if g.profile else _code(g.name)
-    return name, limit, value, g.outcome
+def _gate(gate: Gate) -> tuple[str, ...]:
+    unit = f" {gate.unit}" if gate.unit else ""
+    limit = "" if gate.limit is None else f"{gate.limit:g}{unit}"
+    value = "" if gate.value is None else f"{gate.value:.4g}{unit}"
+    name = f"{_code(gate.name)} for {_code(gate.profile)}" if gate.profile else _code(gate.name)
+    return name, limit, value, gate.outcome
 
 
-def _run(m: Manifest) -> str:
-    source = "photo.jpg" if m.variants[0].preprocess else "inputs.npz"
+def _run(manifest: Manifest) -> str:
+    source = "photo.jpg" if manifest.variants[0].preprocess else "inputs.npz"
     return (
         "```console\n"
         "$ edge-agent verify PACKAGE.edgepkg\n"
@@ -122,12 +132,12 @@ def _run(m: Manifest) -> str:
     )
 
 
-def _limits(m: Manifest) -> str:
+def _limits(manifest: Manifest) -> str:
     older = {
-        f"- It was measured on {_text(r.name)} {_text(r.measured_on)}, the device "
-        f"has {_text(r.version)}: verify it there.\n": None
-        for r in (v.runtime for v in m.variants)
-        if r.measured_on != r.version
+        f"- It was measured on {_text(runtime.name)} {_text(runtime.measured_on)}, the device "
+        f"has {_text(runtime.version)}: verify it there.\n": None
+        for runtime in (variant.runtime for variant in manifest.variants)
+        if runtime.measured_on != runtime.version
     }
     return (
         "".join(older)

@@ -72,8 +72,8 @@ def check_writable(out: Path) -> None:
     write_atomic(probe, b"")
     try:
         probe.unlink(missing_ok=True)  # another build may probe the same folder
-    except OSError as e:
-        raise storage_error(e, out) from e
+    except OSError as error:
+        raise storage_error(error, out) from error
 
 
 def make_part(
@@ -85,7 +85,7 @@ def make_part(
     workspace: Workspace,
 ) -> Part | None:
     """The variant of the profile's winner with the sources of its files; None without a winner."""
-    winner = next((t for t in trials if t.candidate.name == verdict.winner), None)
+    winner = next((trial for trial in trials if trial.candidate.name == verdict.winner), None)
     if winner is None:
         return None
     return _make_part(request, materials, profile, winner, verdict, workspace)
@@ -103,12 +103,14 @@ def write_packages(
         return {
             name: _write_package(request, materials, (part,), name) for name, part in parts.items()
         }
-    profiles = [p for p in request.profiles if p.name in parts]
-    given = [parts[p.name] for p in profiles]
+    profiles = [profile for profile in request.profiles if profile.name in parts]
+    ordered_parts = [parts[profile.name] for profile in profiles]
     variants = bundle.order_variants(
-        profiles, [p.variant for p in given], [_digests(p) for p in given]
+        profiles,
+        [part.variant for part in ordered_parts],
+        [_digests(part) for part in ordered_parts],
     )
-    bundled = tuple(replace(parts[v.profiles[0]], variant=v) for v in variants)
+    bundled = tuple(replace(parts[variant.profiles[0]], variant=variant) for variant in variants)
     return dict.fromkeys(parts, _write_package(request, materials, bundled, "bundle"))
 
 
@@ -127,13 +129,13 @@ def write_report(
     stem = _stem(request, materials, profile.name)
     spent = dict(seconds)
     spent["package and report"] = spent.get("package and report", 0) + time.perf_counter() - start
-    told = report.Report(
+    content = report.Report(
         model=materials.model,
         profile=profile,
         plan=plan,
-        measurements=tuple(t.measurement for t in trials),
+        measurements=tuple(trial.measurement for trial in trials),
         verdict=verdict,
-        artifacts=tuple(t.artifact for t in trials if t.artifact),
+        artifacts=tuple(trial.artifact for trial in trials if trial.artifact),
         notes=materials.prepared.notes,
         metric=materials.metric,
         evaluation=f"{materials.evaluation.source}, {len(materials.evaluation)} samples",
@@ -143,13 +145,13 @@ def write_report(
         seconds=spent,
     )
     html, raw = request.out / f"{stem}.report.html", request.out / f"{stem}.report.json"
-    write_atomic(html, report.render(told).encode())
-    write_atomic(raw, to_json(told, indent=1))
+    write_atomic(html, report.render(content).encode())
+    write_atomic(raw, to_json(content, indent=1))
     return BuildResult(
         profile=profile.name,
         verdict=verdict,
         plan=plan,
-        measurements=tuple(t.measurement for t in trials),
+        measurements=tuple(trial.measurement for trial in trials),
         package=ref.path if ref else None,
         digest=ref.digest if ref else "",
         bytes=ref.bytes if ref else 0,
@@ -181,7 +183,7 @@ def _make_part(
     candidate, artifact, env = winner.candidate, winner.artifact, winner.env
     assert artifact  # a candidate that could not be converted or run never wins
     assert env
-    judgement = next(j for j in verdict.judgements if j.candidate == verdict.winner)
+    judgement = next(one for one in verdict.judgements if one.candidate == verdict.winner)
     entry = f"model{candidate.spec.suffix}"
     files = {
         **_model_files(artifact.path, entry),
@@ -209,7 +211,7 @@ def _make_part(
         inputs=_with_layout(artifact.inputs, request),
         outputs=artifact.outputs,
         preprocess=io_layout.recipe(request.preprocess, artifact.inputs),
-        gates=tuple(_stable(g) for g in judgement.gates),
+        gates=tuple(_stable(gate) for gate in judgement.gates),
         toolchain=artifact.toolchain,
     )
     return Part(variant=variant, artifact=artifact, files=files)
@@ -225,10 +227,12 @@ def _write_package(
         model_sha256=materials.model.sha256,
         labels=request.class_names or materials.evaluation.class_names,
         class_scores=materials.metric in ("top1", "top5", "agreement"),
-        variants=tuple(p.variant for p in parts),
+        variants=tuple(part.variant for part in parts),
     )
-    files = {p.variant.title(path): source for p in parts for path, source in p.files.items()}
-    artifacts = {p.variant.name: p.artifact for p in parts}
+    files = {
+        part.variant.title(path): source for part in parts for path, source in part.files.items()
+    }
+    artifacts = {part.variant.name: part.artifact for part in parts}
     files[CARD] = card.render_card(manifest, artifacts).encode()
     files[SBOM] = sbom.make_sbom(manifest, files)
     out = request.out / f"{_stem(request, materials, suffix)}.edgepkg"
@@ -239,8 +243,8 @@ def _model_files(path: Path, entry: str) -> dict[str, Path | bytes]:
     """The files of an artifact below ``entry``, which is a file or a folder as the artifact is."""
     if not path.is_dir():
         return {entry: path}
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return {f"{entry}/{p.relative_to(path).as_posix()}": p for p in files}
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {f"{entry}/{file.relative_to(path).as_posix()}": file for file in files}
 
 
 def _with_layout(inputs: tuple[TensorSpec, ...], request: BuildRequest) -> tuple[TensorSpec, ...]:
@@ -249,10 +253,12 @@ def _with_layout(inputs: tuple[TensorSpec, ...], request: BuildRequest) -> tuple
     return (msgspec.structs.replace(inputs[0], layout=request.preprocess.layout),)
 
 
-def _stable(g: GateResult) -> Gate:
-    if judge.GATES[g.gate].value in STABLE:
-        return Gate(g.gate, g.limit, g.outcome, g.value.value, g.value.unit)
-    return Gate(g.gate, g.limit, "see the report", None, g.value.unit)
+def _stable(result: GateResult) -> Gate:
+    if judge.GATES[result.gate].value in STABLE:
+        return Gate(
+            result.gate, result.limit, result.outcome, result.value.value, result.value.unit
+        )
+    return Gate(result.gate, result.limit, "see the report", None, result.value.unit)
 
 
 def _golden(materials: Materials, winner: CandidateTrial, workspace: Workspace) -> golden.Golden:
@@ -261,13 +267,15 @@ def _golden(materials: Materials, winner: CandidateTrial, workspace: Workspace) 
     assert artifact
     assert winner.outputs
     model, feeds = materials.model, materials.feeds
-    given = io_layout.fit_samples(workspace, feeds, model.inputs, artifact.inputs)
-    which = range(min(GOLDEN, len(materials.evaluation)))
-    inputs, want = golden_vectors.read(
-        given, winner.original, which, model.outputs, artifact.outputs
+    fitted = io_layout.fit_samples(workspace, feeds, model.inputs, artifact.inputs)
+    samples = range(min(GOLDEN, len(materials.evaluation)))
+    inputs, original = golden_vectors.read(
+        fitted, winner.original, samples, model.outputs, artifact.outputs
     )
     answers = sample_store.read(winner.outputs)
-    return golden_vectors.make(inputs, want, tuple(answers[i] for i in which), artifact.outputs)
+    return golden_vectors.make(
+        inputs, original, tuple(answers[sample] for sample in samples), artifact.outputs
+    )
 
 
 def _recipe(request: BuildRequest, materials: Materials, artifact: Artifact) -> bytes:

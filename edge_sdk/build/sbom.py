@@ -31,15 +31,21 @@ def make_sbom(manifest: Manifest, files: Mapping[str, Path | bytes]) -> bytes:
     cdx = need("cyclonedx.model.component", "onnx")
     bom = need("cyclonedx.model.bom", "onnx").Bom(serial_number=uuid.UUID(int=0))
     model = _model(cdx, manifest, files)
-    needs = [v.runtime for v in manifest.variants]
-    required = {(runtimes.get(n.name).SPEC.distribution, n.version) for n in needs}
-    tools = {t for v in manifest.variants for t in v.toolchain.items()}
+    needed_runtimes = [variant.runtime for variant in manifest.variants]
+    required = {
+        (runtimes.get(runtime.name).SPEC.distribution, runtime.version)
+        for runtime in needed_runtimes
+    }
+    tools = {tool for variant in manifest.variants for tool in variant.toolchain.items()}
     tools = {*tools, ("edge-deploy", __version__)} - required
-    needed = [_distribution(cdx, *r, cdx.ComponentScope.REQUIRED) for r in sorted(required)]
+    components = [
+        _distribution(cdx, *runtime_version, cdx.ComponentScope.REQUIRED)
+        for runtime_version in sorted(required)
+    ]
     bom.metadata.component = model
-    bom.components.update(needed)
-    bom.components.update(_distribution(cdx, *t, cdx.ComponentScope.EXCLUDED) for t in tools)
-    bom.register_dependency(model, needed)
+    bom.components.update(components)
+    bom.components.update(_distribution(cdx, *tool, cdx.ComponentScope.EXCLUDED) for tool in tools)
+    bom.register_dependency(model, components)
     return _same_bytes(need("cyclonedx.output.json", "onnx").JsonV1Dot6(bom).output_as_string())
 
 
@@ -67,7 +73,9 @@ def _model(cdx: Any, manifest: Manifest, files: Mapping[str, Path | bytes]) -> A
         type=cdx.ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref="model",
         pedigree=cdx.Pedigree(ancestors=[original]),
-        properties=[cdx.Property(name=f"edge-deploy:{k}", value=v) for k, v in facts.items()],
+        properties=[
+            cdx.Property(name=f"edge-deploy:{key}", value=value) for key, value in facts.items()
+        ],
         components=[
             cdx.Component(
                 name=title,

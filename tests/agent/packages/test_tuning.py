@@ -244,7 +244,7 @@ def test_threads_are_chosen_by_what_they_gain(p50_ms, threads):
     ],
 )
 def test_a_batch_pays_from_1_15_times_the_single_rate_on(rates, pays, size, why):
-    found = tuning.judged(rates)
+    found = tuning.judge_batching(rates)
     assert (found.can, found.pays, found.max_batch_size) == (True, pays, size)
     assert found.why.startswith(why)
 
@@ -258,9 +258,9 @@ def write(root: Path, files: dict[str, str]) -> None:
 def test_threads_never_exceed_the_share_of_what_the_control_groups_allow(tmp_path):
     """A copied tree of /proc and /sys; the processors themselves are this machine's."""
     cores = tuning.linux.count_cores()
-    assert tuning.allowed_threads(1.0, tmp_path) == cores
-    assert tuning.allowed_threads(0.01, tmp_path) == 1
-    assert tuning.allowed_threads(0.5, tmp_path) == max(1, cores // 2)
+    assert tuning.limit_threads(1.0, tmp_path) == cores
+    assert tuning.limit_threads(0.01, tmp_path) == 1
+    assert tuning.limit_threads(0.5, tmp_path) == max(1, cores // 2)
     group = "sys/fs/cgroup/system.slice/edge-agent.service"
     write(
         tmp_path,
@@ -271,6 +271,6 @@ def test_threads_never_exceed_the_share_of_what_the_control_groups_allow(tmp_pat
         },
     )
     assert tuning.linux.read_cpu_quota(tmp_path) == 1.5
-    assert tuning.allowed_threads(1.0, tmp_path) == 1
+    assert tuning.limit_threads(1.0, tmp_path) == 1
     write(tmp_path, {"sys/fs/cgroup/system.slice/cpu.max": "max 100000\n"})
     assert tuning.linux.read_cpu_quota(tmp_path) == math.inf
