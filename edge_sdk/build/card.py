@@ -48,8 +48,8 @@ def _summary(variant: Variant) -> str:
     profiles = ", ".join(_code(profile) for profile in variant.profiles)
     return (
         f"A model in {_text(variant.precision)}, made by the recipe {_code(variant.candidate)} "
-        f"for {profiles} ({_text(variant.selector.arch)}, {_text(variant.selector.os)}). It runs on "
-        f"{_text(variant.runtime.name)} {_text(variant.runtime.version)}, offline."
+        f"for {profiles} ({_text(variant.selector.arch)}, {_text(variant.selector.os)}). "
+        f"It runs on {_text(variant.runtime.name)} {_text(variant.runtime.version)}, offline."
     )
 
 
