@@ -119,7 +119,11 @@ def _select(manifest: Manifest, facts: DeviceFacts) -> Variant:
     try:
         return select_variant(manifest, facts)
     except InputError:
-        absent = [v.runtime.name for v in manifest.variants if _lacks_only_runtime(v, facts)]
+        absent = [
+            variant.runtime.name
+            for variant in manifest.variants
+            if _lacks_only_runtime(variant, facts)
+        ]
         for name in sorted(absent, key=lambda name: name not in runtimes.by_name()):
             runtimes.get(name).version()
         raise

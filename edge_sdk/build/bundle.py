@@ -51,39 +51,47 @@ def order_variants(
     that no detectable fact tells apart and whose files differ.
     """
     facts = [detectable_facts(profile) for profile in profiles]
-    waiting = [
-        Placed(_distinguish(variant, own, [f for f in facts if f is not own]), (own,), files)
+    pending = [
+        Placed(
+            _distinguish(variant, own, [other for other in facts if other is not own]),
+            (own,),
+            files,
+        )
         for variant, own, files in zip(variants, facts, digests, strict=True)
     ]
-    waiting = _merge(waiting)
+    pending = _merge(pending)
     ordered: list[Variant] = []
-    while waiting:
-        first = next((p for p in waiting if not _catches(p, waiting)), None)
+    while pending:
+        first = next((placed for placed in pending if not _catches(placed, pending)), None)
         if first is None:
-            raise _indistinct(waiting[0].variant, waiting[1].variant)
+            raise _indistinct(pending[0].variant, pending[1].variant)
         ordered.append(first.variant)
-        waiting.remove(first)
+        pending.remove(first)
     return tuple(ordered)
 
 
 def detectable_facts(profile: Profile) -> DeviceFacts:
     """What a device of the profile finds out about itself."""
     facts = DeviceFacts.from_profile(profile)
-    found = tuple(a for a in facts.accelerators if accelerators.is_detectable(a))
-    runtimes = {n: version for n, version in facts.runtimes.items() if n in registry.by_name()}
-    features = tuple(f for f in facts.cpu_features if f in linux.ISA)
+    detectable = tuple(
+        accelerator for accelerator in facts.accelerators if accelerators.is_detectable(accelerator)
+    )
+    runtimes = {
+        name: version for name, version in facts.runtimes.items() if name in registry.by_name()
+    }
+    features = tuple(feature for feature in facts.cpu_features if feature in linux.ISA)
     return msgspec.structs.replace(
-        facts, accelerators=found, runtimes=runtimes, cpu_features=features
+        facts, accelerators=detectable, runtimes=runtimes, cpu_features=features
     )
 
 
 def make_requirements(own: DeviceFacts, other: DeviceFacts) -> Iterator[dict[str, object]]:
     """Fields of a selector that may tell ``own`` from ``other``, the surest kind first."""
-    for found in own.accelerators:
-        name = found.name if found.name == accelerators.EDGE_TPU else ""
-        need = AcceleratorNeed(kind=found.kind, name=name, capability=found.capability)
+    for accelerator in own.accelerators:
+        name = accelerator.name if accelerator.name == accelerators.EDGE_TPU else ""
+        need = AcceleratorNeed(kind=accelerator.kind, name=name, capability=accelerator.capability)
         yield {"accelerator": need}
-    features = tuple(f for f in own.cpu_features if f not in other.cpu_features)
+    features = tuple(feature for feature in own.cpu_features if feature not in other.cpu_features)
     yield {"cpu_features": features[:MAX_NEEDS]}
     for runtime, version in own.runtimes.items():
         versions = VersionRange(minimal=_numbers(version))
@@ -119,16 +127,16 @@ def _require(variant: Variant, fields: dict[str, object]) -> Variant:
 
 
 def _merge(placed: Sequence[Placed]) -> list[Placed]:
-    kept: list[Placed] = []
+    merged: list[Placed] = []
     for late in placed:
-        early = next((p for p in kept if _is_indistinct(p, late)), None)
+        early = next((earlier for earlier in merged if _is_indistinct(earlier, late)), None)
         if early is None:
-            kept.append(late)
+            merged.append(late)
             continue
         if not _is_same(early, late):
             raise _indistinct(early.variant, late.variant)
-        kept[kept.index(early)] = _join(early, late)
-    return kept
+        merged[merged.index(early)] = _join(early, late)
+    return merged
 
 
 def _is_indistinct(one: Placed, two: Placed) -> bool:
@@ -140,25 +148,27 @@ def _matches_any(variant: Variant, devices: Sequence[DeviceFacts]) -> bool:
 
 
 def _is_same(one: Placed, two: Placed) -> bool:
-    runtimes = [(p.variant.runtime.name, p.variant.runtime.options) for p in (one, two)]
+    runtimes = [(place.variant.runtime.name, place.variant.runtime.options) for place in (one, two)]
     return one.digests == two.digests and runtimes[0] == runtimes[1]
 
 
 def _join(one: Placed, two: Placed) -> Placed:
     """One variant for both profiles; each gate says whose it is."""
     gates = tuple(
-        gate if gate.profile else msgspec.structs.replace(gate, profile=p.variant.profiles[0])
-        for p in (one, two)
-        for gate in p.variant.gates
+        gate if gate.profile else msgspec.structs.replace(gate, profile=place.variant.profiles[0])
+        for place in (one, two)
+        for gate in place.variant.gates
     )
     profiles = (*one.variant.profiles, *two.variant.profiles)
     variant = msgspec.structs.replace(one.variant, profiles=profiles, gates=gates)
     return msgspec.structs.replace(one, variant=variant, devices=(*one.devices, *two.devices))
 
 
-def _catches(placed: Placed, waiting: Sequence[Placed]) -> bool:
+def _catches(placed: Placed, pending: Sequence[Placed]) -> bool:
     """Would a device of another variant that waits take this one?"""
-    return any(_matches_any(placed.variant, p.devices) for p in waiting if p is not placed)
+    return any(
+        _matches_any(placed.variant, other.devices) for other in pending if other is not placed
+    )
 
 
 def _indistinct(one: Variant, two: Variant) -> InputError:
