@@ -202,7 +202,7 @@ with http_server.serving(root, limits=limits.QUICK) as (_, address):
         assert limits.seconds_to_the_end(s) < 4
     with limits.connect(address) as s:
         s.sendall(b"GET /v2 HTTP/1.1\\r\\nA: ")
-        assert limits.sent(s, [b"a" * 4096] * 1000) < 1000
+        assert limits.send_pieces(s, [b"a" * 4096] * 1000) < 1000
     with limits.connect(address) as s:
         raw = limits.INFER + "Content-Length: 1" + "0" * 12 + "\\r\\n\\r\\n"
         assert limits.exchange(s, raw.encode())[0] == 413
