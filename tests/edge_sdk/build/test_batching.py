@@ -111,7 +111,7 @@ def mask_by_places():
     )  # fmt: skip
 
 
-def shuffled_channels():
+def channel_shuffle():
     """Channel shuffle, which knows that there is one image: ShuffleNet."""
     return graphs.make_model(
         [
@@ -145,7 +145,7 @@ def without_its_batch():
     )
 
 
-def resized():
+def upsampling():
     return graphs.make_model(
         [
             node("Resize", ["x", "", "", "sizes"], ["wide"], mode="nearest"),
@@ -182,18 +182,18 @@ def recurrent():
 
 
 FREE = {
-    g.__name__: g()
-    for g in (
-        windows, class_token, mask_by_places, shuffled_channels, without_its_batch, resized,
+    build_graph.__name__: build_graph()
+    for build_graph in (
+        windows, class_token, mask_by_places, channel_shuffle, without_its_batch, upsampling,
         recurrent, graphs.perceptron, graphs.convolution,
     )
 }  # fmt: skip
 
 
-def one_op(kind, shape=(1, 8), out=(1, 8), constants=(), more=(), **how):
+def make_one_op(kind, shape=(1, 8), out=(1, 8), constants=(), more=(), **how):
     return graphs.make_model(
         [
-            node(kind, ["x", *(c.name for c in constants)], ["r"], **how),
+            node(kind, ["x", *(constant.name for constant in constants)], ["r"], **how),
             node("Add", ["r", "x"], ["y"]),
         ],
         [graphs.value("x", shape)],
@@ -203,10 +203,10 @@ def one_op(kind, shape=(1, 8), out=(1, 8), constants=(), more=(), **how):
 
 
 FIXED = {
-    "ReduceMean at 'r' mixes the rows": one_op("ReduceMean", axes=[0], keepdims=1),
-    "Softmax at 'r' mixes the rows": one_op("Softmax", axis=0),
-    "CumSum at 'r' mixes the rows": one_op("CumSum", constants=[graphs.constant("axis", 0)]),
-    "Add at 'y' fixes the batch": one_op(
+    "ReduceMean at 'r' mixes the rows": make_one_op("ReduceMean", axes=[0], keepdims=1),
+    "Softmax at 'r' mixes the rows": make_one_op("Softmax", axis=0),
+    "CumSum at 'r' mixes the rows": make_one_op("CumSum", constants=[graphs.constant("axis", 0)]),
+    "Add at 'y' fixes the batch": make_one_op(
         "Tile", out=(3, 8), constants=[graphs.constant("repeats", [3, 1])]
     ),
     "output 'y' is 4x2: its first dimension is not the batch": graphs.make_model(
@@ -222,23 +222,23 @@ FIXED = {
 }  # fmt: skip
 
 
-def rows_of(specs, count):
+def make_rows(specs, count):
     rng = np.random.default_rng(3)
 
-    def values(s):
-        shape = [1, *s.shape[1:]]
-        ints = rng.integers(0, 40, shape) if s.name == "ids" else None
-        return (rng.standard_normal(shape) if ints is None else ints).astype(s.dtype)
+    def values(spec):
+        shape = [1, *spec.shape[1:]]
+        ints = rng.integers(0, 40, shape) if spec.name == "ids" else None
+        return (rng.standard_normal(shape) if ints is None else ints).astype(spec.dtype)
 
-    return [{s.name: values(s) for s in specs} for _ in range(count)]
-
-
-def joined(rows):
-    return {n: np.concatenate([r[n] for r in rows]) for n in rows[0]}
+    return [{spec.name: values(spec) for spec in specs} for _ in range(count)]
 
 
-def close(a, b):
-    return np.abs(a - b).max() <= 1e-5 * max(1.0, np.abs(a).max())
+def concatenate_rows(rows):
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def is_close(expected, actual):
+    return np.abs(expected - actual).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -249,18 +249,22 @@ def test_each_row_gets_from_a_free_onnx_graph_what_it_gets_alone(name, tmp_path)
     onnx.checker.check_model(free)
     graphs.save_model(free, tmp_path / "free.onnx")
     before, after = (
-        onnxruntime.open(tmp_path / f, threads=1, options={}) for f in ("fixed.onnx", "free.onnx")
+        onnxruntime.open(tmp_path / file, threads=1, options={})
+        for file in ("fixed.onnx", "free.onnx")
     )
     assert not notes
-    assert all(s.shape[0] == "batch" and not s.dynamic[1:] for s in (*after.inputs, *after.outputs))
-    rows = rows_of(before.inputs, 5)
-    batch_of_5 = after.run(joined(rows))["y"]
+    assert all(
+        spec.shape[0] == "batch" and not spec.dynamic[1:]
+        for spec in (*after.inputs, *after.outputs)
+    )
+    rows = make_rows(before.inputs, 5)
+    batch_of_5 = after.run(concatenate_rows(rows))["y"]
     for i, row in enumerate(rows):
         assert np.array_equal(after.run(row)["y"], before.run(row)["y"])
-        assert close(batch_of_5[i : i + 1], before.run(row)["y"])
+        assert is_close(batch_of_5[i : i + 1], before.run(row)["y"])
 
 
-@pytest.mark.parametrize("name", [n for n in FREE if n != "class_token"])
+@pytest.mark.parametrize("name", sorted(FREE.keys() - {"class_token"}))
 def test_each_row_gets_from_a_free_tflite_file_what_it_gets_alone(name, tmp_path):
     graphs.save_model(FREE[name], tmp_path / "user.onnx")
     prepare_model(tmp_path / "user.onnx", tmp_path / "fixed.onnx", {})
@@ -269,24 +273,25 @@ def test_each_row_gets_from_a_free_tflite_file_what_it_gets_alone(name, tmp_path
     free_tflite_batch(model)
     flatbuffer.write(model, tmp_path / "free.tflite")
     before, after = (
-        LITERT.open(tmp_path / f, threads=1, options={}) for f in ("fixed.tflite", "free.tflite")
+        LITERT.open(tmp_path / file, threads=1, options={})
+        for file in ("fixed.tflite", "free.tflite")
     )
     pieces = [
-        LITERT.delegation(tmp_path / f, 1).partitions for f in ("fixed.tflite", "free.tflite")
+        LITERT.delegation(tmp_path / file, 1).partitions for file in ("fixed.tflite", "free.tflite")
     ]
     assert pieces[1] <= pieces[0]
-    rows = rows_of(before.inputs, 5)
-    batch_of_5 = after.run(joined(rows))["y"]
+    rows = make_rows(before.inputs, 5)
+    batch_of_5 = after.run(concatenate_rows(rows))["y"]
     for i, row in enumerate(rows):
         assert np.array_equal(after.run(row)["y"], before.run(row)["y"])  # again a batch of 1
-        assert close(batch_of_5[i : i + 1], before.run(row)["y"])
+        assert is_close(batch_of_5[i : i + 1], before.run(row)["y"])
 
 
 @pytest.mark.parametrize("why", FIXED)
 def test_a_graph_that_cannot_is_refused_and_the_op_named(why):
-    with pytest.raises(ConvertError, match=why) as e:
+    with pytest.raises(ConvertError, match=why) as error:
         free_onnx_batch(FIXED[why])
-    assert e.value.hint == "build it without --batch dynamic"
+    assert error.value.hint == "build it without --batch dynamic"
 
 
 def test_a_constant_beside_the_rows_has_no_free_form_in_tflite(tmp_path):
@@ -311,7 +316,7 @@ def test_an_lstm_of_tflite_is_refused_because_its_states_have_one_row():
 def test_rows_that_are_stacked_come_apart_and_are_found_again(data):
     shape = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     axis = data.draw(st.integers(0, len(shape) - 1))
-    outer = data.draw(st.sampled_from([o for o in range(1, 7) if shape[axis] % o == 0]))
+    outer = data.draw(st.sampled_from([size for size in range(1, 7) if shape[axis] % size == 0]))
     rows = [np.random.default_rng(i).standard_normal(shape) for i in range(3)]
     where = BatchAxis(axis, outer)
     together = stack_rows(rows, where)
@@ -347,33 +352,33 @@ def subject(fixed, path):
     )
 
 
-def dense(path, *, rows, extra=()):
+def write_dense(path, *, rows, extra=()):
     """x @ w, and what ``extra`` nodes make "y" of "h"."""
     nodes = [node("MatMul", ["x", "w"], ["h"]), *(extra or [node("Identity", ["h"], ["y"])])]
-    made = graphs.make_model(
+    model = graphs.make_model(
         nodes, [graphs.value("x", [rows, 4])], [graphs.value("y", [rows, 3])],
         [graphs.weight("w", 4, 3), graphs.constant("small", 1e-2, np.float32)],
     )  # fmt: skip
-    return graphs.save_model(made, path)
+    return graphs.save_model(model, path)
 
 
-def proven(tmp_path, path):
-    fixed = dense(tmp_path / "fixed.onnx", rows=1)
-    s = subject(fixed, path)
+def prove(tmp_path, path):
+    fixed = write_dense(tmp_path / "fixed.onnx", rows=1)
+    candidate = subject(fixed, path)
     workspace, host, samples = (
         Workspace(tmp_path, jobs=1),
         detect(runtimes={}),
         tmp_path / "samples",
     )
-    sample_store.write(samples, rows_of(s.model, 6))
+    sample_store.write(samples, make_rows(candidate.model, 6))
     prepared = convert.Prepared(ONNX, fixed, fixed.name, fixed, fixed.name, ())
     original = measure.original(prepared, reader.read(fixed))
     answers = measure.answers(workspace, original, samples, host)
-    batching.prove(workspace, s, samples, answers, s.outputs, tuple(range(6)), host)
+    batching.prove(workspace, candidate, samples, answers, candidate.outputs, tuple(range(6)), host)
 
 
 def test_a_file_whose_rows_are_what_they_are_alone_is_proven(tmp_path):
-    proven(tmp_path, dense(tmp_path / "free.onnx", rows="batch"))
+    prove(tmp_path, write_dense(tmp_path / "free.onnx", rows="batch"))
 
 
 def test_a_file_that_mixes_rows_a_little_is_not_proven(tmp_path):
@@ -384,23 +389,23 @@ def test_a_file_that_mixes_rows_a_little_is_not_proven(tmp_path):
         node("Mul", ["apart", "small"], ["part"]),
         node("Add", ["h", "part"], ["y"]),
     ]
-    path = dense(tmp_path / "free.onnx", rows="batch", extra=mixing)
+    path = write_dense(tmp_path / "free.onnx", rows="batch", extra=mixing)
     with pytest.raises(
         MeasureError, match="in a batch of 3, rows are not what they are alone: 'y'"
     ):
-        proven(tmp_path, path)
+        prove(tmp_path, path)
 
 
 def test_a_file_that_answers_one_row_in_another_way_is_not_proven(tmp_path):
     other = [node("Add", ["h", "small"], ["y"])]
-    path = dense(tmp_path / "free.onnx", rows="batch", extra=other)
+    path = write_dense(tmp_path / "free.onnx", rows="batch", extra=other)
     with pytest.raises(MeasureError, match="one row alone is not bit by bit what it was"):
-        proven(tmp_path, path)
+        prove(tmp_path, path)
 
 
 def test_a_file_that_takes_one_row_only_is_not_proven(tmp_path):
     with pytest.raises(MeasureError, match="3 rows at once do not run: onnxruntime could not run"):
-        proven(tmp_path, dense(tmp_path / "free.onnx", rows=1))
+        prove(tmp_path, write_dense(tmp_path / "free.onnx", rows=1))
 
 
 def test_too_few_different_samples_are_refused():
@@ -418,16 +423,18 @@ def test_too_few_different_samples_are_refused():
 
 
 def build(edge, model, out, *arguments, ok=0, **environment):
-    done = edge(
+    process = edge(
         "build", model, "--batch", "dynamic", "--out", out, *arguments, ok=ok, **environment
     )
-    return done, {p.name.split("-")[0]: p for p in out.glob("*.edgepkg")}
+    return process, {path.name.split("-")[0]: path for path in out.glob("*.edgepkg")}
 
 
-def candidates(out):
+def read_outcomes(out):
     (path,) = out.glob("*.report.json")
-    told = json.loads(path.read_text())
-    return {m["candidate"]: m["error"] for m in told["measurements"]}, told["verdict"]["winner"]
+    report = json.loads(path.read_text())
+    return {
+        measurement["candidate"]: measurement["error"] for measurement in report["measurements"]
+    }, report["verdict"]["winner"]
 
 
 def test_packages_of_every_kind_take_any_number_of_rows(edge, digits, tmp_path):
@@ -443,8 +450,8 @@ def test_packages_of_every_kind_take_any_number_of_rows(edge, digits, tmp_path):
         rng = np.random.default_rng(1)
         rows = [rng.random((1, *shape), np.float32) for _ in range(5)]
         answers = []
-        for i, x in enumerate([*rows, np.concatenate(rows)]):
-            np.save(tmp_path / f"{i}.npy", x)
+        for i, inputs in enumerate([*rows, np.concatenate(rows)]):
+            np.save(tmp_path / f"{i}.npy", inputs)
             answers.append(np.array(edge_sdk.run(path, tmp_path / f"{i}.npy").outputs["logits"]))
         assert np.allclose(np.concatenate(answers[:5]), answers[5], atol=1e-4)
         assert edge_sdk.run(path, tmp_path / "0.npy").top
@@ -467,13 +474,15 @@ def test_lite0_takes_batches_in_xnnpack_as_a_whole(lite0, tmp_path):
         model=tmp_path / "model.onnx", out_dir=tmp_path, ceiling=CEILING, arch="x86_64",
         runtime_version="2.3.0", batch="dynamic",
     )  # fmt: skip
-    done = converters.get("tflite-int8-dynamic").convert(job)
-    pieces = [LITERT.delegation(f, 1).partitions for f in (done.path, done.fixed)]
+    converted = converters.get("tflite-int8-dynamic").convert(job)
+    pieces = [LITERT.delegation(file, 1).partitions for file in (converted.path, converted.fixed)]
     assert pieces == [1, 1]
-    assert done.path.stat().st_size <= done.fixed.stat().st_size + 512
-    free, fixed = (LITERT.open(f, threads=1, options={}) for f in (done.path, done.fixed))
-    rows = rows_of(fixed.inputs, 2)
-    both = free.run(joined(rows))["logits"]
+    assert converted.path.stat().st_size <= converted.fixed.stat().st_size + 512
+    free, fixed = (
+        LITERT.open(file, threads=1, options={}) for file in (converted.path, converted.fixed)
+    )
+    rows = make_rows(fixed.inputs, 2)
+    both = free.run(concatenate_rows(rows))["logits"]
     for i, row in enumerate(rows):
         assert np.array_equal(both[i : i + 1], fixed.run(row)["logits"])
         assert np.array_equal(free.run(row)["logits"], fixed.run(row)["logits"])
@@ -483,10 +492,10 @@ def test_a_model_that_cannot_is_an_error_that_names_the_op(edge, tmp_path):
     graphs.save_model(FIXED["ReduceMean at 'r' mixes the rows"], tmp_path / "mean.onnx")
     rows = np.random.default_rng(0).standard_normal((4, 1, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
-    done, _ = build(edge, tmp_path / "mean.onnx", tmp_path / "out", "-p", GATEWAY, "--eval",
+    process, _ = build(edge, tmp_path / "mean.onnx", tmp_path / "out", "-p", GATEWAY, "--eval",
                     tmp_path / "rows.npy", "--metric", "cosine", ok=1)  # fmt: skip
-    assert "error: ReduceMean at 'r' mixes the rows of a batch" in done.stderr
-    assert "hint: build it without --batch dynamic" in done.stderr
+    assert "error: ReduceMean at 'r' mixes the rows of a batch" in process.stderr
+    assert "hint: build it without --batch dynamic" in process.stderr
 
 
 def test_a_runtime_that_crashes_on_batches_loses_the_candidate_and_not_the_build(
@@ -496,7 +505,7 @@ def test_a_runtime_that_crashes_on_batches_loses_the_candidate_and_not_the_build
     old = ("--set", 'runtimes=[{name="litert",version="1.2.0"}]')
     build(edge, digits, tmp_path, "-p", GATEWAY, *DIGITS, *old, "--only", "tflite-int8-dynamic",
           "--only", "tflite-fp32")  # fmt: skip
-    errors, winner = candidates(tmp_path)
+    errors, winner = read_outcomes(tmp_path)
     assert errors["tflite-int8-dynamic"].startswith("3 rows at once do not run: ")
     assert (errors["tflite-fp32"], winner) == ("", "tflite-fp32")
 
@@ -504,7 +513,7 @@ def test_a_runtime_that_crashes_on_batches_loses_the_candidate_and_not_the_build
 def test_a_converter_that_knows_nothing_of_batches_loses_its_candidate(edge, digits, tmp_path):
     build(edge, digits, tmp_path, "-p", GATEWAY, *DIGITS, "--only", "onnx-fp32", "--only",
           "swapped-channels", PYTHONPATH=PLUGINS)  # fmt: skip
-    errors, winner = candidates(tmp_path)
+    errors, winner = read_outcomes(tmp_path)
     assert errors["swapped-channels"] == "swapped-channels writes no file with a dynamic batch"
     assert winner == "onnx-fp32"
 
@@ -520,4 +529,7 @@ def test_a_free_batch_needs_no_shape_where_it_stays_free(edge, tmp_path):
     arguments = ("-p", GATEWAY, "--eval", tmp_path / "rows.npy", "--only", "onnx-fp32")
     _, made = build(edge, tmp_path / "free.onnx", tmp_path / "out", *arguments)
     manifest = package.open(made["free"]).manifest.variants[0]
-    assert [s.shape for s in (*manifest.inputs, *manifest.outputs)] == [("batch", 4), ("batch", 3)]
+    assert [spec.shape for spec in (*manifest.inputs, *manifest.outputs)] == [
+        ("batch", 4),
+        ("batch", 3),
+    ]

@@ -32,10 +32,10 @@ def make_bundle(manifest, names, digests=None):
     profiles = [device_profiles.load(name) for name in names]
     variants = [
         msgspec.structs.replace(
-            manifest.variants[0], name=p.name, profiles=(p.name,),
-            selector=Selector(arch=p.platform.arch, os=p.platform.os),
+            manifest.variants[0], name=profile.name, profiles=(profile.name,),
+            selector=Selector(arch=profile.platform.arch, os=profile.platform.os),
         )
-        for p in profiles
+        for profile in profiles
     ]  # fmt: skip
     digests = digests or [{"model.onnx": f"sha256:{name}"} for name in names]
     ordered = order_variants(profiles, variants, digests)
@@ -71,13 +71,15 @@ def test_profiles_that_no_fact_tells_apart_share_a_variant_or_are_refused(manife
     profile = device_profiles.load("raspberry-pi-4b")
     twins = [profile, msgspec.structs.replace(profile, name="twin")]
     gated = packages.with_variant(manifest, gates=(Gate("cosine", 0.9, "pass"),)).variants[0]
-    variants = [msgspec.structs.replace(gated, name=p.name, profiles=(p.name,)) for p in twins]
+    variants = [
+        msgspec.structs.replace(gated, name=twin.name, profiles=(twin.name,)) for twin in twins
+    ]
     (shared,) = order_variants(twins, variants, [SAME, SAME])
     assert shared.profiles == ("raspberry-pi-4b", "twin")
-    assert {g.profile for g in shared.gates} == {"raspberry-pi-4b", "twin"}
-    with pytest.raises(InputError, match="tells 'raspberry-pi-4b' from 'twin'") as e:
+    assert {gate.profile for gate in shared.gates} == {"raspberry-pi-4b", "twin"}
+    with pytest.raises(InputError, match="tells 'raspberry-pi-4b' from 'twin'") as error:
         order_variants(twins, variants, [SAME, {"model.onnx": "sha256:1"}])
-    assert "without --bundle" in e.value.hint
+    assert "without --bundle" in error.value.hint
 
 
 def place(manifest, profiles, digests):
@@ -150,12 +152,16 @@ def test_a_bundle_is_built_verified_installed_and_reported(digits, tmp_path):
         bundle=True, out=tmp_path / "out", cache=tmp_path / "cache",
     )  # fmt: skip
     profiles = [
-        edge_sdk.load_profile(n, latency_p99_ms=10_000, memory_peak_mb=10_000) for n in names
+        edge_sdk.load_profile(profile_name, latency_p99_ms=10_000, memory_peak_mb=10_000)
+        for profile_name in names
     ]
     built = edge_sdk.build(digits, profiles, options)
-    assert len({b.package for b in built}) == 1
+    assert len({build.package for build in built}) == 1
     opened = package.open(built[0].package)
-    assert [set(v.profiles) for v in opened.manifest.variants] == [{names[0]}, {names[1]}]
+    assert [set(variant.profiles) for variant in opened.manifest.variants] == [
+        {names[0]},
+        {names[1]},
+    ]
     card = opened.read("model-card.md").decode()
     assert all(f"## The file of `{name}`" in card for name in names)
     for result in built:

@@ -19,7 +19,7 @@ ARTIFACT = Artifact(
 
 
 def render(manifest, artifact=ARTIFACT):
-    return card.render_card(manifest, {v.name: artifact for v in manifest.variants})
+    return card.render_card(manifest, {variant.name: artifact for variant in manifest.variants})
 
 
 @pytest.fixture(scope="module")

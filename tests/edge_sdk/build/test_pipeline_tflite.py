@@ -47,26 +47,26 @@ def only(*names):
     return [word for name in names for word in ("--only", name)]
 
 
-def report(out, profile):
+def read_report(out, profile):
     (path,) = out.glob(f"*-{profile}.report.json")
     return json.loads(path.read_text())
 
 
 def by_candidate(entries):
-    return {e["candidate"]: e for e in entries}
+    return {entry["candidate"]: entry for entry in entries}
 
 
-def opened(out, profile):
+def open_package(out, profile):
     (path,) = out.glob(f"*-{profile}.edgepkg")
     return path, package.open(path).manifest.variants[0]
 
 
-def error(done):
+def error(process):
     """The error line and its hint; nothing else may look like one."""
-    assert "Traceback" not in done.stderr
-    found = re.findall(r"^error: .*(?:\n  hint: .*)?", done.stderr, re.MULTILINE)
-    assert len(found) == 1, done.stderr
-    return found[0]
+    assert "Traceback" not in process.stderr
+    errors = re.findall(r"^error: .*(?:\n  hint: .*)?", process.stderr, re.MULTILINE)
+    assert len(errors) == 1, process.stderr
+    return errors[0]
 
 
 @pytest.fixture(scope="module")
@@ -102,54 +102,59 @@ def seven(tmp_path_factory):
 
 
 def test_a_32_bit_pi_gets_a_package_measured_on_its_own_runtime(pi32):
-    told = report(pi32, PI32)
-    assert told["plan"]["runtime"] == RUNTIME
-    measured = by_candidate(told["measurements"])
+    report = read_report(pi32, PI32)
+    assert report["plan"]["runtime"] == RUNTIME
+    measured = by_candidate(report["measurements"])
     assert set(measured) == {"tflite-fp32", "tflite-fp16", STATIC, DYNAMIC, "tflite-int8-weights"}
-    for name, m in measured.items():
-        assert not m["error"], name
-        assert m["values"]["host_p50_ms"]["where"].startswith(f"{RUNTIME} on this")
-        assert m["values"]["accuracy_drop_points"]["value"] <= 0.5, name
-    path, manifest = opened(pi32, PI32)
+    for name, measurement in measured.items():
+        assert not measurement["error"], name
+        assert measurement["values"]["host_p50_ms"]["where"].startswith(f"{RUNTIME} on this")
+        assert measurement["values"]["accuracy_drop_points"]["value"] <= 0.5, name
+    path, manifest = open_package(pi32, PI32)
     assert f"{manifest.runtime.name} {manifest.runtime.version}" == RUNTIME
     assert manifest.runtime.measured_on == manifest.runtime.version
-    assert manifest.candidate == told["verdict"]["winner"]
+    assert manifest.candidate == report["verdict"]["winner"]
     assert manifest.entry == "model.tflite"
     assert path.stat().st_size < 2_000_000
 
 
 def test_the_report_has_delegation_and_the_quantised_share(pi32):
-    told = report(pi32, PI32)
-    shares = {a["candidate"]: a["quantised_share"] for a in told["artifacts"]}
+    report = read_report(pi32, PI32)
+    shares = {
+        artifact["candidate"]: artifact["quantised_share"] for artifact in report["artifacts"]
+    }
     assert shares["tflite-fp32"] is None
     assert shares[STATIC] > 0.9
     (page,) = pi32.glob("*.report.html")
     assert f"{shares[STATIC]:.1%} of the weight bytes quantised" in page.read_text()
     assert "operators in XNNPACK" in page.read_text()
-    delegation = {m["candidate"]: m["delegation"] for m in told["measurements"]}
+    delegation = {
+        measurement["candidate"]: measurement["delegation"]
+        for measurement in report["measurements"]
+    }
     assert delegation["tflite-fp32"]["partitions"] == 1
     assert delegation["tflite-fp32"]["outside"] == {}
     assert delegation[DYNAMIC]["ops"] >= 9
     if RUNTIME == "tflite-runtime 2.14.0":  # its XNNPACK has no hybrid kernels
         assert delegation[DYNAMIC]["outside"] == {"CONV_2D": 3, "FULLY_CONNECTED": 2}
-        needed = {a["written_for"]["min_runtime"] for a in told["artifacts"]}
+        needed = {artifact["written_for"]["min_runtime"] for artifact in report["artifacts"]}
         assert max(map(Version, needed)) <= Version("2.14.0")
 
 
 def test_a_package_for_a_runtime_that_is_not_here_is_not_verified_by_another(
     edge, static, seven, tmp_path
 ):
-    source = package.open(opened(static, GATEWAY)[0])
-    files = {t: source.read(t) for t in source.titles if t != "manifest.json"}
+    source = package.open(open_package(static, GATEWAY)[0])
+    files = {title: source.read(title) for title in source.titles if title != "manifest.json"}
     variant = source.manifest.variants[0]
     runtime = replace(variant.runtime, name="tflite-runtime", version="2.14.0")
     variants = (replace(variant, runtime=runtime),)
     path = tmp_path / "pi.edgepkg"
     package.write(path, replace(source.manifest, variants=variants), files)
     for command in (("verify", path), ("run", path, seven[0]), ("bench", path)):
-        told = error(edge(*command, ok=1))
-        assert "'tflite-runtime' is not installed" in told
-        assert "pip install tflite-runtime 'numpy<2'" in told
+        message = error(edge(*command, ok=1))
+        assert "'tflite-runtime' is not installed" in message
+        assert "pip install tflite-runtime 'numpy<2'" in message
 
 
 def test_an_exported_program_becomes_tflite(edge, tmp_path):
@@ -165,9 +170,9 @@ def test_an_exported_program_becomes_tflite(edge, tmp_path):
     np.save(tmp_path / "x.npy", rng.normal(size=(16, 3, 8, 6)).astype(np.float32))
     edge("build", tmp_path / "net.pt2", *ON_PI32, "--eval", tmp_path / "x.npy", "--metric",
          "cosine", *only("tflite-fp32"), "--out", tmp_path / "out")  # fmt: skip
-    (m,) = report(tmp_path / "out", PI32)["measurements"]
-    assert m["values"]["cosine"]["value"] > 0.99999
-    _, manifest = opened(tmp_path / "out", PI32)
+    (measurement,) = read_report(tmp_path / "out", PI32)["measurements"]
+    assert measurement["values"]["cosine"]["value"] > 0.99999
+    _, manifest = open_package(tmp_path / "out", PI32)
     assert manifest.inputs[0].shape == (1, 8, 6, 3)
 
 
@@ -200,16 +205,19 @@ def test_an_op_that_tflite_lacks_is_named_with_a_way_out(edge, tmp_path, op, mod
     path = graphs.save_model(model(), tmp_path / "model.onnx")
     rng = np.random.default_rng(0)
     arrays = {
-        i.name: rng.random((4, *[d.dim_value for d in i.type.tensor_type.shape.dim]), np.float32)
-        for i in model().graph.input
+        graph_input.name: rng.random(
+            (4, *[dimension.dim_value for dimension in graph_input.type.tensor_type.shape.dim]),
+            np.float32,
+        )
+        for graph_input in model().graph.input
     }
     np.savez(tmp_path / "x.npz", **arrays)
-    done = edge("build", path, *ON_PI32, "--eval", tmp_path / "x.npz", "--metric", "cosine",
-                "--out", tmp_path / "out", ok=2)  # fmt: skip
-    told = error(done)
-    assert f"error: {PI32}: nothing fits" in told
-    assert f"op {op}" in told
-    assert "an ONNX package (onnx-*) runs it; or replace the op" in told
+    process = edge("build", path, *ON_PI32, "--eval", tmp_path / "x.npz", "--metric", "cosine",
+                   "--out", tmp_path / "out", ok=2)  # fmt: skip
+    message = error(process)
+    assert f"error: {PI32}: nothing fits" in message
+    assert f"op {op}" in message
+    assert "an ONNX package (onnx-*) runs it; or replace the op" in message
     assert not list((tmp_path / "out").glob("*.edgepkg"))
 
 
@@ -217,18 +225,18 @@ def test_layers_that_should_stay_float_are_searched_only_when_int8_lost_too_much
     edge, keywords, pi32, tmp_path
 ):
     mixed = "tflite-int8-static-mixed"
-    decision = by_candidate(report(pi32, PI32)["plan"]["decisions"])[mixed]
+    decision = by_candidate(read_report(pi32, PI32)["plan"]["decisions"])[mixed]
     assert (decision["verdict"], decision["reason"].split(":")[0]) == ("out", "not needed")
     edge("build", keywords, "-p", GATEWAY, "--set", 'runtimes=[{name="litert",version="2.3.0"}]',
          "--eval", "examples.data:keywords_eval", "--metric", "agreement", "--set",
          "budgets.agreement_min=1", "--calibration", "examples.data:keywords_calibration", "--out",
          tmp_path)  # fmt: skip
-    told = report(tmp_path, GATEWAY)
-    assert by_candidate(told["plan"]["decisions"])[mixed]["verdict"] == "in"
-    judgements = by_candidate(told["verdict"]["judgements"])
+    report = read_report(tmp_path, GATEWAY)
+    assert by_candidate(report["plan"]["decisions"])[mixed]["verdict"] == "in"
+    judgements = by_candidate(report["verdict"]["judgements"])
     assert judgements["tflite-int8-static"]["reason"].startswith("agreement_min:")
-    assert not by_candidate(told["measurements"])[mixed]["error"]
-    notes = by_candidate(told["artifacts"])[mixed]["notes"]
+    assert not by_candidate(report["measurements"])[mixed]["error"]
+    notes = by_candidate(report["artifacts"])[mixed]["notes"]
     assert re.match(r"\d+ layers left float: ", notes[0])
 
 
@@ -236,7 +244,7 @@ def test_layers_that_should_stay_float_are_searched_only_when_int8_lost_too_much
 
 
 def test_images_are_nhwc_and_the_package_answers_like_the_model(edge, static, seven):
-    path, manifest = opened(static, GATEWAY)
+    path, manifest = open_package(static, GATEWAY)
     assert manifest.candidate == "tflite-int8-static"
     (spec,) = manifest.inputs
     assert (spec.shape, spec.layout, spec.dtype) == ((1, 28, 28, 1), "NHWC", "float32")
@@ -250,17 +258,17 @@ def test_images_are_nhwc_and_the_package_answers_like_the_model(edge, static, se
 
 
 def test_an_input_of_the_wrong_layout_is_refused(edge, static, seven, tmp_path):
-    path, _ = opened(static, GATEWAY)
+    path, _ = open_package(static, GATEWAY)
     np.save(tmp_path / "x.npy", seven[1])
-    told = error(edge("run", path, tmp_path / "x.npy", ok=1))
-    assert "shape 1x1x28x28; the model takes 1x28x28x1" in told
-    assert "hint: the model takes images as NHWC: transpose it" in told
+    message = error(edge("run", path, tmp_path / "x.npy", ok=1))
+    assert "shape 1x1x28x28; the model takes 1x28x28x1" in message
+    assert "hint: the model takes images as NHWC: transpose it" in message
 
 
 def test_layout_nchw_keeps_images_as_onnx_has_them(edge, digits, seven, tmp_path):
     edge("build", digits, "-p", GATEWAY, *DIGITS, "--preprocess", "mnist", "--layout", "nchw",
          *only("tflite-fp32"), "--out", tmp_path)  # fmt: skip
-    path, manifest = opened(tmp_path, GATEWAY)
+    path, manifest = open_package(tmp_path, GATEWAY)
     assert (manifest.inputs[0].shape, manifest.inputs[0].layout) == ((1, 1, 28, 28), "NCHW")
     edge("verify", path)
     np.save(tmp_path / "x.npy", seven[1])
@@ -273,7 +281,7 @@ def test_integers_in_and_out_are_reals_to_the_user(edge, digits, static, seven, 
     edge("build", digits, "-p", GATEWAY, *DIGITS, "--preprocess", "mnist",
          *only("tflite-int8-static-io"), "--with", "tflite-int8-static-io", "--out",
          tmp_path / "out")  # fmt: skip
-    path, manifest = opened(tmp_path / "out", GATEWAY)
+    path, manifest = open_package(tmp_path / "out", GATEWAY)
     spec, scores = manifest.inputs[0], manifest.outputs[0]
     assert (spec.dtype, scores.dtype) == ("int8", "int8")
     assert spec.scale > 0
@@ -281,7 +289,7 @@ def test_integers_in_and_out_are_reals_to_the_user(edge, digits, static, seven, 
     assert "golden vectors replayed" in edge("verify", path).stdout
     image = json.loads(edge("run", path, seven[0], "--json").stdout)
     assert image["top"][0]["index"] == 7
-    float_io = json.loads(edge("run", opened(static, GATEWAY)[0], seven[0], "--json").stdout)
+    float_io = json.loads(edge("run", open_package(static, GATEWAY)[0], seven[0], "--json").stdout)
     np.testing.assert_allclose(
         image["outputs"]["logits"], float_io["outputs"]["logits"], atol=4 * scores.scale
     )
@@ -301,7 +309,7 @@ def test_the_same_tflite_build_in_two_folders_gives_the_same_bytes(edge, digits,
         edge("build", digits, "-p", GATEWAY, *ON_PI32, *DIGITS, "--preprocess", "mnist",
              *only("tflite-int8-static-mixed"), "--out", out, cache=cache,
              PYTHONHASHSEED=str(i))  # fmt: skip
-        packages.append({p.name: p.read_bytes() for p in sorted(out.glob("*.edgepkg"))})
+        packages.append({path.name: path.read_bytes() for path in sorted(out.glob("*.edgepkg"))})
     assert len(packages[0]) == 2
     assert packages[0] == packages[1]
 
@@ -310,17 +318,19 @@ def test_the_same_tflite_build_in_two_folders_gives_the_same_bytes(edge, digits,
 
 
 def test_inspect_and_plan_read_a_tflite_file(edge):
-    told = json.loads(edge("inspect", LSTM, "-p", PI32, "--json").stdout)
-    model = told["model"]
+    report = json.loads(edge("inspect", LSTM, "-p", PI32, "--json").stdout)
+    model = report["model"]
     assert model["format"] == "tflite"
     assert model["ops"]["UNIDIRECTIONAL_SEQUENCE_LSTM"] == 1
     assert (model["inputs"][0]["name"], model["inputs"][0]["shape"]) == ("fixed_input", [1, 28, 28])
     assert model["parameters"] == 9530
-    assert [s["runtime"] for s in told["support"]] == ["tflite-runtime 2.14.0"]
+    assert [support["runtime"] for support in report["support"]] == ["tflite-runtime 2.14.0"]
     (plan,) = json.loads(edge("plan", LSTM, "-p", PI32, "--json").stdout)
-    verdicts = {d["candidate"]: d["verdict"] for d in plan["decisions"]}
+    verdicts = {decision["candidate"]: decision["verdict"] for decision in plan["decisions"]}
     assert verdicts["tflite-given"] == "in"
-    assert not [n for n, v in verdicts.items() if v == "in" and n.startswith("onnx-")]
+    assert not [
+        name for name, verdict in verdicts.items() if verdict == "in" and name.startswith("onnx-")
+    ]
 
 
 def test_a_tflite_file_is_built_on_two_runtimes(edge, tmp_path):
@@ -328,14 +338,14 @@ def test_a_tflite_file_is_built_on_two_runtimes(edge, tmp_path):
     edge("build", LSTM, "-p", GATEWAY, *ON_PI32, *ROWS, *only("tflite-given", dynamic, DYNAMIC),
          "--objective", "bytes", "--out", tmp_path)  # fmt: skip
     for profile, small in ((GATEWAY, dynamic), (PI32, DYNAMIC)):
-        found = by_candidate(report(tmp_path, profile)["measurements"])
-        given, values = found["tflite-given"]["values"], found[small]["values"]
-        assert given["metric_original"]["value"] == pytest.approx(99.26, abs=0.005)
-        assert given["accuracy_drop_points"]["value"] == 0
-        assert given["max_error"]["value"] < 1e-4
+        measured = by_candidate(read_report(tmp_path, profile)["measurements"])
+        unchanged, values = measured["tflite-given"]["values"], measured[small]["values"]
+        assert unchanged["metric_original"]["value"] == pytest.approx(99.26, abs=0.005)
+        assert unchanged["accuracy_drop_points"]["value"] == 0
+        assert unchanged["max_error"]["value"] < 1e-4
         assert values["accuracy_drop_points"]["value"] <= 0.5
-        assert values["package_mb"]["value"] < given["package_mb"]["value"]
-    path, manifest = opened(tmp_path, GATEWAY)
+        assert values["package_mb"]["value"] < unchanged["package_mb"]["value"]
+    path, manifest = open_package(tmp_path, GATEWAY)
     assert manifest.candidate == dynamic
     edge("verify", path)
     rows, label = list(data.lstm_digits_eval())[SEVENS]
@@ -356,20 +366,20 @@ def test_a_tflite_file_is_read_by_the_names_that_the_runtime_uses(edge, tmp_path
     flatbuffer.write(model, path)
     edge("build", path, "-p", GATEWAY, *ROWS, *only("tflite-int8-static"), "--out", tmp_path)
     own = {"serving_default": "fixed_input"}.get(key, "serving_default_fixed_input:0")
-    assert opened(tmp_path, GATEWAY)[1].inputs[0].name == own
-    assert report(tmp_path, GATEWAY)["measurements"][0]["values"]["agreement"]["value"] > 0.99
+    assert open_package(tmp_path, GATEWAY)[1].inputs[0].name == own
+    assert read_report(tmp_path, GATEWAY)["measurements"][0]["values"]["agreement"]["value"] > 0.99
 
 
 def test_a_tflite_file_without_a_runtime_for_it_is_refused(edge, tmp_path):
-    done = edge("build", LSTM, "-p", "jetson-xavier-nx", *ROWS, "--out", tmp_path, ok=2)
-    assert re.search("no candidate: .*onnxruntime|no way back to ONNX", error(done))
+    process = edge("build", LSTM, "-p", "jetson-xavier-nx", *ROWS, "--out", tmp_path, ok=2)
+    assert re.search("no candidate: .*onnxruntime|no way back to ONNX", error(process))
 
 
 @pytest.mark.parametrize("command", ["build", "inspect"])
 def test_a_tflite_file_has_its_shapes(edge, tmp_path, command):
     more = ("-p", PI32, *ROWS, "--out", tmp_path) if command == "build" else ()
-    told = error(edge(command, LSTM, "--shape", "fixed_input=2x28x28", *more, ok=1))
-    assert "trained_lstm.tflite: --shape is for ONNX; a .tflite file has its shapes" in told
+    message = error(edge(command, LSTM, "--shape", "fixed_input=2x28x28", *more, ok=1))
+    assert "trained_lstm.tflite: --shape is for ONNX; a .tflite file has its shapes" in message
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 20_000, 41_239])
@@ -392,9 +402,9 @@ def test_a_damaged_tflite_file_is_a_model_or_an_error_that_names_it(tmp_path_fac
         raw[place] = byte
     path = tmp_path_factory.mktemp("damaged") / "rows.tflite"
     path.write_bytes(raw)
-    told = path.name
+    message = path.name
     try:
         reader.read(path)
-    except EdgeError as e:
-        told = e.what
-    assert path.name in told
+    except EdgeError as error:
+        message = error.what
+    assert path.name in message

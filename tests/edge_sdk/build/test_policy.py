@@ -15,12 +15,15 @@ LSTM = ROOT / "examples" / "data" / "lstm" / "trained_lstm.tflite"
 X86 = "x86-gateway-n100"
 
 
-def decisions(model, profile, *, runtimes=(), **options):
-    p = device_profiles.load(profile) if not isinstance(profile, Profile) else profile
+def decide(model, profile, *, runtimes=(), **options):
+    device = device_profiles.load(profile) if not isinstance(profile, Profile) else profile
     if runtimes:
-        p = replace(p, runtimes=tuple(Runtime(name=n, version=v) for n, v in runtimes))
-    made = planner.plan(reader.read(model), p, samples=options.pop("samples", True), **options)
-    return {d.candidate: d for d in made.decisions}
+        device = replace(
+            device,
+            runtimes=tuple(Runtime(name=name, version=version) for name, version in runtimes),
+        )
+    plan = planner.plan(reader.read(model), device, samples=options.pop("samples", True), **options)
+    return {decision.candidate: decision for decision in plan.decisions}
 
 
 def test_every_rule_has_a_reason_and_evidence_or_needs_none():
@@ -31,92 +34,96 @@ def test_every_rule_has_a_reason_and_evidence_or_needs_none():
 
 def test_rule_ids_are_unique_and_the_last_one_matches_everything():
     rules = policy.shipped().rule
-    assert len({r.id for r in rules}) == len(rules)
+    assert len({rule.id for rule in rules}) == len(rules)
     assert rules[-1].when == {}
     assert rules[-1].candidates == ("*",)
 
 
 def test_every_candidate_is_decided_and_no_pattern_is_dead(lite0):
-    made = decisions(lite0, X86)
-    assert set(made) == set(converters.by_name())
+    decisions = decide(lite0, X86)
+    assert set(decisions) == set(converters.by_name())
     for rule in policy.shipped().rule:
         assert any(
-            policy.fnmatchcase(name, p) for name in converters.by_name() for p in rule.candidates
+            policy.fnmatchcase(name, pattern)
+            for name in converters.by_name()
+            for pattern in rule.candidates
         ), rule.id
 
 
 def test_a_conv_net_on_x86(lite0):
-    made = decisions(lite0, X86)
-    assert made["onnx-int8-static-u8s8"].verdict == "in"
-    assert made["onnx-int8-static-s8s8"].rule == "s8s8-slow-on-x86"
-    assert made["onnx-int8-dynamic"].rule == "dynamic-int8-nothing-to-gain"
-    assert "14.7 of 18.6 MB" in made["onnx-int8-dynamic"].evidence
-    assert made["onnx-int8-dynamic-conv"].rule == "dynamic-int8-slow-on-conv"
-    assert "75.5 ms against 7.89 ms" in made["onnx-int8-dynamic-conv"].evidence
-    assert made["onnx-int4-conv"].rule == "int4-conv-loses-the-model"
-    assert "0.61" in made["onnx-int4-conv"].evidence
-    assert made["onnx-int4"].verdict == "out"
-    assert made["onnx-int8-static-per-tensor"].rule == "per-tensor-on-depthwise"
+    decisions = decide(lite0, X86)
+    assert decisions["onnx-int8-static-u8s8"].verdict == "in"
+    assert decisions["onnx-int8-static-s8s8"].rule == "s8s8-slow-on-x86"
+    assert decisions["onnx-int8-dynamic"].rule == "dynamic-int8-nothing-to-gain"
+    assert "14.7 of 18.6 MB" in decisions["onnx-int8-dynamic"].evidence
+    assert decisions["onnx-int8-dynamic-conv"].rule == "dynamic-int8-slow-on-conv"
+    assert "75.5 ms against 7.89 ms" in decisions["onnx-int8-dynamic-conv"].evidence
+    assert decisions["onnx-int4-conv"].rule == "int4-conv-loses-the-model"
+    assert "0.61" in decisions["onnx-int4-conv"].evidence
+    assert decisions["onnx-int4"].verdict == "out"
+    assert decisions["onnx-int8-static-per-tensor"].rule == "per-tensor-on-depthwise"
 
 
 def test_an_x86_without_vnni_gets_signed_activations_too(lite0):
     """U8S8 products saturate in 16 bits there; this host would not show it."""
-    made = decisions(lite0, "x86-gateway-j3455")
-    assert made["onnx-int8-static-u8s8"].rule == "u8s8-saturates-without-vnni"
-    assert made["onnx-int8-static-s8s8"].verdict == "in"
+    decisions = decide(lite0, "x86-gateway-j3455")
+    assert decisions["onnx-int8-static-u8s8"].rule == "u8s8-saturates-without-vnni"
+    assert decisions["onnx-int8-static-s8s8"].verdict == "in"
 
 
 def test_a_conv_net_on_arm_gets_signed_activations(lite0):
-    made = decisions(lite0, PI)
-    assert made["onnx-int8-static-s8s8"].verdict == "in"
-    assert made["onnx-int8-static-u8s8"].rule == "u8s8-not-for-arm"
+    decisions = decide(lite0, PI)
+    assert decisions["onnx-int8-static-s8s8"].verdict == "in"
+    assert decisions["onnx-int8-static-u8s8"].rule == "u8s8-not-for-arm"
 
 
 def test_a_transformer(minilm):
-    made = decisions(minilm, X86)
-    assert made["onnx-int8-dynamic"].verdict == "in"
-    assert "2.05 against 5.57 ms" in made["onnx-int8-dynamic"].evidence
-    assert made["onnx-int8-static-u8s8"].rule == "static-int8-breaks-transformers"
-    assert made["onnx-int4"].verdict == "in"
+    decisions = decide(minilm, X86)
+    assert decisions["onnx-int8-dynamic"].verdict == "in"
+    assert "2.05 against 5.57 ms" in decisions["onnx-int8-dynamic"].evidence
+    assert decisions["onnx-int8-static-u8s8"].rule == "static-int8-breaks-transformers"
+    assert decisions["onnx-int4"].verdict == "in"
 
 
 def test_static_int8_needs_samples(lite0):
-    assert decisions(lite0, X86, samples=False)["onnx-int8-static-u8s8"].rule == (
+    assert decide(lite0, X86, samples=False)["onnx-int8-static-u8s8"].rule == (
         "static-needs-samples"
     )
 
 
 def test_a_device_without_the_runtime_gets_nothing_and_is_told_what_it_has(lite0):
-    made = decisions(lite0, "raspberry-pi-3b-plus-32bit")
-    onnx = [d for name, d in made.items() if name.startswith("onnx-")]
-    assert {d.verdict for d in onnx} == {"out"}
-    assert "tflite-runtime 2.14" in made["onnx-fp32"].reason
-    made = decisions(lite0, X86, also=("tflite-fp32",), runtimes=(("onnxruntime", "1.23.2"),))
-    assert {d.verdict for name, d in made.items() if name.startswith("tflite-")} == {"out"}
-    assert made["tflite-fp32"].reason == (
+    decisions = decide(lite0, "raspberry-pi-3b-plus-32bit")
+    onnx = [decision for name, decision in decisions.items() if name.startswith("onnx-")]
+    assert {decision.verdict for decision in onnx} == {"out"}
+    assert "tflite-runtime 2.14" in decisions["onnx-fp32"].reason
+    decisions = decide(lite0, X86, also=("tflite-fp32",), runtimes=(("onnxruntime", "1.23.2"),))
+    assert {
+        decision.verdict for name, decision in decisions.items() if name.startswith("tflite-")
+    } == {"out"}
+    assert decisions["tflite-fp32"].reason == (
         "the profile has no litert or tflite-runtime; it has onnxruntime 1.23.2"
     )
 
 
 def test_precisions_that_the_profile_does_not_list_are_out(lite0):
-    p = device_profiles.load(X86, ('precisions=["fp32"]',))
-    made = decisions(lite0, p)
-    assert made["onnx-int8-static-u8s8"].rule == "precision-not-on-device"
-    assert made["onnx-fp32"].verdict == "in"
+    profile = device_profiles.load(X86, ('precisions=["fp32"]',))
+    decisions = decide(lite0, profile)
+    assert decisions["onnx-int8-static-u8s8"].rule == "precision-not-on-device"
+    assert decisions["onnx-fp32"].verdict == "in"
 
 
 def test_with_overrules_experience_but_not_the_device(lite0):
-    made = decisions(lite0, X86, also=("onnx-int8-dynamic",))
-    assert made["onnx-int8-dynamic"].verdict == "in"
-    assert "asked for" in made["onnx-int8-dynamic"].reason
-    none = decisions(lite0, "raspberry-pi-3b-plus-32bit", also=("onnx-fp32",))
+    decisions = decide(lite0, X86, also=("onnx-int8-dynamic",))
+    assert decisions["onnx-int8-dynamic"].verdict == "in"
+    assert "asked for" in decisions["onnx-int8-dynamic"].reason
+    none = decide(lite0, "raspberry-pi-3b-plus-32bit", also=("onnx-fp32",))
     assert none["onnx-fp32"].verdict == "out"
 
 
 def test_an_unknown_candidate_is_refused_with_the_known_ones(lite0):
-    with pytest.raises(InputError, match="no candidate 'onnx-int3'") as e:
-        decisions(lite0, X86, only=("onnx-int3",))
-    assert "onnx-int8-dynamic" in e.value.hint
+    with pytest.raises(InputError, match="no candidate 'onnx-int3'") as error:
+        decide(lite0, X86, only=("onnx-int3",))
+    assert "onnx-int8-dynamic" in error.value.hint
 
 
 # TFLite candidates: what an old runtime cannot compute, and what does not suit the model
@@ -134,8 +141,8 @@ WEIGHTS, INT4 = {"tflite-int8-weights"}, {"tflite-int4"}
 TABLE, BLOCKS = {"tflite-int8-int4-table"}, {"tflite-int4-block32"}
 
 
-def chosen(made):
-    return {n for n, d in made.items() if d.verdict == "in"}
+def list_chosen(decisions):
+    return {name for name, decision in decisions.items() if decision.verdict == "in"}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +158,7 @@ def chosen(made):
     ],
 )
 def test_tflite_forms_of_a_conv_net(lite0, runtime, wanted):
-    assert chosen(decisions(lite0, PI, runtimes=(runtime,))) == ANY | WEIGHTS | wanted
+    assert list_chosen(decide(lite0, PI, runtimes=(runtime,))) == ANY | WEIGHTS | wanted
 
 
 @pytest.mark.parametrize(
@@ -168,31 +175,31 @@ def test_tflite_forms_of_a_conv_net(lite0, runtime, wanted):
 )
 def test_tflite_forms_of_a_transformer(minilm, runtime, wanted):
     """Static INT8 breaks it, and unpacking matrices at every inference is slow."""
-    made = decisions(minilm, PI, runtimes=(runtime,))
-    assert chosen(made) == ANY | INT4 | wanted
-    assert made["tflite-int8-weights"].rule == "weight-only-is-for-convs"
+    decisions = decide(minilm, PI, runtimes=(runtime,))
+    assert list_chosen(decisions) == ANY | INT4 | wanted
+    assert decisions["tflite-int8-weights"].rule == "weight-only-is-for-convs"
 
 
 @pytest.mark.parametrize(("runtime", "form"), [(TFR_214, PLAIN), (L230, STATIC)])
 def test_tflite_forms_of_a_recurrent_model(silero, runtime, form):
     """Whether its states bear INT8 is measured: TFLite keeps them in float or calibrates them."""
-    made = decisions(silero, PI, runtimes=(runtime, ("onnxruntime", "1.23.2")))
+    decisions = decide(silero, PI, runtimes=(runtime, ("onnxruntime", "1.23.2")))
     dynamic = PER_TENSOR if runtime == TFR_214 else DYNAMIC
-    tflite = {n for n in chosen(made) if n.startswith("tflite-")}
+    tflite = {name for name in list_chosen(decisions) if name.startswith("tflite-")}
     assert tflite == ANY | form | dynamic | WEIGHTS
-    assert made["onnx-int8-dynamic"].rule == "recurrent-stays-float"
+    assert decisions["onnx-int8-dynamic"].rule == "recurrent-stays-float"
 
 
 def test_a_tflite_file_is_a_candidate_as_it_is_and_never_becomes_onnx():
-    made = decisions(LSTM, PI, runtimes=(TFR_214, ("onnxruntime", "1.23.2")))
-    assert chosen(made) == {"tflite-given", "tflite-fp16"} | PLAIN | PER_TENSOR | INT4
-    assert made["tflite-fp32"].rule == "given-is-float"
-    back = {d.rule for name, d in made.items() if name.startswith("onnx-")}
+    decisions = decide(LSTM, PI, runtimes=(TFR_214, ("onnxruntime", "1.23.2")))
+    assert list_chosen(decisions) == {"tflite-given", "tflite-fp16"} | PLAIN | PER_TENSOR | INT4
+    assert decisions["tflite-fp32"].rule == "given-is-float"
+    back = {decision.rule for name, decision in decisions.items() if name.startswith("onnx-")}
     assert back == {"no-way-back-to-onnx"}
 
 
 def test_an_onnx_file_is_not_given_as_tflite(lite0):
-    asked = decisions(lite0, PI, runtimes=(L230,), also=("tflite-given",))["tflite-given"]
+    asked = decide(lite0, PI, runtimes=(L230,), also=("tflite-given",))["tflite-given"]
     assert (asked.verdict, asked.rule) == ("out", "given-is-for-tflite-files")
 
 
@@ -208,9 +215,9 @@ def test_an_onnx_file_is_not_given_as_tflite(lite0):
     ],
 )
 def test_what_a_runtime_cannot_compute_is_out_even_when_asked_for(minilm, runtime, name, rule):
-    made = decisions(minilm, PI, runtimes=(runtime,), also=(name,))[name]
-    assert (made.verdict, made.rule) == ("out", rule)
-    assert f"{runtime[0]} {runtime[1]}" in made.reason
+    decision = decide(minilm, PI, runtimes=(runtime,), also=(name,))[name]
+    assert (decision.verdict, decision.rule) == ("out", rule)
+    assert f"{runtime[0]} {runtime[1]}" in decision.reason
 
 
 @pytest.mark.parametrize(
@@ -226,22 +233,22 @@ def test_what_a_runtime_cannot_compute_is_out_even_when_asked_for(minilm, runtim
     ],
 )
 def test_what_experience_speaks_against_is_measured_when_asked_for(lite0, runtime, name, rule):
-    left_out = decisions(lite0, PI, runtimes=(runtime,))[name]
+    left_out = decide(lite0, PI, runtimes=(runtime,))[name]
     assert (left_out.verdict, left_out.rule) == ("out", rule)
-    asked = decisions(lite0, PI, runtimes=(runtime,), also=(name,))[name]
+    asked = decide(lite0, PI, runtimes=(runtime,), also=(name,))[name]
     assert asked.verdict == "in"
     assert left_out.reason in asked.reason
 
 
 def test_static_tflite_needs_samples(lite0):
-    made = decisions(lite0, PI, runtimes=(L230,), samples=False)
-    assert chosen(made) == ANY | WEIGHTS | DYNAMIC
-    assert {made[n].rule for n in STATIC} == {"static-needs-samples"}
+    decisions = decide(lite0, PI, runtimes=(L230,), samples=False)
+    assert list_chosen(decisions) == ANY | WEIGHTS | DYNAMIC
+    assert {decisions[name].rule for name in STATIC} == {"static-needs-samples"}
 
 
 def test_litert_is_planned_for_where_a_device_has_both(lite0):
-    made = decisions(lite0, PI, runtimes=(TFR_214, L230))
-    assert chosen(made) == ANY | WEIGHTS | STATIC | DYNAMIC
+    decisions = decide(lite0, PI, runtimes=(TFR_214, L230))
+    assert list_chosen(decisions) == ANY | WEIGHTS | STATIC | DYNAMIC
 
 
 def rule(**when):
@@ -276,7 +283,7 @@ def test_a_rule_about_no_fact_is_an_error_and_not_silence():
 
 
 def test_a_version_that_is_none_is_an_input_error():
-    rule = next(r for r in policy.shipped().rule if r.id == "int4-kernels-too-new")
+    rule = next(entry for entry in policy.shipped().rule if entry.id == "int4-kernels-too-new")
     assert rule.matches("onnx-int4", {"runtime_version": "1.15.1"})
     with pytest.raises(InputError, match=r"'1\.17-nv' is no version"):
         rule.matches("onnx-int4", {"runtime_version": "1.17-nv"})

@@ -22,8 +22,8 @@ OTHER_X86 = device_profiles.load(
 )
 
 
-def ms(x):
-    return Quantity("measured", x, "ms", "here")
+def ms(value):
+    return Quantity("measured", value, "ms", "here")
 
 
 def latency(device, *, integer, candidate=4.0, float32=8.0):
@@ -36,9 +36,9 @@ def test_this_very_machine_is_measured_and_not_predicted():
 
 
 def test_float_scales_with_the_float_rates():
-    v = latency(ARM, integer=False)
-    assert (v.kind, v.value) == ("predicted", 8.0 * 32 / 4)
-    assert (v.low, v.high) == (pytest.approx(64 / 3), pytest.approx(64 * 3))
+    predicted = latency(ARM, integer=False)
+    assert (predicted.kind, predicted.value) == ("predicted", 8.0 * 32 / 4)
+    assert (predicted.low, predicted.high) == (pytest.approx(64 / 3), pytest.approx(64 * 3))
 
 
 def test_integer_on_another_architecture_keeps_half_of_the_promise_on_a_log_scale():
@@ -70,15 +70,15 @@ def test_an_unknown_rate_or_float_time_gives_no_number():
 
 
 def test_memory_carries_over_within_a_band():
-    v = predict.memory(HOST, ARM, Quantity("measured", 100.0, "MB", "here"))
-    assert (v.kind, v.low, v.high) == ("predicted", 75.0, 125.0)
+    predicted = predict.memory(HOST, ARM, Quantity("measured", 100.0, "MB", "here"))
+    assert (predicted.kind, predicted.low, predicted.high) == ("predicted", 75.0, 125.0)
 
 
 def test_energy_is_board_power_times_latency():
     device = device_profiles.load("raspberry-pi-4b")
-    v = predict.energy(device, Quantity("predicted", 100.0, "ms", "", 50.0, 200.0))
-    assert v.value == pytest.approx(640)
-    assert (v.low, v.high) == (pytest.approx(50 * 3.7), pytest.approx(1280))
+    predicted = predict.energy(device, Quantity("predicted", 100.0, "ms", "", 50.0, 200.0))
+    assert predicted.value == pytest.approx(640)
+    assert (predicted.low, predicted.high) == (pytest.approx(50 * 3.7), pytest.approx(1280))
     none = msgspec.structs.replace(device, power_modes=())
     assert predict.energy(none, ms(1.0)).kind == "unknown"
 
@@ -95,11 +95,13 @@ def test_the_band_holds_the_published_times_of_a_phone():
     )  # the same core
     cores = (2.84 + 3 * 2.42) / 2.84
     for integer, published in ((False, 12.0), (True, 6.5)):
-        v = predict.latency(host, phone, candidate=ms(7.89), float32=ms(7.89), integer=integer)
-        assert v.low / cores <= published <= v.high / cores
+        predicted = predict.latency(
+            host, phone, candidate=ms(7.89), float32=ms(7.89), integer=integer
+        )
+        assert predicted.low / cores <= published <= predicted.high / cores
 
 
 def test_threads_are_timed_in_powers_of_two_and_with_all_cores():
-    assert [measure.thread_counts(n) for n in (1, 2, 3, 4, 6)] == [
+    assert [measure.thread_counts(cores) for cores in (1, 2, 3, 4, 6)] == [
         (1,), (1, 2), (1, 2, 3), (1, 2, 4), (1, 2, 4, 6),
     ]  # fmt: skip

@@ -60,7 +60,7 @@ def test_tflite_runtimes_run_beside_the_numpy_they_need(cache, digits, tmp_path,
         path = str(tmp_path / "digits.tflite")
         reply = child.ask("open", path=path, runtime=name, threads=1, options={})
         assert reply["version"] == version
-        assert [s["name"] for s in reply["inputs"]] == ["input"]
+        assert [spec["name"] for spec in reply["inputs"]] == ["input"]
         child.ask("run", feeds=str(tmp_path / "feeds"), out=str(tmp_path / "out"))
     assert sample_store.read(tmp_path / "out").stacked["logits"].shape == (1, 1, 10)
 
@@ -101,9 +101,9 @@ def test_offline_takes_what_is_at_hand_and_says_so(cache, tmp_path):
 
 
 def test_offline_with_no_version_at_hand_says_what_to_do(tmp_path):
-    with pytest.raises(MeasureError, match=r"tflite-runtime 2\.14\.0 is not at hand") as e:
+    with pytest.raises(MeasureError, match=r"tflite-runtime 2\.14\.0 is not at hand") as error:
         runtime_env.provide("tflite-runtime", "2.14.0", tmp_path, offline=True)
-    assert "without --offline" in e.value.hint
+    assert "without --offline" in error.value.hint
 
 
 def test_a_version_that_is_none_cannot_be_had(cache):

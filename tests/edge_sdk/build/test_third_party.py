@@ -60,13 +60,13 @@ os = "{here.os}"
     return folder
 
 
-def expected(folder):
+def compute_output(folder):
     with np.load(folder / "plan-b.lin") as arrays:
         return np.load(folder / "one.npy") @ arrays["weights"] + arrays["bias"]
 
 
 @pytest.fixture(scope="module")
-def built(edge, folder):
+def package_path(edge, folder):
     out = folder / "dist"
     edge("build", folder / "plan-b.lin", "-p", folder / "box.toml", "--eval",
          folder / "samples.npy", "--objective", "bytes", "--out", out,
@@ -76,50 +76,57 @@ def built(edge, folder):
 
 
 def test_it_is_inspected(edge, folder):
-    done = edge("inspect", folder / "plan-b.lin", "-p", folder / "box.toml", "--json",
-                PYTHONPATH=PLUGINS)  # fmt: skip
-    inspected = json.loads(done.stdout)
+    process = edge("inspect", folder / "plan-b.lin", "-p", folder / "box.toml", "--json",
+                   PYTHONPATH=PLUGINS)  # fmt: skip
+    inspected = json.loads(process.stdout)
     assert inspected["model"]["format"] == "linear"
     assert inspected["model"]["macs"] == INPUTS * OUTPUTS
     assert inspected["support"][0]["runtime"] == "linear 1.0"
 
 
 def test_its_converters_are_planned_and_ours_are_not(edge, folder):
-    done = edge("plan", folder / "plan-b.lin", "-p", folder / "box.toml", "--json",
-                PYTHONPATH=PLUGINS)  # fmt: skip
-    (plan,) = json.loads(done.stdout)
-    assert [c["spec"]["name"] for c in plan["chosen"]] == ["linear-fp16", "linear-fp32"]
-    assert {d["verdict"] for d in plan["decisions"] if "linear" not in d["candidate"]} == {"out"}
+    process = edge("plan", folder / "plan-b.lin", "-p", folder / "box.toml", "--json",
+                   PYTHONPATH=PLUGINS)  # fmt: skip
+    (plan,) = json.loads(process.stdout)
+    assert [candidate["spec"]["name"] for candidate in plan["chosen"]] == [
+        "linear-fp16",
+        "linear-fp32",
+    ]
+    assert {
+        decision["verdict"]
+        for decision in plan["decisions"]
+        if "linear" not in decision["candidate"]
+    } == {"out"}
 
 
-def test_a_package_is_built_verified_and_run(edge, folder, built):
-    edge("verify", built, PYTHONPATH=PLUGINS)
-    done = edge("run", built, folder / "one.npy", "--json", PYTHONPATH=PLUGINS)
-    answer = np.array(json.loads(done.stdout)["outputs"]["y"])
-    np.testing.assert_allclose(answer, expected(folder), atol=0.02)
+def test_a_package_is_built_verified_and_run(edge, folder, package_path):
+    edge("verify", package_path, PYTHONPATH=PLUGINS)
+    process = edge("run", package_path, folder / "one.npy", "--json", PYTHONPATH=PLUGINS)
+    answer = np.array(json.loads(process.stdout)["outputs"]["y"])
+    np.testing.assert_allclose(answer, compute_output(folder), atol=0.02)
 
 
-def test_the_report_shows_its_candidates(built):
-    (html,) = built.parent.glob("*.report.html")
+def test_the_report_shows_its_candidates(package_path):
+    (html,) = package_path.parent.glob("*.report.html")
     text = html.read_text()
     assert "linear-fp16" in text
     assert "linear-fp32" in text
     assert "linear 1.0" in text
 
 
-def test_the_agent_installs_and_serves_it(edge, folder, built, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", AGENT, str(tmp_path), str(built), str(folder / "samples.npy")],
+def test_the_agent_installs_and_serves_it(edge, folder, package_path, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", AGENT, tmp_path, package_path, folder / "samples.npy"],
         cwd=ROOT, env=edge.environment(PYTHONPATH=PLUGINS), capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answer = np.array(json.loads(done.stdout))
-    np.testing.assert_allclose(answer, expected(folder), atol=0.02)
+    assert process.returncode == 0, process.stderr
+    answer = np.array(json.loads(process.stdout))
+    np.testing.assert_allclose(answer, compute_output(folder), atol=0.02)
 
 
 def test_without_the_package_its_names_are_refused_with_those_that_are_known(edge, folder):
     assert "linear" not in registry.by_name()
-    done = edge("plan", folder / "plan-b.lin", "-p", folder / "box.toml", ok=1)
-    assert "no runtime 'linear' is known" in done.stderr
-    assert "one of: onnxruntime, litert" in done.stderr
+    process = edge("plan", folder / "plan-b.lin", "-p", folder / "box.toml", ok=1)
+    assert "no runtime 'linear' is known" in process.stderr
+    assert "one of: onnxruntime, litert" in process.stderr
