@@ -31,6 +31,7 @@ GENERATION = 1
 
 
 class PrepareJob(msgspec.Struct, frozen=True):
+    source: str  # the format of ``model``: a link's target may have another suffix
     model: Path
     out: Path
     shapes: dict[str, int | tuple[int, ...]]
@@ -74,13 +75,12 @@ def prepare(
     check_shapes(model, target, shapes)
     if not (source.export or target.prepare):
         return Prepared(target, model, model_sha256, model, model_sha256, notes=())
-    tools, about = versions(target.toolchain), (shapes, batch)
-    folder = workspace.entry(
-        "prepared", model_sha256, about, tools, code(target.describe), GENERATION
-    )
+    tools, about = versions((*target.toolchain, *source.toolchain)), (source.name, shapes, batch)
+    sources = code(target.describe), code(source.describe)
+    folder = workspace.entry("prepared", model_sha256, about, tools, sources, GENERATION)
     if not folder.is_dir():
         with atomic_directory(folder) as d:
-            job = PrepareJob(model.resolve(), d, dict(shapes), batch)
+            job = PrepareJob(source.name, model.resolve(), d, dict(shapes), batch)
             _run_child(workspace, "prepare", job)
     done = from_json((folder / "prepared.json").read_bytes(), Preparation)
     original = folder / f"exported{target.suffixes[0]}" if source.export else model
@@ -143,7 +143,7 @@ def _run_child(workspace: Workspace, command: str, job: msgspec.Struct) -> None:
 
 
 def _prepare(job: PrepareJob) -> None:
-    source = converters.find_format(job.model)
+    source = converters.get_format(job.source)
     target = converters.prepared_format(source)
     suffix, model = target.suffixes[0], job.model
     if source.export:

@@ -30,6 +30,12 @@ def manifest(tmp_path_factory):
 def make_bundle(manifest, names, digests=None):
     """The manifest of a bundle for shipped profiles."""
     profiles = [device_profiles.load(name) for name in names]
+    digests = digests or [{"model.onnx": f"sha256:{name}"} for name in names]
+    return msgspec.structs.replace(manifest, variants=order(manifest, profiles, digests))
+
+
+def order(manifest, profiles, digests):
+    """The variants of these profiles, in the package's order."""
     variants = [
         msgspec.structs.replace(
             manifest.variants[0], name=profile.name, profiles=(profile.name,),
@@ -37,9 +43,7 @@ def make_bundle(manifest, names, digests=None):
         )
         for profile in profiles
     ]  # fmt: skip
-    digests = digests or [{"model.onnx": f"sha256:{name}"} for name in names]
-    ordered = order_variants(profiles, variants, digests)
-    return msgspec.structs.replace(manifest, variants=ordered)
+    return order_variants(profiles, variants, digests)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +58,8 @@ def make_bundle(manifest, names, digests=None):
     ],
 )
 def test_every_device_gets_the_variant_of_its_profile_in_any_order(manifest, names):
-    for order in (names, names[::-1]):
-        bundle = make_bundle(manifest, order)
+    for listed in (names, names[::-1]):
+        bundle = make_bundle(manifest, listed)
         for name in names:
             facts = detectable_facts(device_profiles.load(name))
             assert name in select_variant(bundle, facts).profiles
@@ -82,18 +86,6 @@ def test_profiles_that_no_fact_tells_apart_share_a_variant_or_are_refused(manife
     assert "without --bundle" in error.value.hint
 
 
-def place(manifest, profiles, digests):
-    """Variants of profiles that were made up, in the package's order."""
-    variants = [
-        msgspec.structs.replace(
-            manifest.variants[0], name=p.name, profiles=(p.name,),
-            selector=Selector(arch=p.platform.arch, os=p.platform.os),
-        )
-        for p in profiles
-    ]  # fmt: skip
-    return order_variants(profiles, variants, digests)
-
-
 def vary(**changes):
     """The profile of a Raspberry Pi 4B with some parts changed."""
     return msgspec.structs.replace(device_profiles.load("raspberry-pi-4b"), **changes)
@@ -108,7 +100,7 @@ def test_a_merged_variant_is_still_reached_by_both_of_its_devices(manifest):
         for name, mb in sizes.items()
     ]
     with pytest.raises(InputError, match="tells 'one' from 'large'"):
-        place(manifest, profiles, [SAME, SAME, {"model.onnx": "sha256:1"}])
+        order(manifest, profiles, [SAME, SAME, {"model.onnx": "sha256:1"}])
 
 
 def test_a_requirement_does_not_let_back_in_whom_an_earlier_one_kept_out(manifest):
@@ -125,7 +117,7 @@ def test_a_requirement_does_not_let_back_in_whom_an_earlier_one_kept_out(manifes
         for name, (first, second) in versions.items()
     ]
     digests = [SAME, {"model.onnx": "sha256:1"}, SAME]
-    shared, other = place(manifest, profiles, digests)
+    shared, other = order(manifest, profiles, digests)
     assert (set(shared.profiles), other.profiles) == ({"both", "old-second"}, ("old-first",))
     assert find_mismatch(shared, detectable_facts(profiles[1]))
 
@@ -134,7 +126,7 @@ def test_a_feature_that_no_detection_reports_is_not_demanded(manifest):
     cpu = vary().cpu
     special = vary(name="special", cpu=msgspec.structs.replace(cpu, isa=(*cpu.isa, "crc32")))
     with pytest.raises(InputError, match="no fact that a device detects"):
-        place(manifest, [special, vary()], [SAME, {"model.onnx": "sha256:1"}])
+        order(manifest, [special, vary()], [SAME, {"model.onnx": "sha256:1"}])
 
 
 def test_what_the_policy_demands_of_a_processor_is_in_the_selector():
