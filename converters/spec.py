@@ -36,7 +36,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # "<target>-<precision>[-<recipe>]"
     title: str  # one line for tables
     target: str  # name of the format that it writes
-    sources: tuple[str, ...] = ("onnx",)  # names of the formats that it reads, once prepared
+    sources: tuple[str, ...]  # names of the formats that it reads, once prepared
     runtimes: tuple[str, ...]  # names of edge_core.runtimes that open it, the better one first
     precision: Literal["fp32", "fp16", "int8", "int4"]
     scheme: Literal["float", "storage", "static", "dynamic", "weight-only"]
@@ -46,6 +46,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     takes_samples: bool = False  # goes without them, and is better with them
     min_opset: int = 0  # the written file needs at least this
     arch_bound: bool = False  # laid out for the device: its times elsewhere say nothing
+    is_optimised: bool = False  # as the runtime's optimiser leaves it: has no form without it
     is_reference: bool = False  # the float form of its target: the others are timed beside it
     fallback_for: tuple[str, ...] = ()  # made only where one of these fails an accuracy gate
     toolchain: tuple[str, ...] = ("onnx", "onnxruntime", "numpy")  # versions go into the package

@@ -18,6 +18,7 @@ SPEC = Spec(
     name="onnx-fp16",
     title="weights stored as fp16, computed in float",
     target="onnx",
+    sources=("onnx",),
     runtimes=("onnxruntime",),
     precision="fp16",
     scheme="storage",

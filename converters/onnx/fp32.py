@@ -10,6 +10,7 @@ SPEC = Spec(
     name="onnx-fp32",
     title="float, graph simplified",
     target="onnx",
+    sources=("onnx",),
     runtimes=("onnxruntime",),
     precision="fp32",
     scheme="float",

@@ -25,6 +25,7 @@ SPEC = Spec(
     name="onnx-int4",
     title="4-bit weights in MatMul and lookup tables",
     target="onnx",
+    sources=("onnx",),
     runtimes=("onnxruntime",),
     precision="int4",
     scheme="weight-only",

@@ -34,6 +34,7 @@ SPEC = Spec(
     name="onnx-int4-conv",
     title="4-bit convolution weights, computed in float",
     target="onnx",
+    sources=("onnx",),
     runtimes=("onnxruntime",),
     precision="int4",
     scheme="weight-only",

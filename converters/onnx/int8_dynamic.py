@@ -22,6 +22,7 @@ SPEC = Spec(
     name="onnx-int8-dynamic",
     title="dynamic INT8 MatMul, a scale per channel",
     target="onnx",
+    sources=("onnx",),
     runtimes=("onnxruntime",),
     precision="int8",
     scheme="dynamic",

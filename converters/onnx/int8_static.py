@@ -125,6 +125,7 @@ def _make_spec(recipe: str, title: str) -> Spec:
         name=f"onnx-int8-static-{recipe}",
         title=title,
         target="onnx",
+        sources=("onnx",),
         runtimes=("onnxruntime",),
         precision="int8",
         scheme="static",

@@ -16,6 +16,7 @@ SPEC = Spec(
     name="onnx-int8-weights",
     title="weights stored as INT8, computed in float",
     target="onnx",
+    sources=("onnx",),
     runtimes=("onnxruntime",),
     precision="int8",
     scheme="weight-only",

@@ -31,6 +31,7 @@ class OrtConverter:
             title=f"{spec.title}, in ORT format",
             suffix=".ort",
             arch_bound=True,
+            is_optimised=True,
             is_reference=False,
         )
 

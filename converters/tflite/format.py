@@ -24,7 +24,9 @@ TABLES = ("GATHER", "EMBEDDING_LOOKUP")
 
 def describe(path: Path, shapes: Shapes) -> Description:
     """Describe the first subgraph; raises InputError for a file that is no TFLite model, or one
-    with free dimensions."""
+    with free dimensions, or ``shapes``: they are fixed in the file."""
+    if shapes:
+        raise InputError(f"{path.name}: the shapes of a .tflite file are fixed")
     model = flatbuffer.read(path)
     inputs, outputs = read_io_specs(model)
     if free := [s for s in inputs if s.dynamic]:

@@ -79,8 +79,8 @@ def prepare(
     sources = code(target.describe), code(source.describe)
     folder = workspace.entry("prepared", model_sha256, about, tools, sources, GENERATION)
     if not folder.is_dir():
-        with atomic_directory(folder) as d:
-            job = PrepareJob(source.name, model.resolve(), d, dict(shapes), batch)
+        with atomic_directory(folder) as out:
+            job = PrepareJob(source.name, model.resolve(), out, dict(shapes), batch)
             _run_child(workspace, "prepare", job)
     done = from_json((folder / "prepared.json").read_bytes(), Preparation)
     original = folder / f"exported{target.suffixes[0]}" if source.export else model
@@ -101,7 +101,8 @@ def check_shapes(model: Path, target: Format, shapes: Shapes) -> None:
     """Raise InputError for shapes that a format cannot fix."""
     if shapes and not target.prepare:
         raise InputError(
-            f"{model.name}: --shape is for ONNX; a {target.suffixes[0]} file has its shapes"
+            f"{model.name}: the shapes of a {target.suffixes[0]} file are fixed",
+            hint="leave --shape out",
         )
 
 
@@ -124,9 +125,9 @@ def convert(
         code(converters.get(spec.name)), GENERATION,
     )  # fmt: skip
     if not folder.is_dir():
-        with atomic_directory(folder) as d:
+        with atomic_directory(folder) as out:
             job = ConvertJob(
-                candidate=candidate, model=prepared.path, out_dir=d, layout=layout, batch=batch,
+                candidate=candidate, model=prepared.path, out_dir=out, layout=layout, batch=batch,
                 feeds=feeds,
             )  # fmt: skip
             _run_child(workspace, "convert", job)
@@ -197,7 +198,9 @@ def _convert(job: ConvertJob) -> None:
 
 
 def _free_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    return tuple(msgspec.structs.replace(s, shape=free_leading_dimension(s.shape)) for s in specs)
+    return tuple(
+        msgspec.structs.replace(spec, shape=free_leading_dimension(spec.shape)) for spec in specs
+    )
 
 
 def main() -> NoReturn:

@@ -49,7 +49,7 @@ def inspect(path: Path, shapes: Shapes, profiles: Sequence[Profile]) -> Inspecti
         notes: tuple[str, ...] = ()
         if target.prepare:
             model, notes = _add_costs(model, target, original, Path(folder), shapes)
-    support = tuple(_find_support(model, target, p) for p in profiles)
+    support = tuple(_find_support(model, target, profile) for profile in profiles)
     return Inspection(model=model, notes=notes, support=support)
 
 
@@ -77,7 +77,7 @@ def _add_costs(
 def _find_support(model: Model, target: Format, profile: Profile) -> ProfileSupport:
     runtime = next(filter(None, map(profile.runtime, target.runtimes)), None)
     if runtime is None:
-        listed = ", ".join(f"{r.name} {r.version}" for r in profile.runtimes)
+        listed = ", ".join(f"{runtime.name} {runtime.version}" for runtime in profile.runtimes)
         name = f"none of {listed}" if listed else "none"
         return ProfileSupport(profile=profile.name, runtime=name, missing=(), opset="")
     support = target.find_support(model, runtime)

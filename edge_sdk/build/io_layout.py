@@ -34,7 +34,7 @@ def stack_answers(outputs: Path, model: Specs, file: Specs) -> dict[str, Array]:
     if has_same_interface(model, file):
         return source.stacked
     answers = [to_model(source[i], model, file) for i in range(len(source))]
-    return {s.name: np.stack([answer[s.name] for answer in answers]) for s in model}
+    return {spec.name: np.stack([answer[spec.name] for answer in answers]) for spec in model}
 
 
 def recipe(wanted: ImageRecipe | None, file: Specs) -> ImageRecipe | None:

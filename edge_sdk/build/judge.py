@@ -151,13 +151,13 @@ def dominates(better: Measurement, worse: Measurement) -> bool:
     """
     is_better = False
     for criterion in _ORDER["latency"]:
-        floor = policy.shipped().floor_of(criterion)
+        floor = policy.load_policy().floor_of(criterion)
         cost, other_cost = _cost(better, criterion), _cost(worse, criterion)
         if cost is None and other_cost is None:
             continue
-        if cost is None or other_cost is None or floor.worse(cost, other_cost):
+        if cost is None or other_cost is None or floor.is_worse(cost, other_cost):
             return False
-        is_better = is_better or floor.worse(other_cost, cost)
+        is_better = is_better or floor.is_worse(other_cost, cost)
     return is_better
 
 
@@ -277,8 +277,8 @@ def _pick_winner(
         costs = [(one, cost) for one in remaining if (cost := _cost(one, criterion)) is not None]
         if not costs:
             continue
-        floor, best = policy.shipped().floor_of(criterion), min(cost for _, cost in costs)
-        tied = [one for one, cost in costs if not floor.worse(cost, best)]
+        floor, best = policy.load_policy().floor_of(criterion), min(cost for _, cost in costs)
+        tied = [one for one, cost in costs if not floor.is_worse(cost, best)]
         remaining = [
             one for one in tied if not any(dominates(other, one) for other in tied)
         ] or tied
@@ -310,8 +310,8 @@ def _explain_loss(
     figures = _describe_costs(winner, measurement)
     for criterion in _ORDER[objective]:
         cost, best = _cost(measurement, criterion), _cost(winner, criterion)
-        floor = policy.shipped().floor_of(criterion)
-        if cost is None or (best is not None and floor.worse(cost, best)):
+        floor = policy.load_policy().floor_of(criterion)
+        if cost is None or (best is not None and floor.is_worse(cost, best)):
             return f"{name} is better in {criterion}", figures
     return f"no different from {name}", figures
 

@@ -64,8 +64,8 @@ def gather(request: BuildRequest, workspace: Workspace, clock: Clock) -> Materia
             model=model,
             prepared=prepared,
             evaluation=evaluation,
-            feeds=_on_disk(evaluation, workspace),
-            calibration=_on_disk(calibration, workspace) if calibration else None,
+            feeds=_write_feeds(evaluation, workspace),
+            calibration=_write_feeds(calibration, workspace) if calibration else None,
             metric=metric,
             user_metric=user,
             host=host,
@@ -88,10 +88,10 @@ def _samples(request: BuildRequest, model: Model) -> tuple[Samples, Samples | No
     return evaluation, calibration
 
 
-def _on_disk(s: Samples, workspace: Workspace) -> Path:
-    folder = workspace.cache / "feeds" / s.digest
+def _write_feeds(samples: Samples, workspace: Workspace) -> Path:
+    folder = workspace.cache / "feeds" / samples.digest
     if not folder.is_dir():
-        sample_store.write(folder, s.feeds)
+        sample_store.write(folder, samples.feeds)
     return folder
 
 
@@ -104,8 +104,8 @@ def _metric(wanted: str, evaluation: Samples, model: Model) -> str:
         )
     if wanted in ("top1", "top5") and not evaluation.labels:
         raise InputError(f"metric {wanted} needs labels, and {evaluation.source} has none")
-    compared = metrics.compared_output(model.outputs, _kind)
-    if wanted in ("top1", "top5", "agreement") and all(d == 1 for d in compared.shape):
+    compared = metrics.pick_scored_output(model.outputs, _kind)
+    if wanted in ("top1", "top5", "agreement") and all(size == 1 for size in compared.shape):
         raise InputError(
             f"metric {wanted} looks for the highest of several scores, and '{compared.name}' is "
             "one number",
@@ -129,7 +129,7 @@ def _kind(output: TensorSpec) -> str:
 
 def _check_names(names: tuple[str, ...], model: Model) -> None:
     """Class names must be as many as the scores, or every label after a gap is wrong."""
-    compared = metrics.compared_output(model.outputs, _kind)
+    compared = metrics.pick_scored_output(model.outputs, _kind)
     classes = compared.shape[-1] if compared.shape else 1
     if names and isinstance(classes, int) and len(names) != classes:
         raise InputError(f"{len(names)} class names for the {classes} scores of '{compared.name}'")

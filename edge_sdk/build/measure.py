@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from converters import registry as converters
 from converters.spec import Spec
 from edge_core.errors import EdgeError, MeasureError
 from edge_core.files import write_atomic
@@ -71,6 +72,7 @@ class Subject(msgspec.Struct, frozen=True):
     file: Specs  # and those of this file
     outputs: Specs = ()  # of this file
     fixed: Path | None = None  # the same for one row, where the batch of ``path`` is dynamic
+    is_optimised: bool = False  # as the converter's SPEC says
 
     @property
     def key(self) -> tuple[str, dict[str, str], str, str, str]:
@@ -80,14 +82,16 @@ class Subject(msgspec.Struct, frozen=True):
 
 def make_subject(artifact: Artifact, env: RuntimeEnv, model: Model) -> Subject:
     """The artifact as something to run."""
-    a = artifact
-    return Subject(a.path, a.sha256, a.options, env, model.inputs, a.inputs, a.outputs, a.fixed)
+    return Subject(
+        artifact.path, artifact.sha256, artifact.options, env, model.inputs, artifact.inputs,
+        artifact.outputs, artifact.fixed, converters.get(artifact.candidate).SPEC.is_optimised,
+    )  # fmt: skip
 
 
 def original(prepared: Prepared, model: Model) -> Subject:
     """The original file on the host's own runtime: what candidates are compared with."""
     path = prepared.original
-    env = runtime_env.installed(prepared.format.runtimes[0])
+    env = runtime_env.find_installed(prepared.format.runtimes[0])
     return Subject(path, prepared.original_sha256, {}, env, model.inputs, model.inputs)
 
 

@@ -46,7 +46,7 @@ def compare(
     _check_shapes(original, candidate)
     values = _compare_tensors(original, candidate, where)
     scores, candidate_scores = (
-        _flatten_samples(compared_output(list(outputs.values()), lambda array: array.dtype.name))
+        _flatten_samples(pick_scored_output(list(outputs.values()), lambda array: array.dtype.name))
         for outputs in (original, candidate)
     )
     values["agreement"] = _agreement(scores, candidate_scores, where)
@@ -86,7 +86,7 @@ def drop_interval(original_hits: Array, candidate_hits: Array) -> tuple[float, f
     return 100 * drop, 100 * (drop - half), 100 * (drop + half)
 
 
-def compared_output(outputs: Sequence[T], dtype: Callable[[T], str]) -> T:
+def pick_scored_output(outputs: Sequence[T], dtype: Callable[[T], str]) -> T:
     """The output whose highest score counts: the first floating-point one, or the first."""
     return next((output for output in outputs if dtype(output).startswith("float")), outputs[0])
 

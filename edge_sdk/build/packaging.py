@@ -195,7 +195,7 @@ def _make_part(
         selector=Selector(
             arch=profile.platform.arch,
             os=profile.platform.os,
-            cpu_features=policy.required_features(artifact.candidate, profile),
+            cpu_features=policy.find_required_features(artifact.candidate, profile),
         ),
         profiles=(profile.name,),
         candidate=artifact.candidate,

@@ -72,7 +72,9 @@ def _package_all(
         )
         for profile in request.profiles
     }
-    refs = packaging.write_packages(request, shared, {n: p for n, p in parts.items() if p})
+    refs = packaging.write_packages(
+        request, shared, {name: part for name, part in parts.items() if part}
+    )
     return tuple(
         packaging.write_report(
             request, shared, profile, plans[profile.name], tried[profile.name],

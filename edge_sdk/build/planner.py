@@ -111,7 +111,7 @@ def _decide(
 ) -> tuple[Decision, Candidate | None]:
     candidate = resolve(spec, profile)
     known = facts(spec, candidate, model, profile, samples)
-    rule = policy.shipped().decide(spec.name, known)
+    rule = policy.load_policy().decide(spec.name, known)
     forced = asked_for and rule.verdict == "out" and not rule.hard
     reason = rule.reason.format(**known)
     decision = Decision(

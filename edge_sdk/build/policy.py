@@ -37,7 +37,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def matches(self, candidate: str, facts: Mapping[str, Any]) -> bool:
         """Does it decide this candidate? Raises InputError for a key that is no fact."""
-        return any(fnmatchcase(candidate, p) for p in self.candidates) and all(
+        return any(fnmatchcase(candidate, pattern) for pattern in self.candidates) and all(
             self._holds(key, want, facts) for key, want in self.when.items()
         )
 
@@ -55,7 +55,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return bool(have) and _OPERATORS[word](_version(have), _version(rest))
             return _OPERATORS[word](have, float(rest))
         if word in ("has", "lacks"):
-            return any(x in have for x in rest.split("|")) is (word == "has")
+            return any(option in have for option in rest.split("|")) is (word == "has")
         return bool(have == want)
 
 
@@ -66,9 +66,10 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relative: float
     absolute: float
 
-    def worse(self, a: float, b: float) -> bool:
-        """Is ``a`` larger than ``b`` by more than noise?"""
-        return a - b > self.absolute and a - b > self.relative * abs(b)
+    def is_worse(self, cost: float, other: float) -> bool:
+        """Is ``cost`` larger than ``other`` by more than noise?"""
+        difference = cost - other
+        return difference > self.absolute and difference > self.relative * abs(other)
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,11 +80,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def decide(self, candidate: str, facts: Mapping[str, Any]) -> Rule:
         """The first rule that matches; the last one matches everything."""
-        return next(r for r in self.rule if r.matches(candidate, facts))
+        return next(rule for rule in self.rule if rule.matches(candidate, facts))
 
     def floor_of(self, value: str) -> Floor:
         """The floor for one kind of value."""
-        return next(f for f in self.floor if f.value == value)
+        return next(floor for floor in self.floor if floor.value == value)
 
 
 def _version(text: str) -> Version:
@@ -94,20 +95,20 @@ def _version(text: str) -> Version:
 
 
 @cache
-def shipped() -> Policy:
+def load_policy() -> Policy:
     """The policy that comes with this version."""
     raw = files("edge_sdk.build").joinpath("policy.toml").read_text(encoding="utf-8")
     return msgspec.convert(tomllib.loads(raw), Policy)
 
 
-def required_features(candidate: str, profile: Profile) -> tuple[str, ...]:
+def find_required_features(candidate: str, profile: Profile) -> tuple[str, ...]:
     """CPU features without which the policy refuses ``candidate``: groups, "a|b" is one of two.
 
     Only those that the profile has: a candidate that its user forced in spite of a rule runs
     where it was built for.
     """
     groups = []
-    for rule in shipped().rule:
+    for rule in load_policy().rule:
         word, _, group = str(rule.when.get("isa", "")).partition(" ")
         if rule.verdict != "out" or word != "lacks" or rule.when.keys() - {"arch", "isa"}:
             continue

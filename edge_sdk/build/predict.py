@@ -28,8 +28,8 @@ def same_machine(host: Profile, device: Profile) -> bool:
     The processor's name alone is not enough: two boards may carry one chip.
     """
     mine, its = (
-        (p.platform.arch, p.cpu.model, p.cpu.cores, round(p.memory.total_mb, -2))
-        for p in (host, device)
+        (one.platform.arch, one.cpu.model, one.cpu.cores, round(one.memory.total_mb, -2))
+        for one in (host, device)
     )
     return mine == its
 
@@ -111,7 +111,7 @@ def energy(device: Profile, latency_ms: Quantity) -> Quantity:
 
     The lower end takes the power above idle where the profile knows it.
     """
-    mode = next((m for m in device.power_modes if m.default), None)
+    mode = next((mode for mode in device.power_modes if mode.default), None)
     if mode is None or latency_ms.value is None:
         return Quantity("unknown", None, "mJ", "", note="no default power mode or no latency")
     low = latency_ms.low if latency_ms.low is not None else latency_ms.value

@@ -80,7 +80,7 @@ def provide(name: str, version: str, cache: Path, *, offline: bool = False) -> R
     return RuntimeEnv(name, nearest, site, exact=False, note=note)
 
 
-def installed(name: str) -> RuntimeEnv:
+def find_installed(name: str) -> RuntimeEnv:
     """The host's own installation; raises MissingExtra."""
     return RuntimeEnv(name, runtimes.get(name).version(), None, exact=True)
 
@@ -92,7 +92,7 @@ def _folder(cache: Path, name: str, version: str) -> Path:
 def _nearest_on_disk(adapter: Adapter, version: str, installed: str, cache: Path) -> RuntimeEnv:
     name = adapter.SPEC.name
     ours = (cache / "runtimes").glob(f"{name}-*-{_HERE}")
-    folders = {p.name.removeprefix(f"{name}-").removesuffix(f"-{_HERE}"): p for p in ours}
+    folders = {path.name.removeprefix(f"{name}-").removesuffix(f"-{_HERE}"): path for path in ours}
     nearest = _nearest(version, [*folders, *([installed] if installed else [])])
     if nearest is None:
         raise MeasureError(
@@ -161,7 +161,11 @@ def _last_line(text: str) -> str:
 def _nearest(version: str, available: list[str]) -> str | None:
     """The release at the smallest distance of (major, minor); the newest patch of it."""
     want = _parse(version)
-    known = [(v, s) for s in available if (v := _parse(s)) and not v.is_prerelease]
+    known = [
+        (parsed, text)
+        for text in available
+        if (parsed := _parse(text)) and not parsed.is_prerelease
+    ]
     if want is None or not known:
         return None
 

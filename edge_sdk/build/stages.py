@@ -146,6 +146,6 @@ def to_json(value: object, *, indent: int = 0) -> bytes:
 def from_json(raw: bytes, kind: type[T]) -> T:
     """What to_json() wrote; raises InputError if it is not a ``kind``."""
     try:
-        return msgspec.json.decode(raw, type=kind, dec_hook=lambda t, v: t(v))
-    except msgspec.MsgspecError as e:
-        raise InputError(f"not a {kind.__name__}: {e}") from e
+        return msgspec.json.decode(raw, type=kind, dec_hook=lambda target, value: target(value))
+    except msgspec.MsgspecError as error:
+        raise InputError(f"not a {kind.__name__}: {error}") from error

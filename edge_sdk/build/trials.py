@@ -68,15 +68,19 @@ def run(
 ) -> dict[str, ProfileTrials]:
     """By profile. A candidate's error is its result; raises StorageError, and InputError for an
     original that does not run."""
-    candidates = [c for profile in request.profiles for c in plans[profile.name].chosen]
+    candidates = [
+        candidate for profile in request.profiles for candidate in plans[profile.name].chosen
+    ]
     with clock.stage("set up runtimes"):
         envs = _set_up(candidates, workspace)
     with clock.stage("convert"):
         artifacts = _convert_all(request, materials, candidates, workspace)
     attempts = {
         profile.name: [
-            _Attempt(c, artifacts[_conversion_key(c)], envs[c.runtime.name, c.runtime.version])
-            for c in plans[profile.name].chosen
+            _Attempt(
+                one, artifacts[_conversion_key(one)], envs[one.runtime.name, one.runtime.version]
+            )
+            for one in plans[profile.name].chosen
         ]
         for profile in request.profiles
     }
@@ -97,7 +101,9 @@ def run(
 def _set_up(candidates: Sequence[Candidate], workspace: Workspace) -> Envs:
     """The runtimes that the candidates need."""
     envs: Envs = {}
-    for name, version in dict.fromkeys((c.runtime.name, c.runtime.version) for c in candidates):
+    for name, version in dict.fromkeys(
+        (one.runtime.name, one.runtime.version) for one in candidates
+    ):
         try:
             envs[name, version] = runtime_env.provide(
                 name, version, workspace.cache, offline=workspace.offline
@@ -124,7 +130,7 @@ def _convert_all(
             feeds=materials.calibration,
         )  # fmt: skip
 
-    jobs = {_conversion_key(c): (lambda c=c: convert_one(c)) for c in candidates}
+    jobs = {_conversion_key(one): (lambda one=one: convert_one(one)) for one in candidates}
     return _side_by_side(jobs, workspace, "convert", lambda key: key[0])
 
 
@@ -151,23 +157,27 @@ def _results(materials: Materials, attempts: Sequence[_Attempt], workspace: Work
     first = measure.original(materials.prepared, materials.model)
     original = "original"
     jobs = {
-        key: (lambda s=s: measure.answers(workspace, s, materials.feeds, materials.host))
-        for key, s in {original: first, **subjects}.items()
+        key: (
+            lambda subject=subject: measure.answers(
+                workspace, subject, materials.feeds, materials.host
+            )
+        )
+        for key, subject in {original: first, **subjects}.items()
     }
     answers = _side_by_side(jobs, workspace, "evaluate", lambda key: key.split(" ")[0])
     reference = answers.pop(original)
     if isinstance(reference, EdgeError):
         raise InputError(f"{first.path.name} does not run: {reference.what}", hint=reference.hint)
     answers |= _unproven(materials, subjects, answers, reference, workspace)
-    ran = {k: s for k, s in subjects.items() if isinstance(answers[k], Path)}
+    ran = {key: subject for key, subject in subjects.items() if isinstance(answers[key], Path)}
     cores = min(workspace.jobs, materials.host.cpu.cores)
     timings: dict[Key, Timing | EdgeError] = {}
     for batch in measure.batches(ran, materials.host):
         timings |= measure.timings(workspace, batch, materials.feeds, materials.host, cores)
     delegations = {
-        k: measure.delegation(workspace, s, materials.host)
-        for k, s in ran.items()
-        if isinstance(timings[k], Timing)
+        key: measure.delegation(workspace, subject, materials.host)
+        for key, subject in ran.items()
+        if isinstance(timings[key], Timing)
     }
     return _Results(reference, answers, timings, delegations)
 
@@ -181,12 +191,12 @@ def _unproven(
 ) -> dict[Key, EdgeError]:
     """What is wrong with files that should take any number of rows."""
     jobs = {
-        key: (lambda s=s: batching.prove(
-            workspace, s, materials.feeds, reference, materials.model.outputs, materials.rows,
+        key: (lambda subject=subject: batching.prove(
+            workspace, subject, materials.feeds, reference, materials.model.outputs, materials.rows,
             materials.host,
         ))
-        for key, s in subjects.items()
-        if s.fixed and isinstance(answers[key], Path)
+        for key, subject in subjects.items()
+        if subject.fixed and isinstance(answers[key], Path)
     }  # fmt: skip
     if not jobs:
         return {}

@@ -30,6 +30,7 @@ class Broken:
 
 def spec(name):
     return Spec(
+        sources=("onnx",),
         name=name, title=name, target="onnx", runtimes=("onnxruntime",), precision="fp32",
         scheme="float", suffix=".onnx", extra="onnx",
     )  # fmt: skip

@@ -345,11 +345,12 @@ def test_a_reshape_is_freed_where_the_rows_are(want, data):
 
 
 def subject(fixed, path):
-    env = runtime_env.installed("onnxruntime")
+    env = runtime_env.find_installed("onnxruntime")
     model = onnxruntime.open(fixed, threads=1, options={})
     return measure.Subject(
-        path, path.name, {}, env, model.inputs, model.inputs, model.outputs, fixed
-    )
+        path, path.name, {}, env, model.inputs, model.inputs, model.outputs, fixed,
+        path.suffix == ".ort",
+    )  # fmt: skip
 
 
 def write_dense(path, *, rows, extra=()):

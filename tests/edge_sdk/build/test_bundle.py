@@ -131,10 +131,10 @@ def test_a_feature_that_no_detection_reports_is_not_demanded(manifest):
 
 def test_what_the_policy_demands_of_a_processor_is_in_the_selector():
     n100 = device_profiles.load("x86-gateway-n100")
-    assert policy.required_features("onnx-int8-static-u8s8", n100) == ("avx_vnni|avx512_vnni",)
-    assert policy.required_features("onnx-fp32", n100) == ()
+    assert policy.find_required_features("onnx-int8-static-u8s8", n100) == ("avx_vnni|avx512_vnni",)
+    assert policy.find_required_features("onnx-fp32", n100) == ()
     plain = device_profiles.load("x86-64")
-    assert policy.required_features("onnx-int8-static-u8s8", plain) == ()
+    assert policy.find_required_features("onnx-int8-static-u8s8", plain) == ()
 
 
 def test_a_bundle_is_built_verified_installed_and_reported(digits, tmp_path):

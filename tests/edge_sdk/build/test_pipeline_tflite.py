@@ -379,7 +379,7 @@ def test_a_tflite_file_without_a_runtime_for_it_is_refused(edge, tmp_path):
 def test_a_tflite_file_has_its_shapes(edge, tmp_path, command):
     more = ("-p", PI32, *ROWS, "--out", tmp_path) if command == "build" else ()
     message = error(edge(command, LSTM, "--shape", "fixed_input=2x28x28", *more, ok=1))
-    assert "trained_lstm.tflite: --shape is for ONNX; a .tflite file has its shapes" in message
+    assert "trained_lstm.tflite: the shapes of a .tflite file are fixed" in message
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 20_000, 41_239])

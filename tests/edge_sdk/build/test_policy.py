@@ -27,13 +27,13 @@ def decide(model, profile, *, runtimes=(), **options):
 
 
 def test_every_rule_has_a_reason_and_evidence_or_needs_none():
-    for rule in policy.shipped().rule:
+    for rule in policy.load_policy().rule:
         assert rule.reason, rule.id
         assert rule.evidence or rule.id == "default"
 
 
 def test_rule_ids_are_unique_and_the_last_one_matches_everything():
-    rules = policy.shipped().rule
+    rules = policy.load_policy().rule
     assert len({rule.id for rule in rules}) == len(rules)
     assert rules[-1].when == {}
     assert rules[-1].candidates == ("*",)
@@ -42,7 +42,7 @@ def test_rule_ids_are_unique_and_the_last_one_matches_everything():
 def test_every_candidate_is_decided_and_no_pattern_is_dead(lite0):
     decisions = decide(lite0, X86)
     assert set(decisions) == set(converters.by_name())
-    for rule in policy.shipped().rule:
+    for rule in policy.load_policy().rule:
         assert any(
             policy.fnmatchcase(name, pattern)
             for name in converters.by_name()
@@ -283,7 +283,7 @@ def test_a_rule_about_no_fact_is_an_error_and_not_silence():
 
 
 def test_a_version_that_is_none_is_an_input_error():
-    rule = next(entry for entry in policy.shipped().rule if entry.id == "int4-kernels-too-new")
+    rule = next(entry for entry in policy.load_policy().rule if entry.id == "int4-kernels-too-new")
     assert rule.matches("onnx-int4", {"runtime_version": "1.15.1"})
     with pytest.raises(InputError, match=r"'1\.17-nv' is no version"):
         rule.matches("onnx-int4", {"runtime_version": "1.17-nv"})
