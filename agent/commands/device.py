@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from agent.commands.options import ConfigFile, PackageFile
+from agent.commands.options import ConfigFile, PackageFile, VariantName
 from agent.commands.render import render_checks, render_timings
 from agent.service import doctor
 from edge_core import console
@@ -29,9 +29,10 @@ def check_device(path: ConfigFile = None, as_json: Json = False) -> None:
 
 
 @app.command("verify")
-def verify(package: PackageFile, as_json: Json = False) -> None:
+def verify(package: PackageFile, variant: VariantName = "", as_json: Json = False) -> None:
     """Check PACKAGE's digests and replay its golden vectors here."""
-    verified = verify_package(package, detect.detect_facts(runtimes.installed_runtimes()))
+    facts = detect.detect_facts(runtimes.installed_runtimes())
+    verified = verify_package(package, facts, variant=variant)
     if as_json:
         console.print_json(verified)
     else:
@@ -45,11 +46,12 @@ def bench(
         list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
     ] = [1],
     runs: Annotated[int, typer.Option(min=2, max=1_000_000, help="Inferences each.")] = 100,
+    variant: VariantName = "",
     as_json: Json = False,
 ) -> None:
     """Time PACKAGE on this device with its own golden inputs."""
     facts = detect.detect_facts(runtimes.installed_runtimes())
-    timings = bench_package(package, facts, threads=tuple(threads), runs=runs)
+    timings = bench_package(package, facts, threads=tuple(threads), runs=runs, variant=variant)
     console.print_json(timings) if as_json else render_timings(timings)
 
 

@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from agent.commands.options import ConfigFile, InputFile, ModelName, PackageFile, load_settings
+from agent.commands.options import (
+    ConfigFile,
+    InputFile,
+    ModelName,
+    PackageFile,
+    VariantName,
+    load_settings,
+)
 from agent.commands.render import render_answer, render_models, render_switch, show_progress
 from agent.service import control
 from edge_core import console
@@ -57,11 +64,12 @@ def infer(
     target: Annotated[str, typer.Argument(help="An installed model, or a package's path.")],
     source: InputFile,
     top: Annotated[int, typer.Option(min=0, max=MAX_TOP, help="Classes to show; 0: outputs.")] = 5,
+    variant: VariantName = "",
     path: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Answer one INPUT; the running agent does it for an installed model."""
-    answer = control.infer(path, target, source, top=top)
+    answer = control.infer(path, target, source, top=top, variant=variant)
     if as_json or not answer.top:
         console.print_json(answer)
     else:

@@ -38,13 +38,14 @@ def render_switch(switch: Switch) -> None:
 def render_models(models: Sequence[Model]) -> None:
     """What `edge-agent models` prints."""
     table = console.new_table(
-        "model", "version", "candidate", "runs with", "installed", "previous", "why"
+        "model", "version", "variant", "candidate", "runs with", "installed", "previous", "why"
     )
     for model in models:
         slot, previous = model.current, model.previous
         table.add_row(
             model.name,
             slot.version if slot else "",
+            slot.variant if slot else "",
             slot.candidate if slot else "",
             _describe_tuning(slot) if slot else "",
             _format_time(slot.installed_at) if slot else "",
@@ -75,14 +76,17 @@ def _render_status(status: Document) -> None:
     if status["health"]:
         typer.echo(status["health"])
     stages = [f"{stage} p50" for stage in STAGES] + ["total p99"]
-    table = console.new_table("model", "version", "state", "answers", *stages, "why", right=stages)
+    table = console.new_table(
+        "model", "version", "variant", "state", "answers", *stages, "why", right=stages
+    )
     for model in status["models"]:
         times = [model["stages"].get(stage, {}).get("p50_ms") for stage in STAGES]
         times.append(model["stages"].get("total", {}).get("p99_ms"))
         cells = ("" if ms is None else f"{ms:.3f}" for ms in times)
         answers = str(model["counts"]["success"])
+        variant = model["slot"]["variant"] if model["slot"] else ""
         table.add_row(
-            model["name"], model["version"], model["state"], answers, *cells, model["why"]
+            model["name"], model["version"], variant, model["state"], answers, *cells, model["why"]
         )
     console.stdout().print(table)
 

@@ -18,7 +18,7 @@ from agent.packages import install as installing
 from agent.packages.slots import Active, Slot, Slots
 from agent.service import client, instance_lock
 from agent.service.instance_lock import Instance
-from edge_core.errors import EdgeError, Unavailable
+from edge_core.errors import EdgeError, InputError, Unavailable
 from edge_core.machine import detect
 from edge_core.package import run
 from edge_core.runtimes import registry as runtimes
@@ -110,28 +110,33 @@ def read_overview(settings: Config) -> Overview:
     return Overview(agent=here, status=status, models=read_models(settings))
 
 
-def infer(path: Path | None, target: str, source: Path, *, top: int) -> run.Answer:
+def infer(
+    path: Path | None, target: str, source: Path, *, top: int, variant: str = ""
+) -> run.Answer:
     """One answer from a package, or from an installed model; ``path`` are other settings.
 
     What has a slash or ends in .edgepkg is a package. An installed model is asked of the running
-    agent, and loaded in this process if none runs.
+    agent, and loaded in this process if none runs. ``variant`` is the one of a package to run; an
+    installed model has one already: raises InputError.
     """
     package = Path(target)
     if os.sep in target or package.suffix == ".edgepkg":
-        return _infer_package(package, source, top)
+        return _infer_package(package, source, top, variant)
     try:
         settings = config.load_config(config.find_config(path))
         active = Slots(settings.root).active(target)
     except EdgeError:
         if package.exists():
-            return _infer_package(package, source, top)
+            return _infer_package(package, source, top, variant)
         raise
+    if variant:
+        raise InputError(f"'{target}' is installed, with one variant", hint="leave --variant out")
     return _infer_installed(settings, active, target, source, top)
 
 
-def _infer_package(package: Path, source: Path, top: int) -> run.Answer:
+def _infer_package(package: Path, source: Path, top: int, variant: str) -> run.Answer:
     facts = detect.detect_facts(runtimes.installed_runtimes())
-    return run.run_package(package, source, facts, top=top)
+    return run.run_package(package, source, facts, variant=variant, top=top)
 
 
 def _infer_installed(

@@ -56,6 +56,7 @@ class PackageRef(msgspec.Struct, frozen=True):
     path: Path
     digest: str  # "sha256:..." of the OCI manifest, which covers every blob
     bytes: int
+    variants: tuple[str, ...]  # their names, in the order of choice
 
 
 class Package(msgspec.Struct, frozen=True):
@@ -234,7 +235,8 @@ def _write_archive(out: Path, package: Package) -> PackageRef:
     with open_atomic(out) as file:
         archive.write(package.image, file)
         size = file.tell()
-    return PackageRef(out, package.digest, size)
+    variants = tuple(variant.name for variant in package.manifest.variants)
+    return PackageRef(out, package.digest, size, variants)
 
 
 def _config(manifest: Manifest, layers: tuple[Descriptor, ...]) -> bytes:

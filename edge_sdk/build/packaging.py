@@ -141,6 +141,7 @@ def write_report(
         evaluation=f"{materials.evaluation.source}, {len(materials.evaluation)} samples",
         package=ref.path.name if ref else "",
         digest=ref.digest if ref else "",
+        variants=ref.variants if ref else (),
         host=f"{materials.host.cpu.model}, {materials.host.cpu.cores} cores",
         seconds=spent,
     )

@@ -36,6 +36,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: str  # source and number of the samples
     package: str  # file name; empty when nothing fits
     digest: str
+    variants: tuple[str, ...]  # of the package, in the order of choice
     host: str
     seconds: dict[str, float]  # wall time by stage
 

@@ -252,6 +252,22 @@ def test_a_package_whose_answers_differ_here_is_refused_with_exit_code_2(
     assert model_["current"]["version"] == "1.0.0"
 
 
+def test_the_variant_of_a_package_is_chosen_and_shown(
+    make_package, one_model: Path, tmp_path: Path
+):
+    path = make_package(version="3", seed=3)
+    assert "here" in edge_agent("models", config=one_model).stdout
+    chosen = edge_agent("verify", path, "--variant", "here", "--json", config=one_model).stdout
+    assert json.loads(chosen)["variant"] == "here"
+    inputs = tmp_path / "x.npy"
+    np.save(inputs, np.zeros((1, 4), np.float32))
+    for words in (("verify", path), ("bench", path), ("infer", path, inputs)):
+        done = edge_agent(*words, "--variant", "pi", config=one_model, ok=1)
+        assert "has no variant 'pi'" in done.stderr
+    done = edge_agent("infer", "dense", inputs, "--variant", "here", config=one_model, ok=1)
+    assert "leave --variant out" in done.stderr
+
+
 def test_doctor_fails_with_1_and_only_for_failures(installed_config: Config):
     path = settings(installed_config)
     checks = {check["what"]: check["state"] for check in ask_json("doctor", config=path)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,8 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_core.errors import PackageError
-from edge_core.package.manifest import MAX_FILES, MAX_VARIANTS, Manifest, check_paths
+from edge_core.package import format as package
+from edge_core.package import golden, oci
+from edge_core.package.manifest import (
+    MAX_DEPTH,
+    MAX_FILES,
+    MAX_NEEDS,
+    MAX_PATH,
+    MAX_VARIANTS,
+    Manifest,
+    check_paths,
+)
 from tests import packages
+
+PAGE = Path(__file__).parents[3] / "docs" / "package.md"
+MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +153,21 @@ def test_damaged_bytes_raise_package_error_or_nothing(manifest, data):
 def test_the_same_fields_give_the_same_bytes(manifest):
     assert Manifest.from_bytes(manifest.to_bytes()).to_bytes() == manifest.to_bytes()
     assert msgspec.structs.replace(manifest).to_bytes() == manifest.to_bytes()
+
+
+def test_the_page_states_every_limit():
+    page = " ".join(PAGE.read_text().split())
+    for limit in (
+        f"{MAX_VARIANTS} variants, {MAX_FILES} files per variant, {oci.MAX_LAYERS} layers in total",
+        f"{MAX_NEEDS} groups of CPU features per selector; {golden.MAX_SAMPLES} golden samples",
+        f"{oci.MAX_INDEX // 1024} KiB for the OCI index",
+        f"{oci.MAX_MANIFEST // 1024} KiB each for the OCI manifest and config",
+        f"at most {MAX_DEPTH} names and {MAX_PATH} characters",
+    ):
+        assert limit in page
+    assert oci.MAX_CONFIG == oci.MAX_MANIFEST
+    assert oci.MAX_BLOB == 8 * 1024 * MIB - 1
+    assert f"| `VARIANT/PATH` | `{package.MODEL.media_type}` | 8 GiB - 1 |" in page
+    titles = {"VARIANT/golden.npz": package.GOLDEN, "VARIANT/recipe.json": package.RECIPE}
+    for title, kind in (*package.KINDS.items(), *titles.items()):
+        assert f"| `{title}` | `{kind.media_type}` | {kind.limit // MIB} MiB |" in page

@@ -7,11 +7,13 @@ import pytest
 
 import device_profiles
 import edge_sdk
+from agent import Agent
 from agent.config import Config, Install
 from agent.packages.install import install
 from edge_core.errors import InputError
 from edge_core.machine.detect import detect_facts
 from edge_core.package import format as package
+from edge_core.package import golden
 from edge_core.package.manifest import Gate, Selector
 from edge_core.package.selector import find_mismatch, select_variant
 from edge_core.runtimes.registry import installed_runtimes
@@ -157,10 +159,17 @@ def test_a_bundle_is_built_verified_installed_and_reported(digits, tmp_path):
     card = opened.read("model-card.md").decode()
     assert all(f"## The file of `{name}`" in card for name in names)
     for result in built:
-        assert json.loads(result.report_json.read_bytes())["package"] == built[0].package.name
+        report = json.loads(result.report_json.read_bytes())
+        assert report["package"] == built[0].package.name
+        assert set(report["variants"]) == set(names)
+        assert "with the variants" in result.report_html.read_text()
     for name in names:
         verified = edge_sdk.verify(built[0].package, variant=name)
         assert (verified.variant, verified.golden.ok) == (name, True)
     here = msgspec.structs.replace(detect_facts(installed_runtimes()), arch="aarch64")
     config = Config(data_dir=str(tmp_path / "agent"), install=Install(tune_s=0.2))
     assert install(config, built[0].package, facts=here).slot.variant == "raspberry-pi-4b"
+    inputs = golden.from_bytes(opened.read("raspberry-pi-4b/golden.npz")).inputs
+    with Agent(config) as agent:
+        answer = agent.infer(opened.manifest.name, inputs[0])
+    assert set(answer.outputs) == {spec.name for spec in opened.manifest.variants[0].outputs}

@@ -128,6 +128,7 @@ def make_report(budgets: Budgets = PROFILE.budgets) -> report.Report:
         notes=("initializers are no inputs",), metric="agreement",
         evaluation="photos/, 100 samples", package="lite0.edgepkg" if verdict.winner else "",
         digest=f"sha256:{'0c' * 32}" if verdict.winner else "", host="Example CPU, 2 cores",
+        variants=("pi",) if verdict.winner else (),
         seconds={"read": 0.31, "convert": 11.2, "measure": 42.0},
     )  # fmt: skip
 
@@ -263,7 +264,7 @@ def test_nothing_fits_names_the_smallest_relaxation():
 
 def test_a_plan_without_candidates_still_has_a_report(full_report):
     empty = msgspec.structs.replace(
-        full_report, measurements=(), artifacts=(), package="", digest="",
+        full_report, measurements=(), artifacts=(), package="", digest="", variants=(),
         verdict=judge.judge(PROFILE, (), metric="agreement"),
     )  # fmt: skip
     assert "Candidates None was measured." in Page(report.render(empty)).text
