@@ -103,7 +103,7 @@ def auto_rollback(
 def _suspect(slots: Slots, inside: InFlight) -> Suspect | None:
     try:
         active = slots.active(inside.name)
-    except EdgeError:  # removed, or its file is damaged: nothing to take back
+    except EdgeError:  # removed, or its file is damaged: nothing to roll back
         return None
     current = active.current
     if current is None or current.digest != inside.digest or active.disabled:

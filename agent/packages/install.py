@@ -82,7 +82,7 @@ def install(
             active = slots.active(manifest.name) if manifest.name in slots.names() else Active()
             _check_refused(opened, active, force)
             _check_space(slots, opened, variant)
-            # 3. Into a folder that nothing changes any more; made anew if it is damaged.
+            # 3. Into a folder that nothing changes any more; recreated if it is damaged.
             folder = slots.unpack(opened, variant)
             progress(f"unpacked in {folder}")
             # 4. and 5. Self-test and tuning, unless this very runtime has been through them.

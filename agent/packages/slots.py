@@ -9,7 +9,7 @@ named by a package's digest and a variant is complete. Nothing but Active says w
 it does not name is rubbish, and sweep() removes it. Readers need no lock. Two flocks order the
 writers: `.installing` is held for a whole installation, `.lock` for one change of one Active.
 
-Against bit rot: the package's OCI manifest lies in the slot, and check() holds the files against
+Against bit rot: the package's OCI manifest lies in the slot, and check() compares the files with
 its digests. The agent calls it before every load: the runtime reads those bytes anyway, and
 SHA-256 takes 8 ms for a model of 13 MB (1.7 GB/s on x86-64 with SHA instructions).
 """

@@ -186,7 +186,7 @@ def _batching(
                 if time.monotonic() >= end:
                     return judge_batching(rates)
                 # Requests come as they come: a batch is timed right after one of another size.
-                # That costs nothing in ONNX Runtime; TFLite allocates its tensors anew.
+                # That costs nothing in ONNX Runtime; TFLite allocates its tensors again.
                 ms = visit(1, rows)[1::2] if rows > 1 else visit(1)
                 if i:  # in the first round each size allocates
                     samples.append(1e3 * rows / statistics.median(ms))

@@ -1,6 +1,6 @@
 """ONNX -> int8 ONNX with calibrated activations (QDQ): the fast INT8 form of convolutional nets.
 
-    clamp -> quantize_static (MinMax) -> float outputs kept float -> refine
+    clamp -> quantize_static (MinMax) -> float outputs kept float -> correct biases
 
 Only compute ops are quantised, with the Relu or Clip that belongs to them. Pooling, Add, Concat
 and data movement between two of them become int8 all the same, because the runtime joins

@@ -1,6 +1,6 @@
 """A float .tflite -> integers, by a recipe: ai-edge-quantizer between our ranges and our rounding.
 
-prepare (names, table lookups) -> choose ops -> ranges -> ai-edge-quantizer -> refine -> write
+prepare -> choose ops -> ranges -> ai-edge-quantizer -> correct biases -> write
 
 dynamic      weights in integers, activations rounded as they come; convolutions over each
              channel alone (DEPTHWISE_CONV_2D) stay float: hybrid they are slower than float

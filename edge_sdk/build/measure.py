@@ -2,7 +2,7 @@
 
     answers(...)   outputs on every sample, in a child, cached by content
     timings(...)   load time, peak memory and latency: one candidate at a time, interleaved
-    measurement(...)   both, held against the original's outputs and labelled (pure)
+    measurement(...)   both, checked against the original's outputs and labelled (pure)
 
 Candidates answer side by side up to the cores. Timing is exclusive: all candidates stay loaded in
 processes of their own and take turns in short rounds, so that a busy moment of the machine falls

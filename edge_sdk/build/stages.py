@@ -107,7 +107,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One limit held against one value."""
+    """One limit checked against one value."""
 
     gate: str
     limit: float
