@@ -46,7 +46,7 @@ def test_the_third_crash_within_the_window_is_one_too_many():
 def test_crashes_that_are_far_apart_are_forgiven():
     decided, history = story((0, (OLD,)), (300, (OLD,)), (601, (OLD,)), (902, (OLD,)))
     assert decided == [None] * 4
-    assert [c.at for c in history.crashes] == [601, 902]
+    assert [crash.at for crash in history.crashes] == [601, 902]
 
 
 def test_crashes_of_different_models_do_not_add_up():
@@ -88,7 +88,7 @@ def test_a_clock_that_was_set_back_neither_hides_nor_invents_crashes():
     decided, history = story((10_000, (OLD,)), (100, (OLD,)), (101, (OLD,)))
     assert decided == [None, None, OLD]
     decided, history = story((10_000, (OLD,)), (100, (NEW,)))
-    assert [c.at for c in history.crashes] == [100, 100]
+    assert [crash.at for crash in history.crashes] == [100, 100]
 
 
 EVENTS = st.lists(
@@ -109,15 +109,19 @@ def test_nobody_is_guilty_of_fewer_crashes_than_allowed(events, most, window):
         before, (history, guilty) = history, step(history, Crash(at, suspects), limits, at)
         if guilty is None:
             assert all(
-                sum(s in c.suspects for c in history.crashes) < most for s in suspects
+                sum(suspect in crash.suspects for crash in history.crashes) < most
+                for suspect in suspects
             )  # every one that was inside is still within its limit
             continue
         assert guilty in suspects
-        assert sum(guilty in c.suspects for c in (*before.crashes, Crash(at, suspects))) >= most
-        assert not any(guilty in c.suspects for c in history.crashes)
+        assert (
+            sum(guilty in crash.suspects for crash in (*before.crashes, Crash(at, suspects)))
+            >= most
+        )
+        assert not any(guilty in crash.suspects for crash in history.crashes)
 
 
-def served(name: str, n: int) -> Slot:
+def make_slot(name: str, n: int) -> Slot:
     """The record of an installed package; nothing here opens its files."""
     batching = Batching(
         can=False, pays=False, max_batch_size=1, why="", single_per_s=0.0, batched_per_s=0.0,
@@ -135,7 +139,7 @@ def served(name: str, n: int) -> Slot:
 def two(tmp_path: Path) -> Config:
     """Version 2 is served, version 1 is previous, and another model is beside it."""
     config = Config(data_dir=str(tmp_path / "agent"))
-    for slot in (served("steady", 1), served("dense", 1), served("dense", 2)):
+    for slot in (make_slot("steady", 1), make_slot("dense", 1), make_slot("dense", 2)):
         Slots(config.root).switch(slot)
     return config
 
@@ -191,7 +195,7 @@ def test_a_damaged_history_is_an_empty_one(two, raw):
 
 def test_a_read_only_disk_is_told(small_disk):
     config = Config(data_dir=str(small_disk / "agent"))
-    Slots(config.root).switch(served("dense", 1))
+    Slots(config.root).switch(make_slot("dense", 1))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(StorageError, match="read-only"):
         crashes.auto_rollback(Slots(config.root), inside(config), config.crash, 1.0)

@@ -47,8 +47,8 @@ def test_a_damaged_file_raises_package_error_or_nothing(whole, tmp_path):
             package.open(path)
         except PackageError:
             refused += 1
-        except Exception as e:
-            pytest.fail(f"case {n}: {e!r}")
+        except Exception as error:
+            pytest.fail(f"case {n}: {error!r}")
     assert refused
 
 
@@ -57,34 +57,40 @@ def test_damage_below_right_digests_raises_package_error_or_nothing(whole, tmp_p
     package.unpack(whole, layout)
     index = json.loads((layout / "index.json").read_bytes())
     manifest = json.loads(blob(layout, index["manifests"][0]["digest"]).read_bytes())
-    layers = {x["annotations"]["org.opencontainers.image.title"]: x for x in manifest["layers"]}
-    vectors = blob(layout, layers["golden.npz"]["digest"]).read_bytes()
+    layers = {
+        layer["annotations"]["org.opencontainers.image.title"]: layer
+        for layer in manifest["layers"]
+    }
+    vectors = blob(layout, layers["here/golden.npz"]["digest"]).read_bytes()
     about = json.loads(blob(layout, layers["manifest.json"]["digest"]).read_bytes())
     opened = 0
     for n in fuzz.cases():
         copy = tmp_path / "copy"
         shutil.copytree(layout, copy)
         upper, inner = json.loads(json.dumps(index)), json.loads(json.dumps(manifest))
-        by_title = {x["annotations"]["org.opencontainers.image.title"]: x for x in inner["layers"]}
+        by_title = {
+            layer["annotations"]["org.opencontainers.image.title"]: layer
+            for layer in inner["layers"]
+        }
         match n % 4:
             case 0:
                 by_title["manifest.json"].update(put(copy, json_bytes(fuzz.change(about))))
             case 1:
-                by_title["golden.npz"].update(put(copy, fuzz.damage(vectors)))
+                by_title["here/golden.npz"].update(put(copy, fuzz.damage(vectors)))
             case 2:
                 inner = fuzz.change(inner)
         upper["manifests"][0].update(put(copy, json_bytes(inner)))
         changed = fuzz.change(upper) if n % 4 == 3 else upper
         (copy / "index.json").write_bytes(json_bytes(changed))
         try:
-            found = package.open(copy)
+            damaged_package = package.open(copy)
             opened += 1
             with suppress(PackageError):
-                golden.from_bytes(found.read("here/golden.npz"))
+                golden.from_bytes(damaged_package.read("here/golden.npz"))
         except PackageError:
             pass
-        except Exception as e:
-            pytest.fail(f"case {n}: {e!r}")
+        except Exception as error:
+            pytest.fail(f"case {n}: {error!r}")
         shutil.rmtree(copy)
     assert opened
 

@@ -36,10 +36,10 @@ from edge_core.package.manifest import MANIFEST, RuntimeNeed, Selector
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def rewritten(source: Path, out: Path, files: dict[str, Path | bytes] | None = None, **facts):
+def rewrite_package(source: Path, out: Path, files: dict[str, Path | bytes] | None = None, **facts):
     """The same package with other files or other fields in its manifest."""
     old = package.open(source)
-    same = {t: old.read(t) for t in old.titles if t != MANIFEST}
+    same = {title: old.read(title) for title in old.titles if title != MANIFEST}
     manifest = msgspec.structs.replace(old.manifest, **facts)
     return package.write(out, manifest, {**same, **(files or {})}).path
 
@@ -70,21 +70,23 @@ def endless(path: Path) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 4))],
         [ok, numpy_helper.from_array(np.array(2**62), "often")],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
     return path
 
 
 def children() -> list[int]:
     """Processes that this one started and that live."""
     pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
-    return [int(p) for p in pids.split()]
+    return [int(pid) for pid in pids.split()]
 
 
 def state(config: Config) -> tuple[Active, tuple[tuple[str, bytes], ...]]:
     """What is served, and every byte below the models' folder."""
-    files = sorted(p for p in (config.root / "models").rglob("*") if p.is_file())
-    return Slots(config.root).active("dense"), tuple((str(p), p.read_bytes()) for p in files)
+    files = sorted(path for path in (config.root / "models").rglob("*") if path.is_file())
+    return Slots(config.root).active("dense"), tuple(
+        (str(path), path.read_bytes()) for path in files
+    )
 
 
 def test_a_package_is_verified_unpacked_tested_tuned_and_switched_to(config, make_package):
@@ -171,9 +173,11 @@ def test_a_refused_package_is_installed_by_force_only(config, make_package):
     install(config, make_package(version="2", seed=2))
     slots = Slots(config.root)
     slots.rollback("dense", refuse=True)
-    with pytest.raises(InputError, match="dense 2 was rolled back here: it failed in use") as e:
+    with pytest.raises(
+        InputError, match="dense 2 was rolled back here: it failed in use"
+    ) as caught:
         install(config, make_package(version="2", seed=2))
-    assert "--force" in e.value.hint
+    assert "--force" in caught.value.hint
     done = install(config, make_package(version="2", seed=2), force=True)
     assert slots.active("dense").refused == ()
     assert done.slot.version == "2"
@@ -194,7 +198,7 @@ def test_bit_rot_in_the_current_slot_is_repaired(config, make_package):
 
 
 @pytest.fixture
-def served(config: Config, make_package) -> Iterator[Config]:
+def unchanged_config(config: Config, make_package) -> Iterator[Config]:
     """A device that serves version 1, and still does after whatever the test tried."""
     install(config, make_package())
     before = state(config)
@@ -203,74 +207,93 @@ def served(config: Config, make_package) -> Iterator[Config]:
     assert Slots(config.root).sweep() == ()
 
 
-def refused(config: Config, path: Path, error: type[EdgeError], match: str) -> EdgeError:
-    with pytest.raises(error, match=match) as e:
+def expect_refusal(config: Config, path: Path, error: type[EdgeError], match: str) -> EdgeError:
+    with pytest.raises(error, match=match) as caught:
         install(config, path)
-    return e.value
+    return caught.value
 
 
-def test_another_architecture_is_refused_and_both_are_named(served, make_package):
+def test_another_architecture_is_refused_and_both_are_named(unchanged_config, make_package):
     foreign = make_package(version="2", selector=Selector(arch="armv7l", os="linux"))
-    told = r"'here' needs armv7l linux; it has (x86_64|aarch64) linux"
-    refused(served, foreign, InputError, told)
+    message = r"'here' needs armv7l linux; it has (x86_64|aarch64) linux"
+    expect_refusal(unchanged_config, foreign, InputError, message)
     foreign = make_package(version="2", selector=Selector(arch="x86_64", os="macos"))
-    refused(served, foreign, InputError, "needs x86_64 macos")
+    expect_refusal(unchanged_config, foreign, InputError, "needs x86_64 macos")
 
 
-def test_a_package_whose_runtime_is_not_installed_says_what_to_install(served, make_package):
+def test_a_package_whose_runtime_is_not_installed_says_what_to_install(
+    unchanged_config, make_package
+):
     need = RuntimeNeed("tflite-runtime", "2.14.0", "2.14.0")
-    e = refused(served, make_package(version="2", runtime=need), MissingExtra, "is not installed")
-    assert "pip install" in e.hint
+    caught = expect_refusal(
+        unchanged_config, make_package(version="2", runtime=need), MissingExtra, "is not installed"
+    )
+    assert "pip install" in caught.hint
     need = RuntimeNeed("abacus", "1", "1")
-    refused(served, make_package(version="2", runtime=need), InputError, "no runtime 'abacus'")
-
-
-def test_a_damaged_package_is_refused(served, make_package, tmp_path):
-    raw = bytearray(make_package(version="2").read_bytes())
-    raw[len(raw) // 2] ^= 1
-    (tmp_path / "bad.edgepkg").write_bytes(raw)
-    refused(served, tmp_path / "bad.edgepkg", PackageError, "have that digest|is not what its")
-    refused(served, tmp_path / "none.edgepkg", InputError, "cannot read")
-
-
-def test_a_name_that_is_no_file_name_is_refused(served, make_package):
-    refused(
-        served, make_package(name="../dense"), PackageError, r"the model's name is '\.\./dense'"
+    expect_refusal(
+        unchanged_config, make_package(version="2", runtime=need), InputError, "no runtime 'abacus'"
     )
 
 
-def test_golden_vectors_that_do_not_replay_stop_the_installation(served, make_package, tmp_path):
+def test_a_damaged_package_is_refused(unchanged_config, make_package, tmp_path):
+    raw = bytearray(make_package(version="2").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "bad.edgepkg").write_bytes(raw)
+    expect_refusal(
+        unchanged_config, tmp_path / "bad.edgepkg", PackageError, "have that digest|is not what its"
+    )
+    expect_refusal(unchanged_config, tmp_path / "none.edgepkg", InputError, "cannot read")
+
+
+def test_a_name_that_is_no_file_name_is_refused(unchanged_config, make_package):
+    expect_refusal(
+        unchanged_config,
+        make_package(name="../dense"),
+        PackageError,
+        r"the model's name is '\.\./dense'",
+    )
+
+
+def test_golden_vectors_that_do_not_replay_stop_the_installation(
+    unchanged_config, make_package, tmp_path
+):
     source = make_package(version="2", seed=2)
     vectors = golden.from_bytes(package.open(source).read("here/golden.npz"))
-    off = tuple({"y": o["y"] + np.float32(0.1)} for o in vectors.artifact)
+    off = tuple({"y": outputs["y"] + np.float32(0.1)} for outputs in vectors.artifact)
     wrong = golden.make(vectors.inputs, off, off).to_bytes()
-    path = rewritten(source, tmp_path / "wrong.edgepkg", {"here/golden.npz": wrong})
-    e = refused(served, path, GateFailed, "the golden vectors do not replay here: 'y' is off by")
-    assert "this machine has" in e.hint
+    path = rewrite_package(source, tmp_path / "wrong.edgepkg", {"here/golden.npz": wrong})
+    caught = expect_refusal(
+        unchanged_config, path, GateFailed, "the golden vectors do not replay here: 'y' is off by"
+    )
+    assert "this machine has" in caught.hint
 
 
-def test_a_file_that_the_runtime_refuses_is_a_measure_error(served, make_package, tmp_path):
-    path = rewritten(make_package(), tmp_path / "bad.edgepkg", {"here/model.onnx": b"no model"})
-    refused(served, path, MeasureError, r"cannot load model\.onnx")
+def test_a_file_that_the_runtime_refuses_is_a_measure_error(
+    unchanged_config, make_package, tmp_path
+):
+    path = rewrite_package(
+        make_package(), tmp_path / "bad.edgepkg", {"here/model.onnx": b"no model"}
+    )
+    expect_refusal(unchanged_config, path, MeasureError, r"cannot load model\.onnx")
 
 
-def test_a_self_test_that_does_not_end_is_ended(served, make_package, tmp_path):
+def test_a_self_test_that_does_not_end_is_ended(unchanged_config, make_package, tmp_path):
     source = make_package()
-    x = golden.from_bytes(package.open(source).read("here/golden.npz")).inputs
+    feeds = golden.from_bytes(package.open(source).read("here/golden.npz")).inputs
     model = endless(tmp_path / "endless.onnx")
-    path = rewritten(
+    path = rewrite_package(
         source, tmp_path / "endless.edgepkg",
-        {"here/model.onnx": model, "here/golden.npz": golden.make(x, x, x).to_bytes()},
+        {"here/model.onnx": model, "here/golden.npz": golden.make(feeds, feeds, feeds).to_bytes()},
     )  # fmt: skip
-    quick = msgspec.structs.replace(served, install=Install(self_test_s=2.0))
+    quick = msgspec.structs.replace(unchanged_config, install=Install(self_test_s=2.0))
     start = time.monotonic()
-    refused(quick, path, MeasureError, "did not finish 'run' in time")
+    expect_refusal(quick, path, MeasureError, "did not finish 'run' in time")
     assert time.monotonic() - start < 10
     assert children() == []
 
 
 @pytest.mark.parametrize("after", ["unpacked", "self-test"])
-def test_a_runtime_that_crashes_is_a_measure_error(served, make_package, after):
+def test_a_runtime_that_crashes_is_a_measure_error(unchanged_config, make_package, after):
     """In the self-test and in the tuning: the signal is a real one, sent to the child."""
 
     def strike(line: str) -> None:
@@ -278,36 +301,38 @@ def test_a_runtime_that_crashes_is_a_measure_error(served, make_package, after):
             threading.Thread(target=kill_child).start()
 
     def kill_child() -> None:
-        while not (found := children()):
+        while not (pids := children()):
             time.sleep(0.001)
-        os.kill(found[0], signal.SIGSEGV)
+        os.kill(pids[0], signal.SIGSEGV)
 
     with pytest.raises(MeasureError, match="crashed with SIGSEGV"):
-        install(served, make_package(version="2", seed=2), progress=strike)
+        install(unchanged_config, make_package(version="2", seed=2), progress=strike)
 
 
-def test_a_child_that_the_kernel_killed_is_told_with_the_likely_reason(served, make_package):
+def test_a_child_that_the_kernel_killed_is_told_with_the_likely_reason(
+    unchanged_config, make_package
+):
     def strike(line: str) -> None:
         if line.startswith("self-test"):
             os.kill(children()[0], signal.SIGKILL)
 
-    with pytest.raises(MeasureError, match="crashed with SIGKILL") as e:
-        install(served, make_package(version="2", seed=2), progress=strike)
-    assert "memory runs out" in e.value.hint
+    with pytest.raises(MeasureError, match="crashed with SIGKILL") as caught:
+        install(unchanged_config, make_package(version="2", seed=2), progress=strike)
+    assert "memory runs out" in caught.value.hint
 
 
 def test_the_model_runs_in_a_child_that_gives_way(config, make_package):
     """The serving agent keeps its processors, and its life when memory runs out."""
-    seen: list[tuple[int, str]] = []
+    samples: list[tuple[int, str]] = []
 
     def look(line: str) -> None:
         if line.startswith("self-test"):
             (pid,) = children()
             score = Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii").strip()
-            seen.append((os.getpriority(os.PRIO_PROCESS, pid), score))
+            samples.append((os.getpriority(os.PRIO_PROCESS, pid), score))
 
     install(config, make_package(), progress=look)
-    assert seen == [(os.getpriority(os.PRIO_PROCESS, 0) + 10, "1000")]
+    assert samples == [(os.getpriority(os.PRIO_PROCESS, 0) + 10, "1000")]
 
 
 @pytest.fixture
@@ -320,9 +345,9 @@ def small(small_disk: Path, make_package) -> Config:
 
 def fill(disk: Path) -> None:
     """Not a byte is left."""
-    with (disk / "filler").open("wb", buffering=0) as f:
+    with (disk / "filler").open("wb", buffering=0) as file:
         try:
-            while f.write(bytes(4096)):
+            while file.write(bytes(4096)):
                 pass
         except OSError:
             return
@@ -403,7 +428,7 @@ def test_a_disk_that_turns_read_only_at_any_stage_leaves_what_is_served(
 
 
 def test_two_installations_at_once_come_one_after_the_other(config, make_package):
-    paths = [make_package(version=v, seed=int(v)) for v in ("1", "2")]
+    paths = [make_package(version=version, seed=int(version)) for version in ("1", "2")]
     code = """
 import sys
 from pathlib import Path

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "sha256:" + "0" * 64
 
 
-def died(path: Path, script: str, sig: int = signal.SIGKILL) -> tuple[InFlight, ...]:
+def kill_process(path: Path, script: str, sig: int = signal.SIGKILL) -> tuple[InFlight, ...]:
     """What the journal says after a process that ran ``script`` died of ``sig`` there."""
     code = textwrap.dedent(
         f"""
@@ -50,17 +50,17 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def test_a_process_that_is_killed_inside_a_model_leaves_its_name(tmp_path):
-    assert died(tmp_path / "j", f"journal.enter(a); {KILL}") == (InFlight("a", DIGEST),)
+    assert kill_process(tmp_path / "j", f"journal.enter(a); {KILL}") == (InFlight("a", DIGEST),)
 
 
 def test_a_segmentation_fault_leaves_the_name_as_well(tmp_path):
     script = "import ctypes; journal.enter(b); ctypes.string_at(0)"
-    assert died(tmp_path / "j", script, signal.SIGSEGV) == (InFlight("b", DIGEST),)
+    assert kill_process(tmp_path / "j", script, signal.SIGSEGV) == (InFlight("b", DIGEST),)
 
 
 def test_every_model_that_was_inside_is_told(tmp_path):
     script = f"journal.enter(a); journal.enter(b); {KILL}"
-    assert died(tmp_path / "j", script) == (InFlight("a", DIGEST), InFlight("b", DIGEST))
+    assert kill_process(tmp_path / "j", script) == (InFlight("a", DIGEST), InFlight("b", DIGEST))
 
 
 @pytest.mark.parametrize(
@@ -74,38 +74,38 @@ def test_every_model_that_was_inside_is_told(tmp_path):
     ],
 )
 def test_a_process_that_is_killed_outside_or_after_a_stop_blames_nobody(tmp_path, script):
-    assert died(tmp_path / "j", f"{script}; {KILL}" if script else KILL) == ()
+    assert kill_process(tmp_path / "j", f"{script}; {KILL}" if script else KILL) == ()
 
 
 def test_a_model_is_inside_until_the_last_thread_has_left(tmp_path):
     script = f"journal.enter(a); journal.enter(a); journal.leave(a); {KILL}"
-    assert died(tmp_path / "j", script) == (InFlight("a", DIGEST),)
+    assert kill_process(tmp_path / "j", script) == (InFlight("a", DIGEST),)
     script = f"journal.enter(a); journal.enter(a); journal.leave(a); journal.leave(a); {KILL}"
-    assert died(tmp_path / "j", script) == ()
+    assert kill_process(tmp_path / "j", script) == ()
 
 
 def test_many_threads_lose_no_count(tmp_path):
     """200,000 entries by 8 threads: were one lost, the model would look inside, or not."""
     journal, _ = Journal.open(tmp_path / "j")
-    i = journal.add("a", DIGEST)
+    entry = journal.add("a", DIGEST)
 
     def work() -> None:
         for _ in range(25_000):
-            journal.enter(i)
-            journal.leave(i)
+            journal.enter(entry)
+            journal.leave(entry)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     raw = (tmp_path / "j").read_bytes()
-    journal.enter(i)
+    journal.enter(entry)
     assert (tmp_path / "j").read_bytes() != raw
-    journal.leave(i)
+    journal.leave(entry)
     assert (tmp_path / "j").read_bytes() == raw
     with pytest.raises(ValueError, match="invalid value"):  # the count is zero, no less
-        journal.leave(i)
+        journal.leave(entry)
     journal.close()
 
 
@@ -123,7 +123,7 @@ def test_a_reboot_is_no_crash(tmp_path):
 
 
 def test_a_death_is_told_once(tmp_path):
-    assert died(tmp_path / "j", f"journal.enter(a); {KILL}")
+    assert kill_process(tmp_path / "j", f"journal.enter(a); {KILL}")
     journal, inside = Journal.open(tmp_path / "j")
     journal.close()
     assert inside == ()
@@ -145,7 +145,7 @@ def test_no_content_of_the_file_stops_a_start(tmp_path_factory, content):
     else:
         path.write_bytes(content)
     journal, inside = Journal.open(path, boot_id="b")
-    assert all(isinstance(i.name, str) for i in inside)
+    assert all(isinstance(entry.name, str) for entry in inside)
     journal.enter(journal.add("b", DIGEST))
     journal.close()
 
@@ -158,10 +158,10 @@ def test_the_file_is_private(tmp_path):
 
 
 def works(journal: Journal) -> bool:
-    i = journal.add("a", DIGEST)
-    journal.enter(i)
-    journal.leave(i)
-    journal.remove(i)
+    entry = journal.add("a", DIGEST)
+    journal.enter(entry)
+    journal.leave(entry)
+    journal.remove(entry)
     journal.close()
     return True
 
@@ -200,13 +200,13 @@ def test_what_is_no_plain_file_is_left_alone(tmp_path, kind):
 
 def test_a_second_agent_leaves_the_first_ones_journal_alone(tmp_path):
     first, _ = Journal.open(tmp_path / "j")
-    i = first.add("a", DIGEST)
-    first.enter(i)
+    entry = first.add("a", DIGEST)
+    first.enter(entry)
     second, inside = Journal.open(tmp_path / "j")
     assert inside == ()
     assert "another agent uses it" in second.health()
     assert works(second)
-    first.leave(i)
+    first.leave(entry)
     first.close()
     first.close()
 

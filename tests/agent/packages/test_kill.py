@@ -18,22 +18,22 @@ ROUNDS = int(os.environ.get("EDGE_KILL_ROUNDS", "8"))
 
 def failing(act: Callable[[], object]) -> str:
     """The first line of the error that ``act`` must raise."""
-    with pytest.raises((AssertionError, EdgeError)) as e:
+    with pytest.raises((AssertionError, EdgeError)) as caught:
         act()
-    return str(e.value).splitlines()[0]
+    return str(caught.value).splitlines()[0]
 
 
 def test_a_kill_at_any_moment_leaves_one_of_the_two_valid_packages(make_package, tmp_path):
-    packages = [make_package(version=str(n), seed=n) for n in (1, 2, 3)]
-    found = agent_kills.rounds(ROUNDS, packages, tmp_path / "agent", seed=ROUNDS)
-    assert [r.broken for r in found if r.broken] == []
-    assert {r.serves for r in found} <= {"old", "new"}
-    assert len(found) == ROUNDS
+    packages = [make_package(version=str(number), seed=number) for number in (1, 2, 3)]
+    results = agent_kills.rounds(ROUNDS, packages, tmp_path / "agent", seed=ROUNDS)
+    assert [round_result.broken for round_result in results if round_result.broken] == []
+    assert {round_result.serves for round_result in results} <= {"old", "new"}
+    assert len(results) == ROUNDS
 
 
 def test_the_judge_of_the_kills_sees_what_is_broken(make_package, tmp_path):
     """Were check() or tidy() blind, the rounds would prove nothing."""
-    packages = [make_package(version=str(n), seed=n) for n in (1, 2, 3)]
+    packages = [make_package(version=str(number), seed=number) for number in (1, 2, 3)]
     root = tmp_path / "agent"
     assert agent_kills.rounds(0, packages, root, seed=0) == []
     slots = agent_kills.Slots(root)

@@ -31,18 +31,18 @@ TUNING = Tuning(
 )  # fmt: skip
 
 
-def slot(n: int, name: str = "dense", digest: str = "") -> Slot:
+def slot(number: int, name: str = "dense", digest: str = "") -> Slot:
     """The record of a package that need not be on the disk."""
     return Slot(
-        digest=digest or f"sha256:{n:064x}", name=name, version=str(n), variant="here",
+        digest=digest or f"sha256:{number:064x}", name=name, version=str(number), variant="here",
         candidate="onnx-fp32",
-        installed_at=1e9 + n, tuning=TUNING,
+        installed_at=1e9 + number, tuning=TUNING,
     )  # fmt: skip
 
 
-def unpack(slots: Slots, opened: package.Package) -> Path:
+def unpack(slots: Slots, opened_package: package.Package) -> Path:
     """Unpack the only variant."""
-    return slots.unpack(opened, opened.manifest.variants[0])
+    return slots.unpack(opened_package, opened_package.manifest.variants[0])
 
 
 @pytest.fixture
@@ -51,15 +51,15 @@ def slots(tmp_path: Path) -> Slots:
 
 
 @pytest.fixture
-def opened(make_package) -> package.Package:
+def opened_package(make_package) -> package.Package:
     return package.open(make_package())
 
 
 @pytest.fixture
-def unpacked(slots: Slots, opened: package.Package) -> Path:
+def unpacked_folder(slots: Slots, opened_package: package.Package) -> Path:
     """The dense model's folder; it is current as well."""
-    folder = unpack(slots, opened)
-    slots.switch(msgspec.structs.replace(slot(1), digest=opened.digest))
+    folder = unpack(slots, opened_package)
+    slots.switch(msgspec.structs.replace(slot(1), digest=opened_package.digest))
     return folder
 
 
@@ -70,14 +70,16 @@ def modes(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
-def test_a_slot_is_readable_for_its_owner_only_and_writable_for_nobody(slots, opened, umask):
+def test_a_slot_is_readable_for_its_owner_only_and_writable_for_nobody(
+    slots, opened_package, umask
+):
     before = os.umask(umask)
     try:
-        folder = unpack(slots, opened)
+        folder = unpack(slots, opened_package)
         slots.switch(slot(1))
     finally:
         os.umask(before)
-    files = opened.files(opened.manifest.variants[0])
+    files = opened_package.files(opened_package.manifest.variants[0])
     inside = {f"models/dense/slots/{folder.name}/{path}": "0o400" for path in files}
     assert modes(slots.root) == inside | {
         "models": "0o700",
@@ -190,8 +192,8 @@ def test_a_digest_that_is_none_is_refused(slots, digest):
         slots.folder(slot(1, digest=digest or "sha256"))
 
 
-def test_the_stamp_changes_with_every_switch_and_with_nothing_else(slots, opened):
-    seen = [slots.stamp()]
+def test_the_stamp_changes_with_every_switch_and_with_nothing_else(slots, opened_package):
+    stamps = [slots.stamp()]
     for change in (
         lambda: slots.switch(slot(1)),
         lambda: slots.switch(slot(1)),
@@ -201,22 +203,22 @@ def test_the_stamp_changes_with_every_switch_and_with_nothing_else(slots, opened
         lambda: slots.disable("dense", "why"),
     ):
         change()
-        seen.append(slots.stamp())
-    assert len(set(seen)) == len(seen)
-    unpack(slots, opened)
+        stamps.append(slots.stamp())
+    assert len(set(stamps)) == len(stamps)
+    unpack(slots, opened_package)
     slots.sweep()
     slots.active("dense")
-    assert slots.stamp() == seen[-1]
+    assert slots.stamp() == stamps[-1]
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"{}\xff", b'{"format": 1, "current": 7}'])
-def test_a_damaged_active_file_is_told_and_its_slots_are_kept(slots, unpacked, raw):
+def test_a_damaged_active_file_is_told_and_its_slots_are_kept(slots, unpacked_folder, raw):
     path = slots.root / "models" / "dense" / ACTIVE
     path.write_bytes(raw)
     with pytest.raises(StorageError, match=r"active\.json is not readable"):
         slots.active("dense")
     assert slots.sweep() == ()
-    assert unpacked.is_dir()
+    assert unpacked_folder.is_dir()
     assert slots.names() == ("dense",)
 
 
@@ -228,44 +230,50 @@ def test_an_active_file_of_a_newer_format_is_not_guessed_at(slots):
         slots.active("dense")
 
 
-def test_an_unpacked_package_has_its_manifest_and_passes_its_check(slots, opened, unpacked):
-    variant = opened.manifest.variants[0]
-    assert slots.model(slot(1, digest=opened.digest)) == opened.manifest.model(variant)
-    slots.check(slot(1, digest=opened.digest), everything=True)
-    assert unpack(slots, opened) == unpacked
+def test_an_unpacked_package_has_its_manifest_and_passes_its_check(
+    slots, opened_package, unpacked_folder
+):
+    variant = opened_package.manifest.variants[0]
+    assert slots.model(slot(1, digest=opened_package.digest)) == opened_package.manifest.model(
+        variant
+    )
+    slots.check(slot(1, digest=opened_package.digest), everything=True)
+    assert unpack(slots, opened_package) == unpacked_folder
 
 
-def test_every_damaged_byte_of_what_is_loaded_is_found(slots, opened, unpacked):
+def test_every_damaged_byte_of_what_is_loaded_is_found(slots, opened_package, unpacked_folder):
     for name in (".oci-manifest", "manifest.json", "model.onnx"):
-        path = unpacked / name
+        path = unpacked_folder / name
         good = path.read_bytes()
         for bad in (good[:-1], good + b"\0", bytes([good[0] ^ 1]) + good[1:], b""):
             path.chmod(0o600)
             path.write_bytes(bad)
             with pytest.raises(PackageError, match=rf"{name} is damaged"):
-                slots.check(slot(1, digest=opened.digest))
+                slots.check(slot(1, digest=opened_package.digest))
         path.unlink()
         with pytest.raises(PackageError, match="cannot read"):
-            slots.check(slot(1, digest=opened.digest))
+            slots.check(slot(1, digest=opened_package.digest))
         path.write_bytes(good)
-    slots.check(slot(1, digest=opened.digest))
+    slots.check(slot(1, digest=opened_package.digest))
 
 
-def test_a_damaged_slot_is_unpacked_anew(slots, opened, unpacked):
-    golden = unpacked / "golden.npz"
+def test_a_damaged_slot_is_unpacked_anew(slots, opened_package, unpacked_folder):
+    golden = unpacked_folder / "golden.npz"
     golden.chmod(0o600)
     golden.write_bytes(b"rotten")
-    slots.check(slot(1, digest=opened.digest))  # not loaded by the agent
+    slots.check(slot(1, digest=opened_package.digest))  # not loaded by the agent
     with pytest.raises(PackageError, match=r"golden\.npz is damaged"):
-        slots.check(slot(1, digest=opened.digest), everything=True)
-    unpack(slots, opened)
-    slots.check(slot(1, digest=opened.digest), everything=True)
+        slots.check(slot(1, digest=opened_package.digest), everything=True)
+    unpack(slots, opened_package)
+    slots.check(slot(1, digest=opened_package.digest), everything=True)
     assert slots.sweep() == ()
 
 
-def test_sweep_removes_what_no_active_file_names_and_nothing_else(slots, opened, make_package):
-    named = unpack(slots, opened)
-    slots.switch(msgspec.structs.replace(slot(1), digest=opened.digest))
+def test_sweep_removes_what_no_active_file_names_and_nothing_else(
+    slots, opened_package, make_package
+):
+    named = unpack(slots, opened_package)
+    slots.switch(msgspec.structs.replace(slot(1), digest=opened_package.digest))
     home = slots.root / "models" / "dense"
     unnamed = unpack(slots, package.open(make_package(version="2", seed=2)))
     half = home / "slots" / f".{'0' * 64}.abcdefgh"
@@ -290,7 +298,7 @@ def test_sweep_removes_what_no_active_file_names_and_nothing_else(slots, opened,
     ]  # fmt: skip
     assert sorted(p.name for p in home.iterdir()) == [ACTIVE, "slots"]
     assert list((home / "slots").iterdir()) == [named]
-    slots.check(slot(1, digest=opened.digest), everything=True)
+    slots.check(slot(1, digest=opened_package.digest), everything=True)
 
 
 def test_sweep_leaves_an_installation_of_another_process_alone(slots):
@@ -320,18 +328,18 @@ def test_sweep_leaves_an_installation_of_another_process_alone(slots):
     assert not work.exists()
 
 
-def test_the_data_directory_of_another_user_is_left_alone(slots, opened):
+def test_the_data_directory_of_another_user_is_left_alone(slots, opened_package):
     """root would leave files that the agent cannot read."""
     slots.switch(slot(1))
     os.chown(slots.root, 65534, 65534)
     for change in (
         lambda: slots.switch(slot(2)),
-        lambda: unpack(slots, opened),
+        lambda: unpack(slots, opened_package),
         lambda: slots.rollback("dense", refuse=True),
     ):
-        with pytest.raises(InputError, match="belongs to nobody, and this is root") as e:
+        with pytest.raises(InputError, match="belongs to nobody, and this is root") as caught:
             change()
-        assert e.value.hint.startswith("sudo -u nobody")
+        assert caught.value.hint.startswith("sudo -u nobody")
     assert slots.active("dense") == Active(current=slot(1))
 
 

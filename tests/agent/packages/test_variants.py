@@ -43,8 +43,11 @@ def two(make_package, tmp_path: Path) -> Path:
     selector = msgspec.structs.replace(plain.selector, cpu_features=FEATURES)
     fast = msgspec.structs.replace(plain, name="fast", selector=selector)
     manifest = msgspec.structs.replace(opened.manifest, variants=(fast, plain))
-    files = {t: opened.read(t) for t in opened.titles if t != MANIFEST}
-    files |= {fast.title(f): opened.read(plain.title(f)) for f in fast.files}
+    files = {title: opened.read(title) for title in opened.titles if title != MANIFEST}
+    files |= {
+        fast.title(variant_file): opened.read(plain.title(variant_file))
+        for variant_file in fast.files
+    }
     return package.write(tmp_path / "two.edgepkg", manifest, files).path
 
 
@@ -58,7 +61,7 @@ def test_each_device_installs_the_variant_that_is_for_it(two, config, with_vnni,
     assert first.slot.variant == "fast"
     slots = Slots(config.root)
     assert slots.model(first.slot).variant == "fast"
-    assert sorted(p.name for p in slots.folder(first.slot).iterdir()) == [
+    assert sorted(path.name for path in slots.folder(first.slot).iterdir()) == [
         ".oci-manifest", "golden.npz", "manifest.json", "model-card.md", "model.onnx",
         "recipe.json", "sbom.cdx.json",
     ]  # fmt: skip
@@ -97,8 +100,10 @@ def test_a_runtime_that_can_be_installed_is_named_after_one_that_nobody_knows(
 
 def test_a_device_that_none_matches_is_told_which_fact_does_not(two, config, without_vnni):
     foreign = msgspec.structs.replace(without_vnni, os="android")
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError) as caught:
         install(config, two, facts=foreign)
-    assert e.value.what.startswith("dense 1.0.0 has no variant for this machine: 'fast' needs ")
-    assert e.value.what.endswith("linux; it has " + f"{foreign.arch} android")
+    assert caught.value.what.startswith(
+        "dense 1.0.0 has no variant for this machine: 'fast' needs "
+    )
+    assert caught.value.what.endswith("linux; it has " + f"{foreign.arch} android")
     assert Slots(config.root).names() == ()
