@@ -15,12 +15,12 @@ from edge_core import console
 from edge_core.console import Json
 from edge_core.errors import GateFailed
 
-app = typer.Typer(help="Remembered answers: what they save, and how to forget them.")
+app = typer.Typer(help="Stored answers: show, clear, calibrate.")
 
 
 @app.callback(invoke_without_command=True)
 def show_caches(context: typer.Context, path: ConfigFile = None, as_json: Json = False) -> None:
-    """Show what each cache holds, and its counters if the agent runs."""
+    """Show what each cache holds, and its counters if the agent is running."""
     if context.invoked_subcommand:
         return
     caches = cache_control.read_caches(load_settings(path))
@@ -29,7 +29,7 @@ def show_caches(context: typer.Context, path: ConfigFile = None, as_json: Json =
 
 @app.command("clear")
 def clear_caches(path: ConfigFile = None, as_json: Json = False) -> None:
-    """Forget every remembered answer; the agent must not run."""
+    """Delete every stored answer; the agent must be stopped."""
     names = cache_control.clear_caches(load_settings(path))
     if as_json:
         console.print_json({"cleared": names})
@@ -40,16 +40,18 @@ def clear_caches(path: ConfigFile = None, as_json: Json = False) -> None:
 @app.command("calibrate")
 def calibrate_cache(
     name: ModelName,
-    samples: Annotated[Path, typer.Argument(help="Folder of inputs; a sub-folder is one clip.")],
-    epsilon: Annotated[float, typer.Option(help="Largest share of wrong reuses.")],
-    confidence: Annotated[float, typer.Option(help="Of the proof.")] = 0.95,
+    samples: Annotated[
+        Path, typer.Argument(help="A folder of inputs; each sub-folder is one clip.")
+    ],
+    epsilon: Annotated[float, typer.Option(help="Largest accepted share of wrong reuses.")],
+    confidence: Annotated[float, typer.Option(help="Confidence of the proof.")] = 0.95,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Answers may differ by it; 0: the best class counts.")
+        float, typer.Option(min=0, help="Accepted difference of answers; 0: same best class.")
     ] = 0.0,
     path: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Find how near is near enough for NAME. Exit code 2: no threshold is proven, it stays off."""
+    """Find how near is near enough for NAME. Exit code 2: none is proven, the cache stays off."""
     rule = Rule(kind="tolerance" if tolerance else "top1", tolerance=tolerance)
     calibration = cache_control.calibrate_cache(
         load_settings(path), name, samples, rule=rule, epsilon=epsilon, confidence=confidence

@@ -45,7 +45,9 @@ def bench(
     threads: Annotated[
         list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
     ] = [1],
-    runs: Annotated[int, typer.Option(min=2, max=1_000_000, help="Inferences each.")] = 100,
+    runs: Annotated[
+        int, typer.Option(min=2, max=1_000_000, help="Inferences per thread count.")
+    ] = 100,
     variant: VariantName = "",
     as_json: Json = False,
 ) -> None:

@@ -27,12 +27,12 @@ app = typer.Typer()
 def install_package(
     package: PackageFile,
     force: Annotated[
-        bool, typer.Option("--force", help="Also if it was rolled back; measure again.")
+        bool, typer.Option("--force", help="Even if it was rolled back; measure again.")
     ] = False,
     path: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Verify, self-test and tune PACKAGE, then serve it; what was served becomes previous."""
+    """Verify, self-test and tune PACKAGE, then serve it; the current one becomes previous."""
     settings = load_settings(path)
     switch = control.install_package(settings, package, force=force, progress=show_progress)
     console.print_json(switch) if as_json else render_switch(switch)
@@ -42,12 +42,12 @@ def install_package(
 def roll_back(
     name: ModelName,
     refuse: Annotated[
-        bool, typer.Option("--refuse", help="Do not install the abandoned package again.")
+        bool, typer.Option("--refuse", help="Refuse to install the abandoned package again.")
     ] = False,
     path: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Serve the previous package of NAME again."""
+    """Return NAME to its previous package."""
     switch = control.roll_back(load_settings(path), name, refuse=refuse)
     console.print_json(switch) if as_json else render_switch(switch)
 
@@ -63,12 +63,14 @@ def list_models(path: ConfigFile = None, as_json: Json = False) -> None:
 def infer(
     target: Annotated[str, typer.Argument(help="An installed model, or a package's path.")],
     source: InputFile,
-    top: Annotated[int, typer.Option(min=0, max=MAX_TOP, help="Classes to show; 0: outputs.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=0, max=MAX_TOP, help="Classes to show; 0: raw outputs.")
+    ] = 5,
     variant: VariantName = "",
     path: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Answer one INPUT; the running agent does it for an installed model."""
+    """Run one INPUT; a running agent answers for an installed model."""
     answer = control.infer(path, target, source, top=top, variant=variant)
     if as_json or not answer.top:
         console.print_json(answer)

@@ -11,14 +11,16 @@ import typer
 from agent import config
 from agent.config import Config
 
-PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
+PackageFile = Annotated[
+    Path, typer.Argument(metavar="PACKAGE", help="An .edgepkg file or OCI layout.")
+]
 InputFile = Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")]
 VariantName = Annotated[
     str, typer.Option("--variant", metavar="NAME", help="Of a package; default: what fits here.")
 ]
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="An installed model.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings other than the usual.")
+    Path | None, typer.Option("--config", metavar="FILE", help="The settings file to use.")
 ]
 
 

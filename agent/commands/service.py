@@ -22,12 +22,10 @@ app = typer.Typer()
 @app.command("init")
 def init_settings(
     path: ConfigFile = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where packages and caches are kept.")
-    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where packages and caches go.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the settings, every one explained, and make the data directory."""
+    """Write the settings, each one explained, and create the data directory."""
     locations = control.init_settings(path, data_dir)
     if as_json:
         console.print_json(locations)
@@ -38,7 +36,9 @@ def init_settings(
 @app.command("run")
 def run_service(
     path: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON, an event a line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Log as JSON, one event per line.")
+    ] = False,
 ) -> None:
     """Serve the installed models until SIGTERM or Ctrl-C."""
     words = ["--config", str(config.find_config(path)), *(["--json"] if as_json else [])]
@@ -49,6 +49,6 @@ def run_service(
 
 @app.command("status")
 def show_status(path: ConfigFile = None, as_json: Json = False) -> None:
-    """Show what the running agent does: models, stage times, errors, caches."""
+    """Show the running agent's models, stage times, errors and caches."""
     overview = control.read_overview(load_settings(path))
     console.print_json(overview) if as_json else render_overview(overview)

@@ -30,11 +30,13 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     out: Annotated[StrPath, Meta(description="Folder for packages and reports.")] = Path("dist")
     evaluation: Annotated[
-        str, Meta(description="Samples: image folder, .npz, .npy, module:function.")
+        str, Meta(description="Samples to judge on: image folder, .npz, .npy, module:function.")
     ] = ""
-    calibration: Annotated[str, Meta(description="Samples for static INT8; the same forms.")] = ""
+    calibration: Annotated[str, Meta(description="Samples for static INT8, in the same forms.")] = (
+        ""
+    )
     labels: Annotated[
-        StrPath | None, Meta(description="Labels for evaluation: .json .npy .txt")
+        StrPath | None, Meta(description="Labels of the evaluation samples: .json, .npy or .txt.")
     ] = None
     preprocess: Annotated[
         ImageRecipe | str | None, Meta(description="Image recipe: a name or a .toml file.")
@@ -44,27 +46,34 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     shapes: Annotated[Shapes, Meta(description="Fix a dynamic dimension, like batch=1.")] = {}
     layout: Annotated[
-        Layout, Meta(description="Images of TFLite files: as cameras give them, or as in ONNX.")
+        Layout,
+        Meta(description="Image layout of TFLite files: as cameras deliver them, or as in ONNX."),
     ] = "NHWC"
     batch: Annotated[
         Batch, Meta(description="dynamic: packages that take any number of rows at once.")
     ] = "fixed"
     objective: Annotated[
-        judge.Objective, Meta(description="What the winner is best at, among those that fit.")
+        judge.Objective, Meta(description="What decides between the candidates that fit.")
     ] = "latency"
-    only: Annotated[Sequence[str], Meta(description="Candidates to look at.")] = ()
-    also: Annotated[Sequence[str], Meta(description="Measure a candidate although refused.")] = ()
-    name: Annotated[str, Meta(description="Package name; default: the model's.")] = ""
-    version: Annotated[str, Meta(description="Package version; default: from content.")] = ""
+    only: Annotated[Sequence[str], Meta(description="Build only this candidate.")] = ()
+    also: Annotated[
+        Sequence[str], Meta(description="Measure a candidate even if a rule refuses it.")
+    ] = ()
+    name: Annotated[str, Meta(description="Package name; default: the model file's.")] = ""
+    version: Annotated[
+        str, Meta(description="Package version; default: from the model's digest.")
+    ] = ""
     class_names: Annotated[
-        StrPath | Sequence[str], Meta(description="Text file with one class name a line.")
+        StrPath | Sequence[str], Meta(description="Text file with one class name per line.")
     ] = ()
     cache: Annotated[StrPath | None, Meta(description="Folder for finished candidates.")] = None
     bundle: Annotated[
         bool, Meta(description="One package for all profiles, with a variant for each.")
     ] = False
-    jobs: Annotated[int, Meta(ge=0, description="Candidates side by side; 0: cores.")] = 0
-    offline: Annotated[bool, Meta(description="Install no runtime versions.")] = False
+    jobs: Annotated[
+        int, Meta(ge=0, description="Candidates built in parallel; 0: one per core.")
+    ] = 0
+    offline: Annotated[bool, Meta(description="Do not download runtime versions.")] = False
 
     def __post_init__(self) -> None:
         for field in ("name", "version"):  # both become part of file names

@@ -21,7 +21,7 @@ from edge_sdk.commands.options import (
 from edge_sdk.commands.progress import show_progress
 from edge_sdk.commands.render import render_build, render_inspection, render_plans
 
-Strict = Annotated[bool, typer.Option("--strict", help="An inconclusive gate fails, too.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat an inconclusive gate as failed.")]
 
 app = typer.Typer()
 
@@ -31,7 +31,7 @@ app = typer.Typer()
 def inspect_model(
     model: ModelFile, options: BuildOptions, profile: ProfileNames = [], as_json: Json = False
 ) -> None:
-    """Show what MODEL is made of, and what a runtime lacks for it."""
+    """Show what MODEL consists of, and which of its ops a runtime lacks."""
     profiles = [load_profile(name) for name in profile]
     inspected = inspection.inspect(model, options.shapes, profiles)
     if as_json:
@@ -51,7 +51,7 @@ def plan_candidates(
 ) -> None:
     """Show every candidate for MODEL, in or out, with the reason.
 
-    No samples are needed, and nothing is converted or measured.
+    Needs no samples; converts and measures nothing.
     """
     profiles = [load_profile(name, set_) for name in profile]
     facts = inspection.inspect(model, options.shapes, []).model
@@ -72,9 +72,9 @@ def build_packages(
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Convert MODEL, measure and judge candidates, package the winner.
+    """Convert MODEL, measure and judge the candidates, and package the winner.
 
-    Writes one package and one report for each profile. Exit code 2: a gate refused every candidate.
+    Writes one package and one report per profile. Exit code 2: a gate refused every candidate.
     """
     profiles = [load_profile(name, set_) for name in profile]
     with show_progress() as progress:

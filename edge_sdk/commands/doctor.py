@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command("doctor")
 def check_machine(as_json: Json = False) -> None:
-    """Check what this machine can do, and say how to get the rest."""
+    """Check what this machine can do, and how to install what is missing."""
     checks = doctor.check_machine()
     if as_json:
         console.print_json(checks)

@@ -12,12 +12,15 @@ import device_profiles
 from edge_core.profile import Profile
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, .pt2 or .tflite file.")]
-PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help=".edgepkg or OCI layout.")]
+PackageFile = Annotated[
+    Path, typer.Argument(metavar="PACKAGE", help="An .edgepkg file or OCI layout.")
+]
 ProfileNames = Annotated[
     list[str], typer.Option("--profile", "-p", help="A profile's name or .toml file; repeatable.")
 ]
 Overrides = Annotated[
-    list[str], typer.Option("--set", help="Override, like budgets.latency_p99_ms=20; repeatable.")
+    list[str],
+    typer.Option("--set", help="Override a value: budgets.latency_p99_ms=20; repeatable."),
 ]
 
 

@@ -21,9 +21,9 @@ app = typer.Typer()
 
 InputFile = Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npz or .npy.")]
 LayoutFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="OCI layout, as registries give it.")
+    Path, typer.Argument(metavar="DIR", help="An OCI layout, as copied from a registry.")
 ]
-NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist.")]
+NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder to create.")]
 NewPackage = Annotated[Path, typer.Argument(metavar="FILE", help="The .edgepkg to write.")]
 ThreadCounts = Annotated[
     list[int], typer.Option("--threads", "-t", min=1, max=256, help="Repeatable.")
@@ -32,7 +32,9 @@ ThreadCounts = Annotated[
 VariantName = Annotated[
     str,
     typer.Option(
-        "--variant", metavar="NAME", help="The variant to take; default: what fits this machine."
+        "--variant",
+        metavar="NAME",
+        help="The variant to use; default: the first that matches this machine.",
     ),
 ]
 
@@ -41,7 +43,7 @@ VariantName = Annotated[
 def verify(path: PackageFile, variant: VariantName = "", as_json: Json = False) -> None:
     """Check PACKAGE's digests and replay its golden vectors here.
 
-    Exit code 2: the digests are right, and the answers on this machine are not.
+    Exit code 2: the digests are right, but the answers on this machine are not.
     """
     verification = api.verify(path, variant=variant)
     if as_json:
@@ -70,7 +72,9 @@ def run(
 def bench(
     path: PackageFile,
     threads: ThreadCounts = [1],
-    runs: Annotated[int, typer.Option(min=2, max=1_000_000, help="Inferences each.")] = 100,
+    runs: Annotated[
+        int, typer.Option(min=2, max=1_000_000, help="Inferences per thread count.")
+    ] = 100,
     variant: VariantName = "",
     as_json: Json = False,
 ) -> None:
@@ -85,14 +89,14 @@ def bench(
 
 @app.command()
 def unpack(path: PackageFile, folder: NewFolder) -> None:
-    """Write PACKAGE as an OCI image layout, for `skopeo inspect oci:DIR`."""
+    """Unpack PACKAGE into an OCI image layout, for `skopeo inspect oci:DIR`."""
     package_format.unpack(path, folder)
     typer.echo(f"wrote {folder}", err=True)
 
 
 @app.command()
 def pack(folder: LayoutFolder, out: NewPackage, as_json: Json = False) -> None:
-    """Write an OCI image layout back as one .edgepkg file."""
+    """Pack an OCI image layout into one .edgepkg file."""
     package_ref = package_format.pack(folder, out)
     if as_json:
         console.print_json(package_ref)

@@ -17,16 +17,16 @@ from edge_core.runtimes import registry as runtimes
 from edge_sdk.commands.options import Overrides, load_profile
 from edge_sdk.commands.render import render_profiles
 
-app = typer.Typer(no_args_is_help=True, help="Device profiles: ours and your own.")
+app = typer.Typer(no_args_is_help=True, help="Device profiles: built-in and your own.")
 
 ProfileName = Annotated[str, typer.Argument(metavar="NAME", help="A profile's name or .toml file.")]
 ProfileFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .toml file.")]
-NewProfile = Annotated[Path | None, typer.Option(help="Write it there instead of stdout.")]
+NewProfile = Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")]
 
 
 @app.command("list")
 def list_profiles(as_json: Json = False) -> None:
-    """List the profiles that come with this version."""
+    """List the built-in profiles."""
     profiles = [device_profiles.load(name) for name in device_profiles.names()]
     if as_json:
         console.print_json(profiles)
@@ -46,7 +46,7 @@ def show_profile(name: ProfileName, set_: Overrides = [], as_json: Json = False)
 
 @app.command("check")
 def check_profile(path: ProfileFile, as_json: Json = False) -> None:
-    """Check a profile file: which field is wrong, what is allowed."""
+    """Check a profile file: which field is wrong, and what is allowed."""
     profile = load_profile(str(path))
     if as_json:
         console.print_json(profile)
@@ -64,7 +64,7 @@ def print_schema() -> None:
 def detect_profile(out: NewProfile = None, as_json: Json = False) -> None:
     """Write a profile of this machine.
 
-    Facts that it cannot find out are left out, and budgets are yours to add.
+    Facts that cannot be detected are left out; add the budgets yourself.
     """
     profile = detect.detect(runtimes=runtimes.installed_runtimes())
     text = device_profiles.dump(profile)

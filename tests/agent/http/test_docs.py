@@ -1,4 +1,4 @@
-"""Every example of docs/serving.md, run against a server; its tables held against the code."""
+"""Every example of docs/serving.md, run against a server; its tables checked against the code."""
 
 from __future__ import annotations
 
