@@ -65,7 +65,8 @@ def unpacked_folder(slots: Slots, opened_package: package.Package) -> Path:
 
 def modes(folder: Path) -> dict[str, str]:
     return {
-        str(p.relative_to(folder)): oct(stat.S_IMODE(p.stat().st_mode)) for p in folder.rglob("*")
+        str(path.relative_to(folder)): oct(stat.S_IMODE(path.stat().st_mode))
+        for path in folder.rglob("*")
     }
 
 

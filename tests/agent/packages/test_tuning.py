@@ -66,7 +66,7 @@ def tune(tmp_path: Path) -> Tune:
 
     def run(path: Path, feeds: list[Feeds], **limits: float) -> Tuning:
         session = adapter.open(path, threads=1, options={})
-        answers = tuple(session.run(f) for f in feeds)
+        answers = tuple(session.run(one) for one in feeds)
         version = adapter.version()
         packaged = PackagedModel(
             name="model", version="1", variant="here", candidate="onnx-fp32", entry=path.name,

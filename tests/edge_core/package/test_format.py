@@ -35,7 +35,11 @@ def small(made, tmp_path_factory):
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 # --- writing and reading ---------------------------------------------------------------------
@@ -177,11 +181,11 @@ def test_a_source_that_changes_while_it_is_written_leaves_no_package(made, tmp_p
 
 
 def flip(path: Path, at: int, bits: int) -> None:
-    with path.open("r+b") as f:
-        f.seek(at)
-        (byte,) = f.read(1)
-        f.seek(at)
-        f.write(bytes([byte ^ bits]))
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ bits]))
 
 
 def test_every_changed_byte_is_noticed(small, tmp_path):
@@ -267,13 +271,13 @@ def test_what_changes_after_opening_is_not_given_out(small, tmp_path):
 
 
 def tar(path: Path, *members: tuple[str, bytes, dict[str, object]], form: int) -> Path:
-    with tarfile.open(path, "w", format=form) as t:
+    with tarfile.open(path, "w", format=form) as archive:
         for name, data, fields in members:
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o644
             for field, value in fields.items():
                 setattr(info, field, value)
-            t.addfile(info, io.BytesIO(data))
+            archive.addfile(info, io.BytesIO(data))
     return path
 
 
@@ -294,20 +298,20 @@ HOSTILE = {
 }
 
 
-def refused_in_little_memory(path: Path) -> str:
+def expect_refusal_in_little_memory(path: Path) -> str:
     tracemalloc.start()
-    with pytest.raises(PackageError) as e:
+    with pytest.raises(PackageError) as caught:
         package.open(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6e6
-    return e.value.what
+    return caught.value.what
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_tar_is_refused(tmp_path, name):
     form = tarfile.PAX_FORMAT if name == "pax" else tarfile.GNU_FORMAT
-    refused_in_little_memory(tar(tmp_path / "a.edgepkg", *HOSTILE[name], form=form))
+    expect_refusal_in_little_memory(tar(tmp_path / "a.edgepkg", *HOSTILE[name], form=form))
 
 
 def test_the_same_content_in_another_tar_is_refused_with_a_hint(small, tmp_path):
@@ -327,7 +331,7 @@ def test_a_claimed_manifest_size_is_not_believed(tmp_path, size):
     path.write_bytes(
         archive._member("oci-layout", oci.LAYOUT) + archive._member("index.json", index)
     )
-    refused_in_little_memory(path)
+    expect_refusal_in_little_memory(path)
 
 
 class Layout:
@@ -391,7 +395,7 @@ def test_a_layout_of_another_writer_is_read(layout, made):
 )  # fmt: skip
 def test_an_odd_image_manifest_is_refused(layout, changes, says):
     layout.changes = changes
-    assert says in refused_in_little_memory(layout.done())
+    assert says in expect_refusal_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize(
@@ -408,7 +412,7 @@ def test_a_title_that_the_manifest_does_not_name_or_that_is_repeated_is_refused(
     layout, title, says
 ):
     layout.layers.append(layout.layer(title, b"more"))
-    assert says in refused_in_little_memory(layout.done())
+    assert says in expect_refusal_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize("kind", ["missing", "unknown", "type", "order", "size", "huge", "config"])
@@ -431,7 +435,7 @@ def test_an_odd_layer_is_refused(layout, kind):
     else:
         layout.layers[2] = layout.layer(f"{packages.NAME}/golden.npz", b"1")
         layout.layers[2]["size"] = 2 if kind == "size" else oci.MAX_BLOB
-    assert says[kind] in refused_in_little_memory(layout.done())
+    assert says[kind] in expect_refusal_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize(
@@ -441,14 +445,14 @@ def test_an_odd_layer_is_refused(layout, kind):
 )
 def test_an_odd_package_manifest_is_refused(layout, raw):
     layout.layers[0] = layout.layer("manifest.json", raw)
-    assert "package manifest is not readable" in refused_in_little_memory(layout.done())
+    assert "package manifest is not readable" in expect_refusal_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize("number", [-1, 1, 3])
 def test_a_format_that_is_not_read_is_refused_by_its_number(layout, made, number):
     other = json.loads(made[0].to_bytes()) | {"format": number, "variants": "changed"}
     layout.layers[0] = layout.layer("manifest.json", json.dumps(other).encode())
-    assert f"package format {number}" in refused_in_little_memory(layout.done())
+    assert f"package format {number}" in expect_refusal_in_little_memory(layout.done())
 
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json"])
@@ -460,7 +464,7 @@ def test_a_format_that_is_not_read_is_refused_by_its_number(layout, made, number
 )  # fmt: skip
 def test_an_odd_index_or_layout_version_is_refused(layout, name, raw):
     (layout.done() / name).write_bytes(raw)
-    refused_in_little_memory(layout.folder)
+    expect_refusal_in_little_memory(layout.folder)
 
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json", "blob"])
@@ -476,7 +480,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(layout, name, what):
         path.mkdir()
     elif what == "device":
         path.symlink_to("/dev/zero")
-    refused_in_little_memory(layout.folder)
+    expect_refusal_in_little_memory(layout.folder)
 
 
 def test_a_large_package_is_verified_in_little_memory(made, tmp_path):

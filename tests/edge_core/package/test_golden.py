@@ -29,13 +29,17 @@ def one(original, artifact):
     return golden.make(({"x": np.zeros(1)},), ({"y": original},), ({"y": artifact},))
 
 
-def checked(vectors, y):
+def check_outputs(vectors, y):
     return golden.check(vectors, lambda _: {"y": y})
 
 
-def same(a, b):
-    floats = a.dtype.kind == "f"
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=floats)
+def same(one, two):
+    floats = one.dtype.kind == "f"
+    return (
+        one.shape == two.shape
+        and one.dtype == two.dtype
+        and np.array_equal(one, two, equal_nan=floats)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +69,12 @@ def test_the_file_gives_back_what_was_put_in(inputs, outputs):
 
 @given(y=FLOATS)
 def test_the_recorded_outputs_pass(y):
-    assert checked(one(y, y), y).ok
+    assert check_outputs(one(y, y), y).ok
 
 
 @given(original=FLOATS, artifact=FLOATS)
 def test_a_device_that_computes_like_the_original_passes(original, artifact):
-    assert checked(one(original, artifact), original).ok
+    assert check_outputs(one(original, artifact), original).ok
 
 
 @given(
@@ -89,7 +93,7 @@ def test_only_what_is_within_the_tolerance_passes(original, artifact, direction,
     size = np.sqrt(np.mean(direction**2))
     assume(size > 1e-3 and tolerance > 1e-9 and not 0.999 < share < 1.001)
     moved = artifact + direction * (share * tolerance / size)
-    assert checked(vectors, moved).ok == (share < 1)
+    assert check_outputs(vectors, moved).ok == (share < 1)
 
 
 @given(y=FLOATS, data=st.data(), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
@@ -97,14 +101,14 @@ def test_nan_and_infinity_pass_only_where_they_were_recorded(y, data, bad):
     at = data.draw(st.integers(0, y.size - 1))
     broken = y.copy()
     broken.flat[at] = bad
-    result = checked(one(y, y), broken)
+    result = check_outputs(one(y, y), broken)
     assert not result.ok
     what = "1 NaN and 0 infinite" if np.isnan(bad) else "0 NaN and 1 infinite"
     assert result.text == (
         f"'y' has {what} values, the build recorded 0 NaN and 0 infinite values, in sample 0"
     )
-    assert checked(one(broken, broken), broken).ok
-    assert not checked(one(broken, broken), y).ok
+    assert check_outputs(one(broken, broken), broken).ok
+    assert not check_outputs(one(broken, broken), y).ok
 
 
 @given(y=hnp.arrays(st.sampled_from(["int64", "uint8", "bool"]), (7,)), data=st.data())
@@ -113,8 +117,8 @@ def test_integers_and_bools_are_equal_or_wrong(y, data):
     other = y.copy()
     other[at] = not y[at] if y.dtype == bool else y[at] ^ 1
     vectors = one(y, y)
-    assert checked(vectors, y).ok
-    result = checked(vectors, other)
+    assert check_outputs(vectors, y).ok
+    result = check_outputs(vectors, other)
     assert not result.ok
     assert result.outputs[0].error == pytest.approx(1 / 7)
 
@@ -122,29 +126,29 @@ def test_integers_and_bools_are_equal_or_wrong(y, data):
 def test_a_stated_tolerance_lets_integers_differ():
     y = np.array([10, 20, 30], np.uint8)
     vectors = golden.make(({"x": y},), ({"y": y},), ({"y": y},), {"y": 1.0})
-    assert checked(vectors, y + np.uint8(1)).ok
-    assert not checked(vectors, y + np.uint8(2)).ok
+    assert check_outputs(vectors, y + np.uint8(1)).ok
+    assert not check_outputs(vectors, y + np.uint8(2)).ok
 
 
 def test_strings_are_compared_as_text():
     y = np.array([["left"], ["right"]], object)
     vectors = one(y, y)
-    assert checked(vectors, y.astype(str)).ok
-    assert not checked(vectors, np.array([["left"], ["ahead"]], object)).ok
+    assert check_outputs(vectors, y.astype(str)).ok
+    assert not check_outputs(vectors, np.array([["left"], ["ahead"]], object)).ok
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "object"])
 def test_an_empty_output_must_stay_empty(dtype):
     none = np.zeros((0, 4), dtype)
     vectors = golden.from_bytes(one(none, none).to_bytes())
-    assert checked(vectors, none).ok
-    result = checked(vectors, np.zeros((1, 4), dtype))
+    assert check_outputs(vectors, none).ok
+    result = check_outputs(vectors, np.zeros((1, 4), dtype))
     assert result.text == "'y' has shape (1, 4), not (0, 4), in sample 0"
 
 
 def test_differences_beyond_float64_fail_instead_of_overflowing():
     y = np.array([1.5e308, 1.0])
-    result = checked(one(y, y), -y)
+    result = check_outputs(one(y, y), -y)
     assert not result.ok
     with pytest.raises(InputError, match="would let anything pass"):
         one(y, -y)
@@ -248,8 +252,8 @@ def test_other_bytes_raise_package_error_and_nothing_else(real, raw, cut):
 
 def hostile(member: bytes, method: int = zipfile.ZIP_STORED, name: str = "index.npy") -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as z:
-        z.writestr(name, member)
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr(name, member)
     return out.getvalue()
 
 

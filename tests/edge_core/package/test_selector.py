@@ -88,16 +88,16 @@ def test_the_order_of_the_package_decides(manifest):
 
 def test_where_none_matches_each_variant_has_its_reason_in_one_line(manifest):
     other = msgspec.structs.replace(PI, arch="armv7l")
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError) as caught:
         select_variant(manifest, other)
-    assert e.value.what == (
+    assert caught.value.what == (
         "dense 1.0.0 has no variant for this machine: "
         "'raspberry-pi-4b' needs aarch64 linux; it has armv7l linux"
     )
     many = tuple(msgspec.structs.replace(manifest.variants[0], name=f"v{i}") for i in range(16))
-    with pytest.raises(InputError, match="and 8 more") as e:
+    with pytest.raises(InputError, match="and 8 more") as caught:
         select_variant(msgspec.structs.replace(manifest, variants=many), other)
-    assert len(e.value.what) < 2000
+    assert len(caught.value.what) < 2000
 
 
 def test_a_runtime_that_is_not_installed_is_passed_over(manifest):
@@ -113,6 +113,6 @@ def test_a_host_takes_what_it_can_run_and_says_what_does_not_match(manifest):
     assert choice.note == "variant 'raspberry-pi-4b' needs aarch64 linux; it has x86_64 linux"
     assert choose_variant(manifest, PI).note == ""
     assert choose_variant(manifest, host, "raspberry-pi-4b") == choice
-    with pytest.raises(InputError, match="has no variant 'pi'") as e:
+    with pytest.raises(InputError, match="has no variant 'pi'") as caught:
         choose_variant(manifest, host, "pi")
-    assert e.value.hint == "one of: raspberry-pi-4b"
+    assert caught.value.hint == "one of: raspberry-pi-4b"
