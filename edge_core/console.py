@@ -39,7 +39,12 @@ def new_table(*columns: str, right: Sequence[str] = (), title: str = "") -> Tabl
     """An empty table in the style of all tables; ``right`` names right-aligned columns."""
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column == columns[0],  # a name that people copy
+        )
     return table
 
 
