@@ -172,7 +172,7 @@ def do(what: str, root: Path, new: Path, old: Path) -> None:
         else:
             with slots.installing():
                 opened = package.open(new)
-                slots.unpack(opened, opened.model.variants[0])
+                slots.unpack(opened, opened.manifest.variants[0])
             slots.sweep()
 
 

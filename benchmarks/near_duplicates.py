@@ -256,7 +256,7 @@ def serve(
         if feeds:
             cache.add(made.model, feeds, truth)
         else:
-            cache.put(made.model, vector, truth, case.text)
+            cache.add_embedding(made.model, vector, truth, case.text)
         spent += time.perf_counter() - start + inference_ms / 1e3
     cache.close()
     size, reused = (
@@ -370,7 +370,7 @@ def watch_clips(row: Row, epsilon: float, share: float, rng: np.random.Generator
     while state.audited < 2000 and not state.alarms:
         for clip_index in rng.permutation(len(clips)):
             for distance, wrong in clips[clip_index]:
-                if audit.wants(state, float(rng.random())):
+                if audit.should_audit(state, float(rng.random())):
                     state = audit.step(state, distance, wrong)
     return state
 

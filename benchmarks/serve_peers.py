@@ -86,7 +86,7 @@ def measure_servers(job: Job, all_servers: Sequence[Server], rounds: int, second
                     raise
                 print(f"{server.name}: {error.what}")
                 continue
-            peer_servers.checked(server, port, job.want)
+            peer_servers.check_answer(server, port, job.want)
             ready.append((server, port, session))
             turns[server.name] = {count: [] for count in CLIENTS}
         for _ in range(rounds):

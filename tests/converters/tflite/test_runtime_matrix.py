@@ -148,7 +148,7 @@ def _model(path):
 def candidates(models, tmp_path_factory):
     """(model, candidate) -> File, made as a build makes it."""
     found = {}
-    made_by = {recipe.SPEC.name: recipe for recipe in recipes.OURS}
+    made_by = {recipe.SPEC.name: recipe for recipe in recipes.TFLITE_CONVERTERS}
     for candidate, by_model in REFUSED_BY.items():
         recipe = made_by[candidate]
         for name in by_model:
