@@ -79,7 +79,7 @@ def _package_all(
         packaging.write_report(
             request, shared, profile, plans[profile.name], tried[profile.name],
             judge.explain_refusal(verdicts[profile.name], plans[profile.name]),
-            refs.get(profile.name), clock.seconds,
+            refs.get(profile.name), clock.read(),
         )
         for profile in request.profiles
     )  # fmt: skip
