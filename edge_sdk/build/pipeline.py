@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edge_core.errors import InputError
+from edge_core.package.format import PackageRef
 from edge_sdk.build import fallbacks, judge, materials, packaging, planner, trials
 from edge_sdk.build.clock import Clock
 from edge_sdk.build.materials import Materials
@@ -72,17 +74,25 @@ def _package_all(
         )
         for profile in request.profiles
     }
-    refs = packaging.write_packages(
-        request, shared, {name: part for name, part in parts.items() if part}
-    )
-    return tuple(
-        packaging.write_report(
-            request, shared, profile, plans[profile.name], tried[profile.name],
-            judge.explain_refusal(verdicts[profile.name], plans[profile.name]),
-            refs.get(profile.name), clock.read(),
+
+    def write_reports(refs: Mapping[str, PackageRef]) -> tuple[BuildResult, ...]:
+        return tuple(
+            packaging.write_report(
+                request, shared, profile, plans[profile.name], tried[profile.name],
+                judge.explain_refusal(verdicts[profile.name], plans[profile.name]),
+                refs.get(profile.name), clock.read(),
+            )
+            for profile in request.profiles
+        )  # fmt: skip
+
+    try:
+        refs = packaging.write_packages(
+            request, shared, {name: part for name, part in parts.items() if part}
         )
-        for profile in request.profiles
-    )  # fmt: skip
+    except InputError:  # profiles that cannot share a package: what was measured is not lost
+        write_reports({})
+        raise
+    return write_reports(refs)
 
 
 def _judge_all(

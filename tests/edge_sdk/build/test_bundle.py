@@ -173,3 +173,22 @@ def test_a_bundle_is_built_verified_installed_and_reported(digits, tmp_path):
     with Agent(config) as agent:
         answer = agent.infer(opened.manifest.name, inputs[0])
     assert set(answer.outputs) == {spec.name for spec in opened.manifest.variants[0].outputs}
+
+
+def test_a_bundle_that_is_refused_leaves_the_reports_of_what_was_measured(digits, tmp_path):
+    floats = msgspec.structs.replace(
+        edge_sdk.load_profile("x86-64", latency_p99_ms=10_000, memory_peak_mb=10_000),
+        precisions=("fp32",),
+    )
+    integers = msgspec.structs.replace(floats, name="integers", precisions=("int8",))
+    options = edge_sdk.BuildOptions(
+        evaluation="examples.data:digits_eval", preprocess="mnist",
+        only=("onnx-fp32", "onnx-int8-weights"), bundle=True, out=tmp_path / "out",
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="no fact that a device detects tells"):
+        edge_sdk.build(digits, [floats, integers], options)
+    assert not list((tmp_path / "out").glob("*.edgepkg"))
+    reports = sorted((tmp_path / "out").glob("*.report.json"))
+    profiles = [json.loads(report.read_bytes())["profile"]["name"] for report in reports]
+    assert profiles == ["integers", "x86-64"]
