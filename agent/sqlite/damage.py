@@ -31,14 +31,24 @@ _DISK_FAILURES = (
 def is_damage(error: Exception) -> bool:
     """Is the file at fault, and not the disk or a bug of ours?
 
-    The statements are constant, so even "no such column" is a sign of a damaged schema.
+    The statements are constant, so even "no such column" is a sign of a damaged schema. A violated
+    constraint is not: the row is at fault.
     """
     import sqlite3  # not needed by an agent that opens no database
 
     if isinstance(error, sqlite3.OperationalError):
         return not any(words in str(error).lower() for words in _DISK_FAILURES)
-    bugs = (sqlite3.ProgrammingError, sqlite3.NotSupportedError)
+    bugs = (sqlite3.ProgrammingError, sqlite3.NotSupportedError, sqlite3.IntegrityError)
     return isinstance(error, sqlite3.DatabaseError | UnicodeError) and not isinstance(error, bugs)
+
+
+def is_job_failure(error: Exception) -> bool:
+    """Did a job fail by itself, on a file and a disk that are fine?"""
+    import sqlite3
+
+    if isinstance(error, sqlite3.IntegrityError):
+        return True
+    return not isinstance(error, sqlite3.Error | OSError | UnicodeError | MemoryError)
 
 
 def damage_error(why: str) -> Exception:

@@ -30,6 +30,7 @@ from agent.sqlite.damage import (
     delete_file,
     describe_error,
     is_damage,
+    is_job_failure,
     set_aside,
 )
 from agent.sqlite.sqlite_file import PAGE, Migration, SyncLevel
@@ -151,7 +152,7 @@ class Database:
         """Run ``job`` in the writer's next transaction, after all that is queued; its result.
 
         None if the disk fails or it takes longer than ``wait_s``. What ``job`` itself raises comes
-        out here, and its group is dropped.
+        out here, a violated constraint included; then only its own writes are rolled back.
         """
         answer: Future[Result] = Future()
         with self._lock:
@@ -164,7 +165,9 @@ class Database:
             return answer.result()
         except OSError:
             return None
-        except sqlite_file.connection_errors():
+        except sqlite_file.connection_errors() as error:
+            if is_job_failure(error):
+                raise
             return None
 
     def flush(self, *, wait_s: float = 10.0) -> bool:
@@ -271,25 +274,42 @@ class Database:
         return sqlite_file.open_for_writing(self.path, self._migrations, self._sync)
 
     def _commit(self, db: sqlite3.Connection, group: list[Write]) -> None:
-        answers: list[Any] = []
-        evicted = 0
+        answers: list[tuple[Any, Exception | None]] = []
+        evicted = rejected = 0
         with sqlite_file.atomic(db):
             for write in group:
                 if write.job is not None:
-                    answers.append(write.job(db))
+                    answers.append(sqlite_file.run_job(db, write.job))
                 else:
-                    answers.append(None)
-                    db.execute(write.sql, write.row)
+                    answers.append((None, None))
+                    rejected += self._is_rejected(db, write)
             while (fill := self._measure_fill(db)) > HIGH_FILL and (count := self._evict(db)):
                 evicted += count
             self._on_commit(db, fill)
         self.evicted += evicted
+        with self._lock:
+            self.dropped += rejected
         self._queue.forget(group)
         if sqlite_file.file_bytes(self.path, "-wal") > self._log_bytes:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        for write, answer in zip(group, answers, strict=True):
-            if write.answer is not None:
-                write.answer.set_result(answer)
+        for write, (result, failure) in zip(group, answers, strict=True):
+            if write.answer is None:
+                continue
+            if failure is None:
+                write.answer.set_result(result)
+            else:
+                write.answer.set_exception(failure)
+
+    def _is_rejected(self, db: sqlite3.Connection, write: Write) -> bool:
+        """Execute one statement; True if a constraint rejected its row, which undoes only that."""
+        try:
+            db.execute(write.sql, write.row)
+        except Exception as error:
+            if not is_job_failure(error):
+                raise
+            log.error("database=%s rejected a row: %s", self.path.name, describe_error(error))
+            return write.size > 0
+        return False
 
     def _measure_fill(self, db: sqlite3.Connection) -> float:
         page_count, free = (

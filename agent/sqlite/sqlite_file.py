@@ -21,11 +21,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
-from agent.sqlite.damage import damage_error
+from agent.sqlite.damage import damage_error, is_job_failure
 from edge_core.files import fsync_dir
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Migration = Callable[["sqlite3.Connection"], None]
 SyncLevel = Literal["NORMAL", "FULL"]
+Result = TypeVar("Result")
 
 PAGE = 4096  # bytes
 
@@ -67,6 +68,23 @@ def atomic(db: sqlite3.Connection) -> Iterator[None]:
         with suppress(*connection_errors()):  # SQLite has rolled back by itself after some errors
             db.execute("ROLLBACK")
         raise
+
+
+def run_job(
+    db: sqlite3.Connection, job: Callable[[sqlite3.Connection], Result]
+) -> tuple[Result | None, Exception | None]:
+    """The job's result, or why it failed by itself: then what it wrote is rolled back, and the
+    transaction goes on. What the file or the disk raises comes out."""
+    db.execute("SAVEPOINT job")
+    try:
+        result, failure = job(db), None
+    except Exception as error:
+        if not is_job_failure(error):
+            raise
+        db.execute("ROLLBACK TO job")
+        result, failure = None, error
+    db.execute("RELEASE job")
+    return result, failure
 
 
 def open_for_writing(

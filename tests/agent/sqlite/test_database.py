@@ -14,6 +14,7 @@ import pytest
 import sqlite_utils
 
 from agent.sqlite import sqlite_file
+from agent.sqlite.damage import DamagePolicy
 from agent.sqlite.database import MIN_BYTES, Database
 from agent.sqlite.write_queue import QUEUE_ROWS
 from edge_core.errors import InputError
@@ -31,11 +32,15 @@ def evict(db: sqlite3.Connection) -> int:
 
 
 def open_database(
-    path: Path, *steps: sqlite_file.Migration, max_bytes: int = MIN_BYTES, **more: float
+    path: Path,
+    *steps: sqlite_file.Migration,
+    max_bytes: int = MIN_BYTES,
+    damage: DamagePolicy = "recreate",
+    **more: float,
 ) -> Database:
     db = Database(
-        path, steps or (table,), max_bytes=max_bytes, damage="recreate", sync="NORMAL",
-        evict=evict, **more,
+        path, steps or (table,), max_bytes=max_bytes, damage=damage, sync="NORMAL", evict=evict,
+        **more,
     )  # fmt: skip
     db.start()
     return db
@@ -157,14 +162,39 @@ def test_a_job_sees_what_was_queued_before_it_and_gives_its_result(tmp_path):
     db.close()
 
 
-def test_a_job_with_a_bug_loses_its_group_and_nothing_else(tmp_path):
-    db = open_database(tmp_path / "a.db", retry_s=0.01)
-    db.write(INSERT, (b"one",))
-    db.flush()
-    with pytest.raises(ZeroDivisionError):
-        db.call(lambda connection: connection.execute(INSERT, (b"half",)).rowcount / 0)
-    until(lambda: db.write(INSERT, (b"two",)))
+@pytest.mark.parametrize("damage", ["recreate", "keep"])
+def test_a_row_that_a_constraint_rejects_is_dropped_alone(tmp_path, damage):
+    db = open_database(tmp_path / "a.db", damage=damage)
+    for key in (1, 1, 2):
+        assert db.write("INSERT INTO t (id, v) VALUES (?, ?)", (key, b"row"))
     assert db.flush()
+    assert db.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,)]
+    assert (db.dropped, db.replacements, db.health()) == (1, 0, "")
+    db.close()
+
+
+def fail_halfway(connection):
+    return connection.execute(INSERT, (b"half",)).rowcount / 0
+
+
+def violate_constraint(connection):
+    connection.execute(INSERT, (b"half",))
+    connection.execute("INSERT INTO t (id, v) VALUES ((SELECT max(id) FROM t), ?)", (b"again",))
+
+
+@pytest.mark.parametrize(
+    ("job", "error"),
+    [(fail_halfway, ZeroDivisionError), (violate_constraint, sqlite3.IntegrityError)],
+)
+@pytest.mark.parametrize("damage", ["recreate", "keep"])
+def test_a_job_with_a_bug_loses_its_own_writes_and_nothing_else(tmp_path, damage, job, error):
+    db = open_database(tmp_path / "a.db", damage=damage)
+    db.write(INSERT, (b"one",))
+    with pytest.raises(error):
+        db.call(job)
+    assert db.write(INSERT, (b"two",))
+    assert db.flush()
+    assert db.replacements == 0
     assert db.rows("SELECT v FROM t ORDER BY id") == [(b"one",), (b"two",)]
     assert db.health() == ""
     db.close()
