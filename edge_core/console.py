@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, NoReturn
 
 import msgspec
@@ -46,6 +46,12 @@ def new_table(*columns: str, right: Sequence[str] = (), title: str = "") -> Tabl
             no_wrap=column == columns[0],  # a name that people copy
         )
     return table
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What people should know about a result, on stderr."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def print_json(value: object) -> None:

@@ -117,12 +117,14 @@ def render_calibration(calibration: Calibration) -> None:
 
 def render_answer(answer: Answer) -> None:
     """What `edge-agent infer` prints of class scores."""
+    console.print_notes(answer.notes)
     for scored in answer.top:
         typer.echo(f"{scored.score:10.4f}  {scored.label}")
 
 
 def render_timings(timings: Sequence[BenchResult]) -> None:
     """What `edge-agent bench` prints."""
+    console.print_notes(timings[0].notes)
     right = ("threads", "p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB")
     table = console.new_table(*right, right=right)
     for timing in timings:

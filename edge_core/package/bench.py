@@ -31,6 +31,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     runs: int
     load_ms: float
     peak_mb: float
+    notes: tuple[str, ...] = ()  # such as: the variant is not for a machine like this one
 
 
 def bench_package(
@@ -43,7 +44,8 @@ def bench_package(
     if runs < 2:
         raise InputError(f"runs is {runs}; percentiles need at least 2")
     opened = package.open(path)
-    chosen = choose_variant(opened.manifest, facts, variant).variant
+    choice = choose_variant(opened.manifest, facts, variant)
+    chosen = choice.variant
     model = opened.manifest.model(chosen)
     vectors = golden.from_bytes(opened.read(chosen.title(chosen.golden)))
     results = []
@@ -61,7 +63,7 @@ def bench_package(
             results.append(
                 BenchResult(
                     threads=count, p50_ms=cuts[49], p90_ms=cuts[89], p99_ms=cuts[98],
-                    runs=len(ms), load_ms=load_ms, peak_mb=peak,
+                    runs=len(ms), load_ms=load_ms, peak_mb=peak, notes=choice.notes,
                 )
             )  # fmt: skip
     return tuple(results)

@@ -37,6 +37,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     outputs: dict[str, list[object]]
     top: tuple[Scored, ...]
     ms: float  # the inference alone
+    notes: tuple[str, ...] = ()  # such as: the variant is not for a machine like this one
 
 
 def run_package(
@@ -54,10 +55,12 @@ def run_package(
     ``top`` is the number of classes in the answer. Raises InputError, PackageError, MeasureError.
     """
     opened = package.open(path)
-    chosen = choose_variant(opened.manifest, facts, variant).variant
+    choice = choose_variant(opened.manifest, facts, variant)
     with tempfile.TemporaryDirectory(prefix="edge-run-") as folder:
-        entry = opened.extract(chosen, Path(folder) / "package")
-        return infer(entry, opened.manifest.model(chosen), source, top=top, threads=threads)
+        entry = opened.extract(choice.variant, Path(folder) / "package")
+        model = opened.manifest.model(choice.variant)
+        answer = infer(entry, model, source, top=top, threads=threads)
+    return msgspec.structs.replace(answer, notes=choice.notes)
 
 
 def infer(

@@ -25,7 +25,7 @@ class Choice(msgspec.Struct, frozen=True):
     """A variant, and why it is not the one that a device like this would get."""
 
     variant: Variant
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def select_variant(manifest: Manifest, facts: DeviceFacts) -> Variant:
@@ -71,7 +71,7 @@ def find_mismatch(variant: Variant, facts: DeviceFacts) -> str:
 
 def _with_note(variant: Variant, facts: DeviceFacts) -> Choice:
     mismatch = find_mismatch(variant, facts)
-    return Choice(variant, f"variant '{variant.name}' {mismatch}" if mismatch else "")
+    return Choice(variant, (f"variant '{variant.name}' {mismatch}",) if mismatch else ())
 
 
 def _mismatches(variant: Variant, facts: DeviceFacts) -> Iterator[str]:

@@ -60,7 +60,7 @@ def verify_package(path: Path, facts: DeviceFacts, *, variant: str = "") -> Veri
         candidate=model.candidate,
         runtime=f"{model.runtime.name} {version}",
         golden=result,
-        notes=(*filter(None, (choice.note,)), *_version_notes(model, version)),
+        notes=(*choice.notes, *_version_notes(model, version)),
     )
 
 

@@ -154,6 +154,7 @@ def render_verification(verification: Verification) -> None:
 
 def render_answer(answer: Answer) -> None:
     """What `edge run` prints."""
+    console.print_notes(answer.notes)
     if not answer.top:
         console.print_json(answer.outputs)
         return
@@ -166,6 +167,7 @@ def render_answer(answer: Answer) -> None:
 
 def render_timings(timings: Sequence[BenchResult]) -> None:
     """What `edge bench` prints."""
+    console.print_notes(timings[0].notes)
     names = ("threads", "p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB")
     rows = new_table(*names, right=names)
     for timing in timings:

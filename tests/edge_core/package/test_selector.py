@@ -110,8 +110,8 @@ def test_a_host_takes_what_it_can_run_and_says_what_does_not_match(manifest):
     host = msgspec.structs.replace(PI, arch="x86_64")
     choice = choose_variant(manifest, host)
     assert choice.variant.name == "raspberry-pi-4b"
-    assert choice.note == "variant 'raspberry-pi-4b' needs aarch64 linux; it has x86_64 linux"
-    assert choose_variant(manifest, PI).note == ""
+    assert choice.notes == ("variant 'raspberry-pi-4b' needs aarch64 linux; it has x86_64 linux",)
+    assert choose_variant(manifest, PI).notes == ()
     assert choose_variant(manifest, host, "raspberry-pi-4b") == choice
     with pytest.raises(InputError, match="has no variant 'pi'") as caught:
         choose_variant(manifest, host, "pi")

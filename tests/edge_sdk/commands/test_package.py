@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -72,3 +73,22 @@ def test_golden_vectors_that_do_not_replay_fail_a_gate(edge, digits_package, tmp
     package.write(tmp_path / "wrong.edgepkg", opened.manifest, files)
     completed = edge("verify", tmp_path / "wrong.edgepkg", ok=2)
     assert "golden vectors do not replay here" in error_line(completed)
+
+
+def test_every_command_says_when_a_variant_is_for_another_kind_of_machine(
+    edge, digits_package, tmp_path
+):
+    opened = package.open(digits_package)
+    files = {title: opened.read(title) for title in opened.titles if title != "manifest.json"}
+    (variant,) = opened.manifest.variants
+    selector = msgspec.structs.replace(variant.selector, arch="riscv64")
+    variants = (msgspec.structs.replace(variant, selector=selector),)
+    manifest = msgspec.structs.replace(opened.manifest, variants=variants)
+    elsewhere = package.write(tmp_path / "elsewhere.edgepkg", manifest, files).path
+    inputs = golden.from_bytes(files[variant.title(variant.golden)]).inputs[0]
+    np.savez(tmp_path / "x.npz", **inputs)
+    verified = edge("verify", elsewhere)
+    ran, timed = edge("run", elsewhere, tmp_path / "x.npz"), edge("bench", elsewhere, "--runs", 5)
+    for printed in (verified.stdout, ran.stderr, timed.stderr):
+        assert "needs riscv64 linux" in printed
+    assert "note:" not in edge("run", digits_package, tmp_path / "x.npz").stderr
