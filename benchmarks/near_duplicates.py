@@ -35,9 +35,9 @@ import numpy as np
 from agent.caches import audit
 from agent.caches.bounds import SINGLE, clopper_pearson, upper_bound
 from agent.caches.calibration import Calibration
-from agent.caches.descriptors import Described, Descriptor, Index, describe
+from agent.caches.descriptors import Described, Index, InputDescriptor, describe
 from agent.caches.near import NearCache, describe_embedding
-from agent.caches.rules import Rule
+from agent.caches.rules import AnswerRule
 from agent.caches.threshold_search import CalibrationSample, calibrate_threshold, replay_cache
 from benchmarks.clips import clip
 from benchmarks.smart_home_queries import HOUSES, Request, stream, topics
@@ -51,9 +51,13 @@ from examples.data import CALIBRATION_PHOTOS, EVALUATION_PHOTOS, digits_eval
 from examples.wheels import wheel_file
 
 RECIPE = BUILT_IN["efficientnet-lite0"]
-PICTURE = Descriptor(kind="image", input="input", layout="NCHW")
-EMBEDDING = Descriptor(kind="vector")
-TOP, LABEL, MEANING = Rule(kind="top1"), Rule(kind="exact", output="label"), Rule(kind="exact")
+PICTURE = InputDescriptor(kind="image", input="input", layout="NCHW")
+EMBEDDING = InputDescriptor(kind="vector")
+TOP, LABEL, MEANING = (
+    AnswerRule(kind="top1"),
+    AnswerRule(kind="exact", output="label"),
+    AnswerRule(kind="exact"),
+)
 
 Embed = Callable[[str], Array]
 Seen = dict[object, list[tuple[float, bool]]]  # group -> distance and wrongness of its hits
@@ -363,7 +367,9 @@ def alarms(row: Row, runs: int) -> None:
     console.stdout().print(shown)
 
 
-def watch_clips(row: Row, epsilon: float, share: float, rng: np.random.Generator) -> audit.State:
+def watch_clips(
+    row: Row, epsilon: float, share: float, rng: np.random.Generator
+) -> audit.AuditState:
     """The audit of the row's clips in random order, over and over, until 2000 hits were audited."""
     state = audit.begin(row.made.threshold, epsilon, row.made.confidence, share)
     clips = [hits for hits in row.seen.values() if hits]

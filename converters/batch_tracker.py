@@ -1,7 +1,7 @@
 """A graph made for one row, made to take any number of them: where rows lie, op by op.
 
     Tracker().step(...)          tries one op alone on ROWS rows: does it keep them apart?
-    reshape(where, have, want)   where the free dimension of a reshape belongs
+    reshape(where, source, target)   where the free dimension of a reshape belongs
 
 Nothing is assumed about ops. Each is run by the real runtime, once with every row alone and once
 with all of them stacked; where its results lie is what was found, and an op that does not give
@@ -109,19 +109,19 @@ def locate_rows(
     return None
 
 
-def find_free_dimension(where: BatchAxis, have: Shape, want: Shape) -> int | None:
+def find_free_dimension(where: BatchAxis, source: Shape, target: Shape) -> int | None:
     """The dimension of ``want`` that the rows of a tensor of shape ``have`` multiply.
 
     A reshape keeps the order of the elements, so the rows stay behind as many of them as before.
     None where they must be moved to the front: that is in the middle of a dimension, or a 1 at
     the front is what was left of them (a Transpose of one row is a reshape).
     """
-    if have[: where.axis + 1] == want[: where.axis + 1]:
+    if source[: where.axis + 1] == target[: where.axis + 1]:
         return where.axis
-    before = math.prod(have[: where.axis]) * where.outer
-    place = next((k for k in range(len(want)) if math.prod(want[:k]) == before), None)
-    waiting = before > 1 and want[0] == 1
-    return None if place is None or (waiting and want[place] != 1) else place
+    before = math.prod(source[: where.axis]) * where.outer
+    place = next((k for k in range(len(target)) if math.prod(target[:k]) == before), None)
+    waiting = before > 1 and target[0] == 1
+    return None if place is None or (waiting and target[place] != 1) else place
 
 
 class BatchTracker:

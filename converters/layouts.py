@@ -44,14 +44,14 @@ def has_same_interface(model: Specs, file: Specs) -> bool:
     )
 
 
-def _change_layout(array: Array, have: TensorSpec, want: TensorSpec) -> Array:
-    order = _find_transpose(have, want)
+def _change_layout(array: Array, source: TensorSpec, target: TensorSpec) -> Array:
+    order = _find_transpose(source, target)
     return np.ascontiguousarray(array.transpose(order)) if order else array
 
 
-def _find_transpose(have: TensorSpec, want: TensorSpec) -> tuple[int, ...]:
+def _find_transpose(source: TensorSpec, target: TensorSpec) -> tuple[int, ...]:
     """The transpose from one layout to the other; empty when there is none. An image without a
     layout is NCHW, as in ONNX."""
-    if have.layout == want.layout or "NHWC" not in (have.layout, want.layout):
+    if source.layout == target.layout or "NHWC" not in (source.layout, target.layout):
         return ()
-    return _TO_NHWC if want.layout == "NHWC" else _TO_NCHW
+    return _TO_NHWC if target.layout == "NHWC" else _TO_NCHW

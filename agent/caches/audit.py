@@ -47,7 +47,7 @@ class Audit(msgspec.Struct, frozen=True, array_like=True):
     wrong: bool
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
+class AuditState(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the audit remembers; kept over restarts."""
 
     calibration: str = ""  # digest of the calibration that it belongs to
@@ -67,21 +67,21 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 def begin(
     threshold: float, epsilon: float, confidence: float, share: float = SHARE, calibration: str = ""
-) -> State:
+) -> AuditState:
     """The state after a calibration."""
-    return State(
+    return AuditState(
         calibration=calibration, epsilon=epsilon, confidence=confidence, share=share,
         threshold=threshold, state="calibrated" if threshold > 0 else "off",
     )  # fmt: skip
 
 
-def should_audit(state: State, chance: float) -> bool:
+def should_audit(state: AuditState, chance: float) -> bool:
     """Shall this hit be computed after all? ``u`` is uniform in 0..1."""
     share = max(state.share, PROBATION_SHARE) if state.state == "probation" else state.share
     return chance < share
 
 
-def step(state: State, distance: float, wrong: bool) -> State:
+def step(state: AuditState, distance: float, wrong: bool) -> AuditState:
     """What one audited hit changes."""
     state = msgspec.structs.replace(
         state, audited=state.audited + 1, wrong=state.wrong + int(wrong)
@@ -99,12 +99,12 @@ def step(state: State, distance: float, wrong: bool) -> State:
     return state
 
 
-def evidence(state: State) -> float:
+def evidence(state: AuditState) -> float:
     """The money on trouble at this threshold: 1 at the start, an alarm at 2**s / alpha."""
     return _mean(state.trouble) + _rest(state.audit_count + 1) if state.audit_count else 1.0
 
 
-def _bet(state: State, wrong: bool) -> State:
+def _bet(state: AuditState, wrong: bool) -> AuditState:
     audit_count, epsilon = state.audit_count + 1, state.epsilon
     fresh = math.log(_rest(audit_count) - _rest(audit_count + 1))
     odds = _odds(_rates(epsilon), epsilon, wrong)
@@ -119,7 +119,7 @@ def _bet(state: State, wrong: bool) -> State:
     )
 
 
-def _tighten(state: State) -> State:
+def _tighten(state: AuditState) -> AuditState:
     """The next smaller threshold, from the audits since the trouble most likely began."""
     since = state.recent[_onset(state) :]
     allowed = [
@@ -133,7 +133,7 @@ def _tighten(state: State) -> State:
     )  # fmt: skip
 
 
-def _onset(state: State) -> int:
+def _onset(state: AuditState) -> int:
     """Where in ``recent`` the bets would best have begun."""
     best, at = -math.inf, 0
     for rate in _rates(state.epsilon):

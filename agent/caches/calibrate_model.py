@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 
 from agent.caches.calibration import Calibration
-from agent.caches.descriptors import Descriptor, describe
+from agent.caches.descriptors import InputDescriptor, describe
 from agent.caches.results import input_key
-from agent.caches.rules import Rule
+from agent.caches.rules import AnswerRule
 from agent.caches.threshold_search import CalibrationSample, calibrate_threshold
 from edge_core.errors import InputError
 from edge_core.package.manifest import PackagedModel
@@ -22,18 +22,18 @@ from edge_core.tensors import Feeds, TensorSpec
 MAX_VECTOR = 8192  # numbers of an input that is compared as it is
 
 
-def choose_descriptor(inputs: tuple[TensorSpec, ...]) -> Descriptor:
+def choose_descriptor(inputs: tuple[TensorSpec, ...]) -> InputDescriptor:
     """How inputs of a model are compared; raises InputError if nothing fits."""
     images = [spec for spec in inputs if spec.layout]
     floats = [spec for spec in inputs if spec.dtype.startswith("float")]
     if len(images) == 1:
-        return Descriptor(
+        return InputDescriptor(
             kind="image",
             input=images[0].name,
             layout="NHWC" if images[0].layout == "NHWC" else "NCHW",
         )
     if not images and len(floats) == 1 and _size(floats[0]) <= MAX_VECTOR:
-        return Descriptor(kind="vector", input=floats[0].name)
+        return InputDescriptor(kind="vector", input=floats[0].name)
     names = "; ".join(f"{spec.name} ({spec.dtype})" for spec in inputs)
     raise InputError(
         f"no input is a picture of known layout or one short tensor of reals: {names}",
@@ -52,7 +52,7 @@ def calibrate_model(
     *,
     model: str,
     inputs: tuple[TensorSpec, ...],
-    rule: Rule,
+    rule: AnswerRule,
     epsilon: float,
     confidence: float = 0.95,
 ) -> Calibration:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.caches.descriptors import Descriptor
-from agent.caches.rules import Rule
+from agent.caches.descriptors import InputDescriptor
+from agent.caches.rules import AnswerRule
 from edge_core.errors import InputError
 from edge_core.files import read_limited, write_atomic
 
@@ -35,8 +35,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = FORMAT
     model: str  # digest and variant of the package, or an application's own name for its model
-    descriptor: Descriptor
-    rule: Rule
+    descriptor: InputDescriptor
+    rule: AnswerRule
     text_guard: bool = False  # texts must agree in agent.caches.text_guard.text_signature()
     epsilon: float
     confidence: float

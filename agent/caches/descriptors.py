@@ -31,7 +31,7 @@ WAVES = 8  # a side; more of them gave no more hits at the same error rate
 FLAT = 1e-4  # share of a picture's energy outside its mean below which it has no features
 
 
-class Descriptor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InputDescriptor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a vector is made of a model's inputs."""
 
     kind: Literal["image", "vector"]
@@ -46,7 +46,7 @@ class Described(msgspec.Struct, frozen=True):
     tag: str = ""
 
 
-def describe(descriptor: Descriptor, feeds: Feeds) -> Described | None:
+def describe(descriptor: InputDescriptor, feeds: Feeds) -> Described | None:
     """The input's vector; None for one that cannot be compared (a batch, a blank picture).
 
     Every other input of the model must be the same to the last bit: it goes into the tag.

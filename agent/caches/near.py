@@ -81,7 +81,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
 class _SavedState(msgspec.Struct, frozen=True, kw_only=True):
     """What goes on after a restart."""
 
-    audit: audit.State
+    audit: audit.AuditState
     hits: int = 0
     misses: int = 0
     evicted: int = 0

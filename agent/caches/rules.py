@@ -18,7 +18,7 @@ from msgspec import Meta
 from edge_core.tensors import Array, Feeds
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AnswerRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How answers are compared.
 
     top1: the class with the highest score. tolerance: no number of the output differs by more.

@@ -44,8 +44,8 @@ from agent.caches.bounds import (
     upper_bound,
 )
 from agent.caches.calibration import Calibration, ThresholdEvidence
-from agent.caches.descriptors import Described, Descriptor
-from agent.caches.rules import Rule
+from agent.caches.descriptors import Described, InputDescriptor
+from agent.caches.rules import AnswerRule
 from edge_core.errors import InputError
 from edge_core.tensors import Array, Feeds
 
@@ -77,8 +77,8 @@ def calibrate_threshold(
     samples: Sequence[CalibrationSample],
     *,
     model: str,
-    descriptor: Descriptor,
-    rule: Rule,
+    descriptor: InputDescriptor,
+    rule: AnswerRule,
     epsilon: float,
     confidence: float = 0.95,
     text_guard: bool = False,
@@ -102,7 +102,7 @@ def calibrate_threshold(
 
 
 def replay_cache(
-    samples: Sequence[CalibrationSample], rule: Rule, grid: Sequence[float] = GRID
+    samples: Sequence[CalibrationSample], rule: AnswerRule, grid: Sequence[float] = GRID
 ) -> Replay:
     """Run the cache over ``trials`` once for every threshold, all in one pass."""
     columns = _number_groups(samples)
@@ -119,7 +119,7 @@ def replay_cache(
 
 
 def _replay_tag(
-    samples: list[CalibrationSample], rule: Rule, limits: Array
+    samples: list[CalibrationSample], rule: AnswerRule, limits: Array
 ) -> Iterator[tuple[Array, Array]]:
     """For each trial: at which thresholds it is a hit, and at which a wrong one."""
     vectors = np.stack([t.item.vector for t in samples])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agent.caches.rules import Rule
+from agent.caches.rules import AnswerRule
 from agent.commands.options import ConfigFile, ModelName, load_settings
 from agent.commands.render import render_caches, render_calibration
 from agent.service import cache_control
@@ -52,7 +52,7 @@ def calibrate_cache(
     as_json: Json = False,
 ) -> None:
     """Find how near is near enough for NAME. Exit code 2: none is proven, the cache stays off."""
-    rule = Rule(kind="tolerance" if tolerance else "top1", tolerance=tolerance)
+    rule = AnswerRule(kind="tolerance" if tolerance else "top1", tolerance=tolerance)
     calibration = cache_control.calibrate_cache(
         load_settings(path), name, samples, rule=rule, epsilon=epsilon, confidence=confidence
     )

@@ -11,7 +11,7 @@ from agent.caches.calibration import Calibration
 from agent.packages.slots import Slot
 from agent.service.cache_control import CacheFile
 from agent.service.client import Document
-from agent.service.control import Model, Overview, Switch
+from agent.service.control import ModelOverview, Overview, Switch
 from agent.service.doctor import Check
 from edge_core import console
 from edge_core.package.bench import BenchResult
@@ -35,7 +35,7 @@ def render_switch(switch: Switch) -> None:
     typer.echo(f"  {switch.note}")
 
 
-def render_models(models: Sequence[Model]) -> None:
+def render_models(models: Sequence[ModelOverview]) -> None:
     """What `edge-agent models` prints."""
     table = console.new_table(
         "model", "version", "variant", "candidate", "runs with", "installed", "previous", "why"

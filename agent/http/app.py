@@ -19,7 +19,7 @@ import msgspec
 from agent.config import Http
 from agent.http import describe, oip, origin
 from agent.http.body import Body, BodyBudget, Receive
-from agent.http.limits import DEFAULT, Limits
+from agent.http.limits import DEFAULT, ConnectionLimits
 from agent.http.oip import Headers, TooLarge
 from agent.http.replies import Refused, Reply, Send, deliver, document, refusal
 from agent.serving.agent import Agent
@@ -43,7 +43,7 @@ OFFLOAD_TEXTS = 16 * 1024  # bytes of binary tensors that may be thousands of te
 class App:
     """One per server."""
 
-    def __init__(self, agent: Agent, http: Http, limits: Limits) -> None:
+    def __init__(self, agent: Agent, http: Http, limits: ConnectionLimits) -> None:
         self._agent, self._limits = agent, limits
         self._max_body = int(http.max_body_mb * 1e6)
         self._budget = BodyBudget(max(limits.bodies, 2 * self._max_body))

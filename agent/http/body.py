@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from agent.http.body_buffer import BodyBuffer
-from agent.http.limits import Limits
+from agent.http.limits import ConnectionLimits
 from agent.http.oip import Headers, TooLarge
 from edge_core.errors import EdgeError, InputError, Unavailable
 
@@ -49,7 +49,12 @@ class Body:
     """One request's body of at most ``max_bytes`` bytes."""
 
     def __init__(
-        self, headers: Headers, receive: Receive, max_bytes: int, budget: BodyBudget, limits: Limits
+        self,
+        headers: Headers,
+        receive: Receive,
+        max_bytes: int,
+        budget: BodyBudget,
+        limits: ConnectionLimits,
     ) -> None:
         self._receive, self._max_bytes, self._budget, self._limits = (
             receive,

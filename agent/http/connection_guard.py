@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.http.app import refuse_connection
 from agent.http.body_buffer import BodyBuffer
-from agent.http.limits import Limits
+from agent.http.limits import ConnectionLimits
 
 GATHER = 1_000_000  # bytes of a body that come together before the application is woken ...
 GATHER_ALL = 32_000_000  # ... and of all connections
@@ -21,7 +21,7 @@ GATHER_ALL = 32_000_000  # ... and of all connections
 class ConnectionGuard(asyncio.Protocol):
     """Mixed into one of uvicorn's HTTP protocols, which has these attributes."""
 
-    limits: Limits
+    limits: ConnectionLimits
     max_connections: int  # that are served
     max_body: int  # bytes
     app: Any  # called with each request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds and bytes."""
 
     head_s: float = 10.0  # from a connection, or a request's first byte, to the end of its head
@@ -21,4 +21,4 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     spare: int = 32  # connections beyond the limit that are told 503; any more are cut
 
 
-DEFAULT = Limits()
+DEFAULT = ConnectionLimits()

@@ -35,8 +35,8 @@ def check(headers: Iterable[tuple[bytes, bytes]]) -> None:
             host = value.decode("latin-1").partition("://")[2]  # "null" has none
         else:
             continue
-        found = _HOST.fullmatch(host)
-        if not found or not is_local(found[1]):
+        match = _HOST.fullmatch(host)
+        if not match or not is_local(match[1]):
             raise Refused(
                 403,
                 f"{name.decode().capitalize()} is {value.decode('latin-1')!r}"[:200],

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from agent.config import Http
 from agent.http.app import App
 from agent.http.connection_guard import ConnectionGuard
-from agent.http.limits import DEFAULT, Limits
+from agent.http.limits import DEFAULT, ConnectionLimits
 from agent.serving.agent import Agent
 from edge_core.errors import EdgeError, InputError, Unavailable
 
@@ -34,7 +34,7 @@ START_S = 30.0
 class Server:
     """Serves one agent from start() to stop(). Not restartable."""
 
-    def __init__(self, agent: Agent, http: Http, limits: Limits = DEFAULT) -> None:
+    def __init__(self, agent: Agent, http: Http, limits: ConnectionLimits = DEFAULT) -> None:
         self._http = http
         self._uvicorn = _Uvicorn(App(agent, http, limits), http, limits)
         self._thread: threading.Thread | None = None
@@ -82,7 +82,7 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """uvicorn with a ConnectionGuard for every connection, and an event when it is up."""
 
-    def __init__(self, app: App, http: Http, limits: Limits) -> None:
+    def __init__(self, app: App, http: Http, limits: ConnectionLimits) -> None:
         bounds = {
             "limits": limits,
             "max_connections": http.max_connections,

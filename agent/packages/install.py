@@ -187,7 +187,7 @@ def _test_and_tune(
         progress(f"self-test on {model.runtime.name} {version}: {result.text}")
         tuned = tuning.tune(
             child, model, entry, vectors, work,
-            tuning.Limits(
+            tuning.TuningLimits(
                 threads=tuning.limit_threads(limits.cpu_share),
                 max_batch_size=config.limits_of(model.name).max_batch_size,
                 tune_s=limits.tune_s,

@@ -141,26 +141,26 @@ def _map_file(path: Path, boot: str) -> tuple[mmap.mmap, tuple[InFlight, ...]]:
             os.fchmod(fd, 0o600)
             old = os.pread(fd, _SIZE, 0)
             os.posix_fallocate(fd, 0, _SIZE)
-            return mmap.mmap(fd, _SIZE), _inside(old, boot)
+            return mmap.mmap(fd, _SIZE), _find_in_flight(old, boot)
         finally:
             os.close(fd)
     except OSError as error:
         raise storage_error(error, path) from error
 
 
-def _inside(old: bytes, boot: str) -> tuple[InFlight, ...]:
+def _find_in_flight(old: bytes, boot: str) -> tuple[InFlight, ...]:
     """What a journal says; nothing if it is of another boot, another format or a wanted end."""
     if len(old) != _SIZE or not old.startswith(_MAGIC) or old[_STATE] != _RUNNING:
         return ()
     if not boot or old[_BOOT : _BOOT + 64].rstrip(b"\0") != boot.encode():
         return ()
-    found = []
+    in_flight = []
     for i in range(MAX_MODELS):
         count, text = old[_COUNTS + 4 * i :][:4], old[_NAMES + _NAME * i :][:_NAME]
         name, _, digest = text.rstrip(b"\0").decode(errors="replace").partition(" ")
         if digest and any(count):
-            found.append(InFlight(name, digest))
-    return tuple(found)
+            in_flight.append(InFlight(name, digest))
+    return tuple(in_flight)
 
 
 def _boot_id() -> str:

@@ -171,14 +171,14 @@ class Slots:
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Changes whenever any model was switched: (name, inode, mtime in ns) of each."""
-        found = []
+        stamps = []
         for name in self.names():
             try:
                 seen = self._active(name).stat()
             except FileNotFoundError:  # removed since
                 continue
-            found.append((name, seen.st_ino, seen.st_mtime_ns))
-        return tuple(found)
+            stamps.append((name, seen.st_ino, seen.st_mtime_ns))
+        return tuple(stamps)
 
     def switch(self, slot: Slot) -> Active:
         """Serve ``slot``; what was served becomes ``previous``. One rename."""
@@ -260,10 +260,10 @@ class Slots:
             if not first:
                 return ()  # the other one sweeps when it has finished
             with self._lock(".lock"):
-                found = self._rubbish()
-                for path in found:
+                rubbish = self._rubbish()
+                for path in rubbish:
                     self._remove(path)
-        return found
+        return rubbish
 
     def _rubbish(self) -> tuple[Path, ...]:
         rubbish = [*self._models.glob(f"{WORK}*"), *self._models.glob(f"{GONE}*")]
@@ -411,10 +411,10 @@ def _is_whole(package: Package, variant: Variant, folder: Path) -> bool:
 
 def _verify(path: Path, layer: Descriptor) -> None:
     try:
-        found = Blob.of(path).digest
+        digest = Blob.of(path).digest
     except InputError as error:
         raise PackageError(error.what, hint=_AGAIN) from error
-    if found != layer.digest:
+    if digest != layer.digest:
         raise PackageError(f"{path} is damaged", hint=_AGAIN)
 
 

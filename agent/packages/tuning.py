@@ -43,7 +43,7 @@ Visit = Callable[..., list[float]]  # rows of an inference, taken in turn -> mil
 
 
 @dataclass(frozen=True)
-class Limits:
+class TuningLimits:
     """What a measurement may use."""
 
     threads: int  # at most
@@ -63,7 +63,7 @@ def tune(
     path: Path,  # what the runtime opens
     vectors: golden.Golden,
     folder: Path,  # for inputs and outputs
-    limits: Limits,
+    limits: TuningLimits,
 ) -> Tuning:
     """Measure; raises MeasureError if the runtime refuses, crashes or hangs, StorageError."""
     start = time.monotonic()
@@ -165,7 +165,7 @@ def _batching(
     vectors: golden.Golden,
     feeds: Path,
     visit: Visit,
-    limits: Limits,
+    limits: TuningLimits,
     p50_ms: float,
     end: float,
 ) -> Batching:

@@ -8,7 +8,7 @@ import msgspec
 
 from agent.caches.calibrate_model import calibrate_model, read_clips
 from agent.caches.calibration import Calibration, write_calibration
-from agent.caches.rules import Rule
+from agent.caches.rules import AnswerRule
 from agent.config import Config
 from agent.packages.slots import Slots
 from agent.service import client, instance_lock
@@ -62,7 +62,13 @@ def clear_caches(settings: Config) -> tuple[str, ...]:
 
 
 def calibrate_cache(
-    settings: Config, name: str, samples: Path, *, rule: Rule, epsilon: float, confidence: float
+    settings: Config,
+    name: str,
+    samples: Path,
+    *,
+    rule: AnswerRule,
+    epsilon: float,
+    confidence: float,
 ) -> Calibration:
     """Find how near is near enough for a model, on the user's samples, and use it.
 

@@ -45,7 +45,7 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class ModelOverview(msgspec.Struct, frozen=True, kw_only=True):
     """One installed model; without current it was disabled, or its file is damaged."""
 
     name: str
@@ -60,7 +60,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     agent: Instance | None
     status: client.Document | None  # of the running agent, if it serves HTTP
-    models: tuple[Model, ...]
+    models: tuple[ModelOverview, ...]
 
 
 def init_settings(path: Path | None, data_dir: Path | None) -> Locations:
@@ -97,7 +97,7 @@ def roll_back(settings: Config, name: str, *, refuse: bool) -> Switch:
     return Switch(current=active.current, previous=active.previous, served=served, note=note)
 
 
-def read_models(settings: Config) -> tuple[Model, ...]:
+def read_models(settings: Config) -> tuple[ModelOverview, ...]:
     """What is installed, whether an agent runs or not."""
     slots = Slots(settings.root)
     return tuple(_read_model(slots, name) for name in slots.names())
@@ -168,12 +168,12 @@ def _wait_served(settings: Config, slot: Slot) -> tuple[str, str]:
     return served, f"the agent (process {here.pid}) serves it"
 
 
-def _read_model(slots: Slots, name: str) -> Model:
+def _read_model(slots: Slots, name: str) -> ModelOverview:
     try:
         active: Active = slots.active(name)
     except EdgeError as error:
-        return Model(name=name, why=error.what)
-    return Model(
+        return ModelOverview(name=name, why=error.what)
+    return ModelOverview(
         name=name,
         current=active.current,
         previous=active.previous,

@@ -15,7 +15,7 @@ from edge_core.tensors import Feeds
 Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
-class Policy(msgspec.Struct, frozen=True):
+class BatchPolicy(msgspec.Struct, frozen=True):
     """Of one model. ``max_size`` 1 means that requests run one by one."""
 
     max_size: int = 1  # rows
@@ -30,7 +30,7 @@ class Policy(msgspec.Struct, frozen=True):
             )
 
 
-def count_in_batch(rows: list[int], policy: Policy) -> int:
+def count_in_batch(rows: list[int], policy: BatchPolicy) -> int:
     """How many of the waiting requests, in order, fit into one batch; at least one.
 
     ``rows`` are the rows of consecutive requests that may run together.
@@ -43,7 +43,7 @@ def count_in_batch(rows: list[int], policy: Policy) -> int:
     return len(rows)
 
 
-def start_delay(waiting: int, oldest_ns: int, policy: Policy) -> int:
+def start_delay(waiting: int, oldest_ns: int, policy: BatchPolicy) -> int:
     """Nanoseconds until the batch of ``waiting`` rows should start; 0: now."""
     if waiting >= policy.min_size:
         return 0

@@ -15,7 +15,7 @@ from agent.serving.backend import (
     InstalledModel,
     OnCompletion,
 )
-from agent.serving.batches import Policy
+from agent.serving.batches import BatchPolicy
 from agent.serving.scheduler import Run, Scheduler
 from edge_core.errors import EdgeError, InputError, PackageError
 from edge_core.package.manifest import PackagedModel
@@ -58,7 +58,7 @@ class LoadedModel:
     """A model whose sessions are open. Made by load_model()."""
 
     def __init__(
-        self, model: PackagedModel, limits: Serve, policy: Policy, runs: list[Run],
+        self, model: PackagedModel, limits: Serve, policy: BatchPolicy, runs: list[Run],
         recorder: CrashRecorder,
     ) -> None:  # fmt: skip
         self._model, self._recorder = model, recorder
@@ -146,13 +146,13 @@ def load_model(installed: InstalledModel, journal: Journal) -> LoadedModel:
     return LoadedModel(model, limits, batch_policy(limits, slot), runs, recorder)
 
 
-def batch_policy(limits: Serve, slot: Slot) -> Policy:
+def batch_policy(limits: Serve, slot: Slot) -> BatchPolicy:
     """Batches as configured, where the installation measured that they pay."""
     measured = slot.tuning.batching
     if not (limits.batching and measured.pays):
-        return Policy()
+        return BatchPolicy()
     max_size = min(limits.max_batch_size, measured.max_batch_size)  # more rows were no faster
-    return Policy(
+    return BatchPolicy(
         max_size=max_size,
         min_size=min(limits.min_batch_size, max_size),
         max_wait_ns=int(limits.max_wait_ms * 1e6),

@@ -19,7 +19,7 @@ import numpy as np
 
 from agent.serving import batches
 from agent.serving.backend import Completion, OnCompletion
-from agent.serving.batches import Policy
+from agent.serving.batches import BatchPolicy
 from agent.serving.wait_estimate import WaitEstimate
 from edge_core.errors import (
     DeadlineExceeded,
@@ -48,7 +48,7 @@ class _Job(Completion):
 class Scheduler:
     """The sessions of one model and the requests that wait for them."""
 
-    def __init__(self, runs: Sequence[Run], *, queue: int, policy: Policy, name: str) -> None:
+    def __init__(self, runs: Sequence[Run], *, queue: int, policy: BatchPolicy, name: str) -> None:
         self._policy, self._queue = policy, queue
         self._free = list(runs)
         self._sessions = len(runs)

@@ -118,10 +118,10 @@ def _set_shape(
         dim.dim_value = size
 
 
-def _make_constant(model: ModelProto, value: ValueInfoProto, given: int) -> Array:
+def _make_constant(model: ModelProto, value: ValueInfoProto, size: int) -> Array:
     onnx = need("onnx", "onnx")
     kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    array: Array = np.array(given, dtype=kind)
+    array: Array = np.array(size, dtype=kind)
     model.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
     model.graph.input.remove(value)
     return array

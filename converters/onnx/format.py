@@ -47,7 +47,7 @@ def describe(path: Path, shapes: Shapes) -> Description:
     model = load_model(path)
     graph = model.graph
     _fix_dimensions(graph, shapes)
-    known = _shapes(onnx, model)
+    known = _infer_shapes(onnx, model)
     weights = constants(model)
     nodes = list(iter_nodes(model))
     costs = Costs()
@@ -133,15 +133,15 @@ def find_support(model: Description, runtime: Runtime) -> Support:
 
 def constants(model: Any) -> dict[str, Any]:
     """Every weight by name: initializers and Constant nodes, those of subgraphs included."""
-    found = {}
+    by_name = {}
     for graph in iter_graphs(model.graph):
-        found.update({t.name: t for t in graph.initializer})
+        by_name.update({t.name: t for t in graph.initializer})
         for node in graph.node:
             if node.op_type == "Constant":
-                found |= {
+                by_name |= {
                     name: a.t for a in node.attribute if a.name == "value" for name in node.output
                 }
-    return found
+    return by_name
 
 
 def _learnt(onnx: Any, t: Any) -> bool:
@@ -240,18 +240,18 @@ def _fix_dimensions(graph: Any, shapes: Shapes) -> None:
                 d.dim_value = fixed
 
 
-def _shapes(onnx: Any, model: Any) -> dict[str, Shape]:
+def _infer_shapes(onnx: Any, model: Any) -> dict[str, Shape]:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # noqa: BLE001  (an op without a schema; MACs stay unknown then)
         inferred = model
-    found: dict[str, Shape] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    shapes: dict[str, Shape] = {t.name: tuple(t.dims) for t in model.graph.initializer}
     g = inferred.graph
     for v in (*g.value_info, *g.input, *g.output):
         dims = v.type.tensor_type.shape.dim
         if v.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            found[v.name] = tuple(d.dim_value for d in dims)
-    return found
+            shapes[v.name] = tuple(d.dim_value for d in dims)
+    return shapes
 
 
 def _spec(onnx: Any, v: Any) -> TensorSpec:

@@ -124,10 +124,14 @@ def rewrite_reshape(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
 
 def rewrite_slice(draft: Draft, op: Op, batched: BatchedTensor) -> Ops:
     """All of the rows, where it is all of the one row; or a part of each row."""
-    found, target_shape, at = draft.constant(op, 1), draft.shape(op.outputs[0]), batched.where.axis
-    if found is None:
+    begin_values, target_shape, at = (
+        draft.constant(op, 1),
+        draft.shape(op.outputs[0]),
+        batched.where.axis,
+    )
+    if begin_values is None:
         return [op]
-    begin = [int(start) for start in found]
+    begin = [int(start) for start in begin_values]
     if target_shape[at] == batched.shape[at]:
         return [draft.make_slice(op.inputs[0], begin, target_shape, at, op.outputs[0])]
     return _each(draft, op, batched, target_shape, lambda rows, chosen: draft.make_slice(

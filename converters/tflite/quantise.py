@@ -212,7 +212,7 @@ def _choose_form(model: flatbuffer.Model, op: flatbuffer.Op, form: str) -> str:
 
 
 def _to_statistics(
-    found: dict[str, tuple[float, float]], headroom: float
+    ranges: dict[str, tuple[float, float]], headroom: float
 ) -> dict[str, dict[str, Array]]:
     """Ranges in the quantiser's words."""
     return {
@@ -220,7 +220,7 @@ def _to_statistics(
             "min": np.array([low * headroom], np.float32),
             "max": np.array([high * headroom], np.float32),
         }
-        for name, (low, high) in found.items()
+        for name, (low, high) in ranges.items()
     }
 
 

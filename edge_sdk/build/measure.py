@@ -141,10 +141,10 @@ def delegation(workspace: Workspace, subject: Subject, host: Profile) -> Delegat
     file = workspace.entry("delegation", subject.key, machine(host), GENERATION)
     if not file.is_file():
         with workspace.measuring_child(subject.env.site) as child:
-            told = child.ask(
+            reply = child.ask(
                 "delegation", path=str(subject.path), runtime=subject.env.name, threads=1
             )
-        write_atomic(file, msgspec.json.encode(told))
+        write_atomic(file, msgspec.json.encode(reply))
     return msgspec.json.decode(file.read_bytes(), type=Delegation)
 
 
@@ -195,7 +195,7 @@ def _time_interleaved(
 ) -> Iterator[tuple[str, Timing | EdgeError]]:
     """Rounds of turns: 1 thread first, then every core."""
     with ExitStack() as stack:
-        given = {
+        feeds_folders = {
             name: str(io_layout.fit_samples(workspace, feeds, subject.model, subject.file))
             for name, subject in subjects.items()
         }
@@ -224,7 +224,7 @@ def _time_interleaved(
                 with surviving(name):
                     costs.setdefault(name, (0, 0, 0))
                     opened = _open(alive[name], subjects[name], threads)
-                    first = alive[name].ask("time", feeds=given[name], runs=MIN_RUNS)["ms"]
+                    first = alive[name].ask("time", feeds=feeds_folders[name], runs=MIN_RUNS)["ms"]
                     if threads == 1:
                         peak = alive[name].ask("memory")["peak_mb"]
                         costs[name] = opened["load_ms"], opened["base_mb"], peak
@@ -233,7 +233,7 @@ def _time_interleaved(
             for _ in range(ROUNDS):
                 for name in tuple(alive):
                     with surviving(name):
-                        turn = alive[name].ask("time", feeds=given[name], runs=runs[name])
+                        turn = alive[name].ask("time", feeds=feeds_folders[name], runs=runs[name])
                         times[name] += turn["ms"]
                 done += 1
                 workspace.progress("time", f"{threads} thread(s)", done, total)

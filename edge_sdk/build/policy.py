@@ -38,25 +38,25 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def matches(self, candidate: str, facts: Mapping[str, Any]) -> bool:
         """Does it decide this candidate? Raises InputError for a key that is no fact."""
         return any(fnmatchcase(candidate, pattern) for pattern in self.candidates) and all(
-            self._holds(key, want, facts) for key, want in self.when.items()
+            self._holds(key, condition, facts) for key, condition in self.when.items()
         )
 
-    def _holds(self, key: str, want: Any, facts: Mapping[str, Any]) -> bool:
+    def _holds(self, key: str, condition: Any, facts: Mapping[str, Any]) -> bool:
         if key not in facts:
             raise InputError(
                 f"policy rule '{self.id}': no fact '{key}'", hint=f"{', '.join(facts)}"
             )
-        have = facts[key]
-        if isinstance(want, list):
-            return have in want
-        word, _, rest = want.partition(" ") if isinstance(want, str) else ("", "", "")
+        fact = facts[key]
+        if isinstance(condition, list):
+            return fact in condition
+        word, _, rest = condition.partition(" ") if isinstance(condition, str) else ("", "", "")
         if word in _OPERATORS:
             if key.endswith("_version"):
-                return bool(have) and _OPERATORS[word](_version(have), _version(rest))
-            return _OPERATORS[word](have, float(rest))
+                return bool(fact) and _OPERATORS[word](_version(fact), _version(rest))
+            return _OPERATORS[word](fact, float(rest))
         if word in ("has", "lacks"):
-            return any(option in have for option in rest.split("|")) is (word == "has")
-        return bool(have == want)
+            return any(option in fact for option in rest.split("|")) is (word == "has")
+        return bool(fact == condition)
 
 
 class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -160,17 +160,17 @@ def _last_line(text: str) -> str:
 
 def _nearest(version: str, available: list[str]) -> str | None:
     """The release at the smallest distance of (major, minor); the newest patch of it."""
-    want = _parse(version)
+    wanted_version = _parse(version)
     known = [
         (parsed, text)
         for text in available
         if (parsed := _parse(text)) and not parsed.is_prerelease
     ]
-    if want is None or not known:
+    if wanted_version is None or not known:
         return None
 
     def distance(v: Version) -> tuple[int, int, int]:
-        return abs(v.major - want.major), abs(v.minor - want.minor), -v.micro
+        return abs(v.major - wanted_version.major), abs(v.minor - wanted_version.minor), -v.micro
 
     return min(known, key=lambda pair: distance(pair[0]))[1]
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from agent import Agent
 from agent.config import Config, Http, Serve
-from agent.http.limits import DEFAULT, Limits
+from agent.http.limits import DEFAULT, ConnectionLimits
 from agent.http.server import Server
 from agent.packages.slots import Batching, Slot, Slots, Tuning
 from edge_core.package import format as package
@@ -144,7 +144,7 @@ def install(root: Path, path: Path) -> Slot:
 
 @contextmanager
 def serving(
-    root: Path, *, serve: Serve = SERVE, limits: Limits = DEFAULT, **http: object
+    root: Path, *, serve: Serve = SERVE, limits: ConnectionLimits = DEFAULT, **http: object
 ) -> Iterator[tuple[Agent, str]]:
     """An agent on a data directory with its server on any free port; gives "host:port"."""
     settings = Http(**{"port": 0, **http})  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.caches import audit
-from agent.caches.audit import State, begin, evidence, should_audit, step
+from agent.caches.audit import AuditState, begin, evidence, should_audit, step
 from agent.caches.threshold_search import GRID
 
 EPSILON = 0.05
@@ -23,7 +23,7 @@ def flat(rate: float) -> Rate:
     return lambda distance: rate
 
 
-def run_audits(state: State, rng: np.random.Generator, count: int, rate: Rate) -> State:
+def run_audits(state: AuditState, rng: np.random.Generator, count: int, rate: Rate) -> AuditState:
     """``count`` audits of hits at random distances within the threshold."""
     for _ in range(count):
         if state.state == "off":
@@ -133,4 +133,4 @@ def test_the_state_survives_its_encoding():
     state = run_audits(begin(0.4, EPSILON, 0.95), np.random.default_rng(6), 300, flat(0.03))
     raw = msgspec.msgpack.encode(state)
     assert len(raw) < 10_000
-    assert msgspec.msgpack.decode(raw, type=State) == state
+    assert msgspec.msgpack.decode(raw, type=AuditState) == state

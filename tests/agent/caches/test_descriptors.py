@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from agent.caches.descriptors import Described, Descriptor, Index, describe, describe_image, unit
+from agent.caches.descriptors import (
+    Described,
+    Index,
+    InputDescriptor,
+    describe,
+    describe_image,
+    unit,
+)
 from edge_core.package.preprocess import BUILT_IN, normalise
 from edge_core.tensors import Array
 from examples.data import CALIBRATION_PHOTOS, EVALUATION_PHOTOS, PHOTOS
@@ -79,7 +86,7 @@ def test_any_size_and_number_of_channels_has_a_vector_of_length_one(shape):
 
 
 def test_what_cannot_be_compared_has_no_vector():
-    image = Descriptor(kind="image", input="x", layout="NCHW")
+    image = InputDescriptor(kind="image", input="x", layout="NCHW")
     blank = np.full((1, 3, 32, 32), 0.7, np.float32)
     picture = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     nan = picture.copy()
@@ -93,7 +100,7 @@ def test_what_cannot_be_compared_has_no_vector():
 
 
 def test_every_other_input_of_the_model_must_be_the_same():
-    image = Descriptor(kind="image", input="x", layout="NCHW")
+    image = InputDescriptor(kind="image", input="x", layout="NCHW")
     pixels = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
 
     def tag(size: int) -> str:

@@ -18,9 +18,9 @@ import tokenizers
 
 from agent.caches.calibrate_model import calibrate_model
 from agent.caches.calibration import Calibration, write_calibration
-from agent.caches.descriptors import Descriptor
+from agent.caches.descriptors import InputDescriptor
 from agent.caches.near import NearCache
-from agent.caches.rules import Rule
+from agent.caches.rules import AnswerRule
 from agent.caches.text_guard import text_signature
 from agent.sqlite.database import MIN_BYTES
 from edge_core.runtimes import onnxruntime
@@ -35,8 +35,8 @@ OTHER = "sha256:" + "b" * 64
 HOUR = 3600.0
 CACHES_PAGE = ROOT / "docs" / "caches.md"
 TEXTS = Calibration(
-    model=MODEL, descriptor=Descriptor(kind="vector"), rule=Rule(kind="exact"), text_guard=True,
-    epsilon=0.05, confidence=0.95, threshold=0.3,
+    model=MODEL, descriptor=InputDescriptor(kind="vector"), rule=AnswerRule(kind="exact"),
+    text_guard=True, epsilon=0.05, confidence=0.95, threshold=0.3,
 )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_what_is_near_hits_and_what_is_far_does_not(cache):
 
 
 def test_an_answer_with_a_small_lead_reaches_less_far(tmp_path):
-    cache = open_cache(tmp_path, msgspec.structs.replace(TEXTS, rule=Rule(kind="top1")))
+    cache = open_cache(tmp_path, msgspec.structs.replace(TEXTS, rule=AnswerRule(kind="top1")))
     cache.add_embedding(MODEL, off(0), {"y": np.array([0.9, 0.1])})
     cache.add_embedding(MODEL, off(1), {"y": np.array([0.55, 0.45])})
     assert cache.lookup_embedding(MODEL, off(0.2)) is not None  # 0.2 / 0.8 <= 0.3
@@ -396,7 +396,7 @@ def pixels() -> list[Array]:
 def digit_calibration(digit_model: OrtSession, pixels: list[Array]) -> Calibration:
     samples = (({"input": pixel_row}, None) for pixel_row in pixels[:1500])
     return calibrate_model(
-        digit_model.run, samples, model=MODEL, inputs=DIGIT, rule=Rule(), epsilon=0.05
+        digit_model.run, samples, model=MODEL, inputs=DIGIT, rule=AnswerRule(), epsilon=0.05
     )
 
 

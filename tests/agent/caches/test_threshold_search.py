@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from agent.caches.bounds import binomial_tail, count_required_trials
 from agent.caches.calibrate_model import calibrate_model, choose_descriptor, read_clips
 from agent.caches.calibration import ThresholdEvidence, read_calibration, write_calibration
-from agent.caches.descriptors import Described, Descriptor, Index, describe, unit
-from agent.caches.rules import Rule, lead
+from agent.caches.descriptors import Described, Index, InputDescriptor, describe, unit
+from agent.caches.rules import AnswerRule, lead
 from agent.caches.threshold_search import (
     GRID,
     Calibration,
@@ -33,8 +33,8 @@ from examples import data
 from tests import packages
 
 MODEL = "sha256:" + "a" * 64
-EMBEDDING = Descriptor(kind="vector")
-EXACT = Rule(kind="exact")
+EMBEDDING = InputDescriptor(kind="vector")
+EXACT = AnswerRule(kind="exact")
 
 
 def answer(name: object) -> Feeds:
@@ -53,7 +53,7 @@ def make_sample(
 
 
 def one_cache(
-    trials: list[CalibrationSample], rule: Rule, threshold: float
+    trials: list[CalibrationSample], rule: AnswerRule, threshold: float
 ) -> list[tuple[bool, bool]]:
     """Hit and wrong of every trial, by the cache's own index, one look-up after the other."""
     index, answers, samples_run = Index(len(trials)), {}, []
@@ -83,10 +83,10 @@ def test_the_replay_counts_what_a_cache_at_each_threshold_does(seed, n, tags):
         trials.append(
             CalibrationSample(Described(vector, tag), {"y": scores / scores.sum()}, int(i // 4))
         )
-    counts = replay_cache(trials, Rule(kind="top1"), grid)
+    counts = replay_cache(trials, AnswerRule(kind="top1"), grid)
     assert counts.sizes.tolist() == [len(range(i, min(i + 4, n))) for i in range(0, n, 4)]
     for row, threshold in enumerate(grid):
-        samples_run = one_cache(trials, Rule(kind="top1"), threshold)
+        samples_run = one_cache(trials, AnswerRule(kind="top1"), threshold)
         for group in range(len(counts.sizes)):
             part = samples_run[4 * group : 4 * group + 4]
             assert counts.hits[row, group] == sum(hit for hit, _ in part)
@@ -239,18 +239,20 @@ def test_what_cannot_be_proven_is_refused(epsilon, confidence, trials):
 def test_answers_differ_as_the_rule_says():
     first, second = {"y": np.array([[0.1, 0.9]])}, {"y": np.array([[0.3, 0.7]])}
     third = {"y": np.array([[0.6, 0.4]])}
-    assert not Rule(kind="top1").differ(first, second)
-    assert Rule(kind="top1").differ(first, third)
-    assert not Rule(kind="tolerance", tolerance=0.21).differ(first, second)
-    assert Rule(kind="tolerance", tolerance=0.19).differ(first, second)
-    assert Rule(kind="tolerance", tolerance=9.0).differ(first, {"y": np.array([[np.nan, 0.0]])})
-    assert Rule(kind="exact").differ(first, second)
+    assert not AnswerRule(kind="top1").differ(first, second)
+    assert AnswerRule(kind="top1").differ(first, third)
+    assert not AnswerRule(kind="tolerance", tolerance=0.21).differ(first, second)
+    assert AnswerRule(kind="tolerance", tolerance=0.19).differ(first, second)
+    assert AnswerRule(kind="tolerance", tolerance=9.0).differ(
+        first, {"y": np.array([[np.nan, 0.0]])}
+    )
+    assert AnswerRule(kind="exact").differ(first, second)
     assert not EXACT.differ(answer("yes"), answer("yes"))
     assert EXACT.differ(answer("yes"), answer("no"))
     assert EXACT.differ(first, {**first, "z": np.zeros(1)})
-    assert not Rule(kind="exact", output="y").differ(first, {**first, "z": np.zeros(1)})
-    assert Rule(kind="top1", output="missing").differ(first, first)
-    assert Rule(kind="top1").differ({}, {})
+    assert not AnswerRule(kind="exact", output="y").differ(first, {**first, "z": np.zeros(1)})
+    assert AnswerRule(kind="top1", output="missing").differ(first, first)
+    assert AnswerRule(kind="top1").differ({}, {})
 
 
 def test_an_answer_that_won_by_a_hair_reaches_nowhere():
@@ -259,7 +261,7 @@ def test_an_answer_that_won_by_a_hair_reaches_nowhere():
     assert lead(np.log(np.array([[9.0, 1.0]]))) == pytest.approx(0.8)  # the same as logits
     assert lead(np.array([1.0])) == 0
     assert lead(np.array([])) == 0
-    assert Rule(kind="top1").reach({"y": np.array([0.9, 0.1])}) == pytest.approx(0.8)
+    assert AnswerRule(kind="top1").reach({"y": np.array([0.9, 0.1])}) == pytest.approx(0.8)
     assert EXACT.reach(answer("x")) == 1
 
 
@@ -269,9 +271,11 @@ def test_an_answer_that_won_by_a_hair_reaches_nowhere():
 def test_the_input_that_is_compared_is_a_picture_or_a_short_tensor():
     picture = TensorSpec("x", "uint8", (1, 224, 224, 3), "NHWC")
     size = TensorSpec("size", "int64", (2,))
-    assert choose_descriptor((picture, size)) == Descriptor(kind="image", input="x", layout="NHWC")
+    assert choose_descriptor((picture, size)) == InputDescriptor(
+        kind="image", input="x", layout="NHWC"
+    )
     sound = TensorSpec("mel", "float32", (1, 147, 32))
-    assert choose_descriptor((sound,)) == Descriptor(kind="vector", input="mel")
+    assert choose_descriptor((sound,)) == InputDescriptor(kind="vector", input="mel")
     tokens = TensorSpec("ids", "int64", (1, 64))
     unknown = TensorSpec("x", "float32", (1, 3, 224, 224))
     for inputs in ((tokens,), (unknown,), (sound, sound), (TensorSpec("x", "float32", ("n",)),)):
@@ -301,14 +305,14 @@ def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(samples_run
     thresholds = []
     for epsilon in (0.03, 0.05, 0.1, 0.2):
         calibration = calibrate_model(
-            run, [*known, known[0]], model=MODEL, inputs=spec, rule=Rule(), epsilon=epsilon
+            run, [*known, known[0]], model=MODEL, inputs=spec, rule=AnswerRule(), epsilon=epsilon
         )
         assert calibration.samples == 1200  # the repeated one is the exact cache's
         assert calibration.evidence is not None
         assert calibration.evidence.upper <= epsilon
         thresholds.append(calibration.threshold)
         later = calibration_trials(samples_run[1200:], calibration.descriptor)
-        counts = replay_cache(later, Rule(), (calibration.threshold,))
+        counts = replay_cache(later, AnswerRule(), (calibration.threshold,))
         assert counts.hits.sum() > 100
         assert counts.wrong.sum() / counts.hits.sum() < epsilon
     assert thresholds == sorted(thresholds)
@@ -316,7 +320,7 @@ def test_on_real_digits_the_promise_holds_for_digits_it_has_not_seen(samples_run
 
 
 def calibration_trials(
-    pairs: list[tuple[Array, Feeds]], descriptor: Descriptor
+    pairs: list[tuple[Array, Feeds]], descriptor: InputDescriptor
 ) -> list[CalibrationSample]:
     samples = []
     for image, outputs in pairs:

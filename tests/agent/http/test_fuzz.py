@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from agent.http.limits import Limits
+from agent.http.limits import ConnectionLimits
 from agent.http.wire import datatype
 from tests.agent import http_server
 from tests.agent.fuzz import SEED, Fuzzer
@@ -172,7 +172,7 @@ def test_the_cases_are_answered_as_long_as_they_are_whole(root):
 def test_damaged_requests_are_refused_and_the_server_goes_on(root, caplog):
     fuzz, known = Fuzzer(SEED), cases()
     status_counts: dict[int | None, int] = {}
-    limits = Limits(head_s=1, body_s=1, drop_s=0.05, bodies=1)  # a leak would show as 503
+    limits = ConnectionLimits(head_s=1, body_s=1, drop_s=0.05, bodies=1)  # a leak would show as 503
     with (
         caplog.at_level(logging.ERROR),
         http_server.serving(root, limits=limits, max_body_mb=0.1) as (agent, address),

@@ -20,13 +20,13 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from agent import Agent
-from agent.http.limits import Limits
+from agent.http.limits import ConnectionLimits
 from agent.http.wire import datatype
 from agent.service import client
 from agent.service.instance_lock import Instance
 from tests.agent import http_server
 
-QUICK = Limits(head_s=0.5, body_s=0.5, drop_s=0.5, stuck_s=0.5, keep_alive_s=1)
+QUICK = ConnectionLimits(head_s=0.5, body_s=0.5, drop_s=0.5, stuck_s=0.5, keep_alive_s=1)
 LIMIT_MB = 0.4
 LIMIT = 400_000
 INFER = "POST /v2/models/dense/infer HTTP/1.1\r\nHost: localhost\r\n"
@@ -164,7 +164,7 @@ def test_a_chunked_body_is_counted_while_it_comes(address):
 def test_all_bodies_together_are_bounded(root):
     """Of four bodies of 3 MB, of which 0.1 MB are missing, some do not fit in 6 MB."""
     size = 3_000_000
-    limits = Limits(bodies=1, drop_s=0.1)  # twice the largest body counts
+    limits = ConnectionLimits(bodies=1, drop_s=0.1)  # twice the largest body counts
     with http_server.serving(root, limits=limits, max_body_mb=3) as (_, address):
         with ExitStack() as stack:
             clients = [stack.enter_context(connect(address)) for _ in range(4)]
@@ -256,7 +256,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut(root):
         f"Inference-Header-Content-Length: {len(document)}\r\n"
         f"Content-Length: {len(document) + len(tail)}\r\n\r\n"
     )
-    limits = Limits(stuck_s=0.5)
+    limits = ConnectionLimits(stuck_s=0.5)
     with http_server.serving(root, limits=limits) as (_, address):
         with connect(address) as sock:
             sock.sendall(head.encode() + document + tail)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import Config
-from agent.config import Crash as Limits
+from agent.config import Crash as CrashLimits
 from agent.packages import crashes
 from agent.packages.crashes import FILE, AutoRollback, Crash, History, Suspect, step
 from agent.packages.journal import InFlight, Journal
@@ -22,13 +22,13 @@ from agent.packages.slots import Batching, Slot, Slots, Tuning
 from edge_core.errors import StorageError
 
 ROOT = Path(__file__).resolve().parents[3]
-LIMITS = Limits(max_crashes=3, window_s=600.0)
+LIMITS = CrashLimits(max_crashes=3, window_s=600.0)
 OLD = Suspect("old", "sha256:" + "a" * 64, 1000.0)
 NEW = Suspect("new", "sha256:" + "b" * 64, 2000.0)
 OTHER = Suspect("other", "sha256:" + "c" * 64, 1500.0)
 
 
-def story(*events: tuple[float, tuple[Suspect, ...]], limits: Limits = LIMITS):
+def story(*events: tuple[float, tuple[Suspect, ...]], limits: CrashLimits = LIMITS):
     """What is decided at each crash, and the history after the last one."""
     history, decided = History(), []
     for at, suspects in events:
@@ -103,7 +103,7 @@ EVENTS = st.lists(
 @given(EVENTS, st.integers(1, 4), st.floats(1, 1e4))
 def test_nobody_is_guilty_of_fewer_crashes_than_allowed(events, most, window):
     """The guilty was inside now and in enough crashes; the history holds none of its crashes."""
-    limits = Limits(max_crashes=most, window_s=window)
+    limits = CrashLimits(max_crashes=most, window_s=window)
     history = History()
     for at, suspects in events:
         before, (history, guilty) = history, step(history, Crash(at, suspects), limits, at)

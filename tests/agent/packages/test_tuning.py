@@ -77,7 +77,7 @@ def tune(tmp_path: Path) -> Tune:
         vectors = golden.make(tuple(feeds), answers, answers)
         with Child() as child:
             return tuning.tune(
-                child, packaged, path, vectors, tmp_path, tuning.Limits(**{**known, **limits})
+                child, packaged, path, vectors, tmp_path, tuning.TuningLimits(**{**known, **limits})
             )
 
     return run

@@ -15,7 +15,7 @@ import pytest
 from agent import Agent, Answer, EncodedImage
 from agent.caches.calibrate_model import calibrate_model
 from agent.caches.calibration import write_calibration
-from agent.caches.rules import Rule
+from agent.caches.rules import AnswerRule
 from agent.config import Config, Serve
 from agent.packages.install import install
 from agent.packages.slots import Slots
@@ -401,7 +401,7 @@ def test_a_calibrated_model_answers_near_duplicates_until_it_changes(config, mak
         calibration = calibrate_model(
             lambda feeds: agent.infer("dense", feeds, cache=False).outputs,
             ((like(index), None) for index in range(1200)),
-            model=slot.model_id, inputs=manifest.inputs, rule=Rule(), epsilon=0.05,
+            model=slot.model_id, inputs=manifest.inputs, rule=AnswerRule(), epsilon=0.05,
         )  # fmt: skip
         assert calibration.threshold > 0, calibration.why
         assert agent.infer("dense", like(0)).cached == ""

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.serving import batches
-from agent.serving.batches import Policy
+from agent.serving.batches import BatchPolicy
 from edge_core.errors import InputError
 
 ROWS = st.lists(st.integers(1, 20), min_size=1, max_size=30)
 POLICIES = st.integers(1, 16).flatmap(
-    lambda top: st.builds(Policy, st.just(top), st.integers(1, top), st.integers(0, 10**7))
+    lambda top: st.builds(BatchPolicy, st.just(top), st.integers(1, top), st.integers(0, 10**7))
 )
 
 
@@ -39,7 +39,7 @@ def test_nothing_waits_longer_than_allowed_or_with_company_enough(waiting, age, 
 @pytest.mark.parametrize(("most", "least"), [(0, 1), (4, 0), (4, 5)])
 def test_sizes_that_make_no_sense_are_refused(most, least):
     with pytest.raises(InputError, match="cannot be made"):
-        Policy(most, least)
+        BatchPolicy(most, least)
 
 
 def test_requests_run_together_if_only_the_number_of_rows_differs():

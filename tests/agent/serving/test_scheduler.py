@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from agent.serving.batches import Policy
+from agent.serving.batches import BatchPolicy
 from agent.serving.scheduler import Completion, Scheduler
 from edge_core.errors import (
     DeadlineExceeded,
@@ -51,7 +51,7 @@ class Gate:
 
 @contextmanager
 def open_scheduler(*runs: Callable[[Feeds], Feeds], queue: int = 100, **policy: int) -> Iterator:
-    scheduler = Scheduler(runs, queue=queue, policy=Policy(**policy), name="test")
+    scheduler = Scheduler(runs, queue=queue, policy=BatchPolicy(**policy), name="test")
     try:
         yield scheduler
     finally:
@@ -262,7 +262,7 @@ def test_two_sessions_run_side_by_side():
 
 def test_closing_answers_what_waits_and_finishes_what_runs():
     gate, running, waiting = Gate(), Answers(), Answers()
-    scheduler = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
+    scheduler = Scheduler([gate.run], queue=9, policy=BatchPolicy(), name="test")
     scheduler.post(make_feeds(1), soon(), running.on_done)
     assert gate.started.acquire(timeout=30)
     scheduler.post(make_feeds(2), soon(), waiting.on_done)
@@ -286,7 +286,7 @@ def test_a_callback_that_raises_takes_no_answer_from_the_others():
     def raise_error(completion):
         raise RuntimeError("the application's own")
 
-    scheduler = Scheduler([gate.run], queue=9, policy=Policy(), name="test")
+    scheduler = Scheduler([gate.run], queue=9, policy=BatchPolicy(), name="test")
     scheduler.post(make_feeds(1), soon(), others.on_done)
     assert gate.started.acquire(timeout=30)
     scheduler.post(make_feeds(2), soon(), raise_error)
