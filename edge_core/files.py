@@ -142,3 +142,22 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_tree(path: Path) -> str:
+    """SHA-256 of a file, or of a folder: over the names and the digests of all files below it."""
+    if not path.is_dir():
+        return sha256_file(path)
+    listing = (
+        f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n" for file in _walk(path)
+    )
+    return hashlib.sha256("".join(listing).encode()).hexdigest()
+
+
+def tree_bytes(path: Path) -> int:
+    """Size of a file, or of all files below a folder."""
+    return sum(file.stat().st_size for file in (_walk(path) if path.is_dir() else [path]))
+
+
+def _walk(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())

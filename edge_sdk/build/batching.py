@@ -23,7 +23,7 @@ import numpy as np
 
 from converters.batch_tracker import FIXED_BATCH_HINT, ROWS
 from edge_core.errors import InputError, MeasureError
-from edge_core.files import sha256_file, write_atomic
+from edge_core.files import sha256_tree, write_atomic
 from edge_core.package import golden
 from edge_core.profile import Profile
 from edge_core.runtimes import registry as runtimes
@@ -75,7 +75,7 @@ def prove(
     """
     assert subject.fixed is not None
     about = (feeds.name, rows, measure.machine(host), GENERATION)
-    done = workspace.entry("batches", subject.key, sha256_file(subject.fixed), about)
+    done = workspace.entry("batches", subject.key, sha256_tree(subject.fixed), about)
     if done.is_file():
         return
     fitted = io_layout.fit_samples(workspace, feeds, subject.model, subject.file)
@@ -108,7 +108,7 @@ def _has_optimiser_switch(subject: Subject) -> bool:
 
 def _pieces(workspace: Workspace, subject: Subject, host: Profile) -> None:
     assert subject.fixed is not None
-    one = msgspec.structs.replace(subject, path=subject.fixed, sha256=sha256_file(subject.fixed))
+    one = msgspec.structs.replace(subject, path=subject.fixed, sha256=sha256_tree(subject.fixed))
     before, now = (measure.delegation(workspace, file, host) for file in (one, subject))
     if before and now and before.partitions is not None and now.partitions is not None:
         _require(

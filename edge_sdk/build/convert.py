@@ -18,7 +18,7 @@ from converters import registry as converters
 from converters.batch_tracker import free_leading_dimension
 from converters.spec import Batch, Format, Job, Layout, Preparation, Shapes
 from edge_core.errors import ConvertError, InputError
-from edge_core.files import atomic_directory, sha256_file
+from edge_core.files import atomic_directory, sha256_tree, tree_bytes
 from edge_core.runtimes import command_loop, sample_store
 from edge_core.runtimes.command_loop import Reply
 from edge_core.tensors import TensorSpec
@@ -90,9 +90,9 @@ def prepare(
     return Prepared(
         format=target,
         path=prepared,
-        sha256=sha256_file(prepared),
+        sha256=sha256_tree(prepared),
         original=original,
-        original_sha256=model_sha256 if original == model else sha256_file(original),
+        original_sha256=model_sha256 if original == model else sha256_tree(original),
         notes=done.notes,
     )
 
@@ -181,8 +181,8 @@ def _convert(job: ConvertJob) -> None:
         candidate=job.candidate.name,
         path=Path(done.path.name),
         fixed=Path(done.fixed.name) if done.fixed else None,
-        sha256=sha256_file(done.path),
-        bytes=done.path.stat().st_size,
+        sha256=sha256_tree(done.path),
+        bytes=tree_bytes(done.path),
         written_for=converters.get_format(converter.SPEC.target).read_versions(done.path),
         options=done.options,
         inputs=inputs,

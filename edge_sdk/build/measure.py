@@ -21,7 +21,7 @@ import msgspec
 from converters import registry as converters
 from converters.spec import Spec
 from edge_core.errors import EdgeError, MeasureError
-from edge_core.files import write_atomic
+from edge_core.files import tree_bytes, write_atomic
 from edge_core.profile import Profile
 from edge_core.runtimes import registry as runtimes
 from edge_core.runtimes.child import Child
@@ -159,7 +159,7 @@ def batches(subjects: Mapping[str, Subject], host: Profile) -> Iterator[dict[str
     batch: dict[str, Subject] = {}
     used = 0.0
     for name, subject in subjects.items():
-        need = BASE_MB + 4 * subject.path.stat().st_size / 1e6  # unpacked weights and arena
+        need = BASE_MB + 4 * tree_bytes(subject.path) / 1e6  # unpacked weights and arena
         if batch and used + need > room:
             yield batch
             batch, used = {}, 0.0

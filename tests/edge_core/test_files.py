@@ -96,3 +96,23 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
     for missing in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="cannot read"):
             files.read_limited(missing, 10_000)
+
+
+def test_the_digest_of_a_folder_covers_names_and_contents(tmp_path):
+    def make_folder(name, files):
+        for path, content in files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(content)
+        return tmp_path / name
+
+    first = make_folder("first", {"a/b": b"1", "c": b"22"})
+    same = make_folder("same", {"c": b"22", "a/b": b"1"})
+    others = [
+        make_folder("content", {"a/b": b"2", "c": b"22"}),
+        make_folder("name", {"a/d": b"1", "c": b"22"}),
+        make_folder("fewer", {"a/b": b"1"}),
+    ]
+    assert files.sha256_tree(first) == files.sha256_tree(same)
+    assert files.sha256_tree(first) not in {files.sha256_tree(other) for other in others}
+    assert files.sha256_tree(first / "c") == files.sha256_file(first / "c")
+    assert (files.tree_bytes(first), files.tree_bytes(first / "c")) == (3, 2)

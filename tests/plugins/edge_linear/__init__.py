@@ -40,6 +40,20 @@ def describe(path: Path, shapes) -> Description:
 
 
 @dataclass(frozen=True)
+class Folder:
+    """Writes a folder with a file for each array: what a runtime opens may be a folder, too."""
+
+    SPEC: Spec
+
+    def convert(self, job: Job) -> Conversion:
+        path = job.out_dir / "model.linpkg"
+        (path / "data").mkdir(parents=True)
+        for name, array in zip(("weights", "bias"), read(job.model), strict=True):
+            np.save(path / "data" / f"{name}.npy", array)
+        return Conversion(path=path)
+
+
+@dataclass(frozen=True)
 class Linear:
     """Writes the weights in another type."""
 
@@ -54,10 +68,10 @@ class Linear:
         return Conversion(path=path)
 
 
-def make_spec(name, **more):
+def make_spec(name, *, suffix=".lin", **more):
     return Spec(
         name=f"linear-{name}", title=f"linear model in {name}", target="linear",
-        sources=("linear",), runtimes=("linear",), precision=name, suffix=".lin", extra="",
+        sources=("linear",), runtimes=("linear",), precision=name[:4], suffix=suffix, extra="",
         toolchain=("numpy",), **more,
     )  # fmt: skip
 
@@ -72,3 +86,4 @@ LINEAR = Format(
 )
 FP32 = Linear(make_spec("fp32", scheme="float", is_reference=True), "float32")
 FP16 = Linear(make_spec("fp16", scheme="storage"), "float16")
+FOLDER = Folder(make_spec("fp32-folder", suffix=".linpkg", scheme="float"))

@@ -14,7 +14,7 @@ SPEC = Spec(
     distribution="edge-linear",
     module="edge_linear",
     extra="",
-    suffixes=(".lin",),
+    suffixes=(".lin", ".linpkg"),
     precisions=("fp32", "fp16"),
     portable=True,
 )
@@ -45,6 +45,9 @@ def open(path: Path, *, threads, options):
     if options:
         raise InputError(f"linear has no option '{next(iter(options))}'")
     try:
+        if path.is_dir():
+            weights, bias = (np.load(path / "data" / f"{name}.npy") for name in ("weights", "bias"))
+            return LinearSession(weights, bias)
         with np.load(path) as arrays:
             return LinearSession(arrays["weights"].astype(np.float32), arrays["bias"])
     except (OSError, KeyError, ValueError) as e:
