@@ -116,7 +116,7 @@ def serve_once(ask: Path | None, starts: int) -> tuple[Start, ...]:
         if ask:
             install(config, ask)
             vectors = read_golden(package.open(ask))
-            np.savez(folder / "input.npz", **vectors.inputs[0])
+            np.savez(folder / "input.npz", **vectors.inputs[0])  # type: ignore[arg-type]  # names
         return tuple(start(config, ask) for _ in range(starts))
 
 

@@ -116,7 +116,9 @@ def write(
     )
     files: dict[str, Path | bytes] = {
         variant.title("model.onnx"): model,
-        variant.title("golden.npz"): golden.make(samples, answers, answers).to_bytes(),
+        variant.title("golden.npz"): golden.make(
+            tuple(samples), tuple(answers), tuple(answers)
+        ).to_bytes(),
         variant.title("recipe.json"): b"{}",
         "model-card.md": f"# {name} {version}\n".encode(),
         "sbom.cdx.json": b"{}",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from agent import Agent, EncodedImage
 from agent.config import Serve
+from agent.serving.timing import Stage
 from benchmarks import agent_daemon, agent_packages, load
 from benchmarks.load import Load
 from edge_core import console
@@ -57,7 +58,7 @@ class Sequential:
 
 def measure_clients(
     path: Path, folder: Path, rounds: int, seconds: float
-) -> tuple[dict[str, list[Load]], dict[str, object]]:
+) -> tuple[dict[str, list[Load]], dict[str, Stage]]:
     """Loads by row, and the agent's stages; every answer is the sequential one's."""
     photos = [p.read_bytes() for p in sorted(PHOTOS.glob("*.jpg"))]
     sequential = Sequential(path, folder / "model")
@@ -99,18 +100,18 @@ def main(rounds: int, seconds: float) -> int:
     table = console.new_table("JPEG photos", *columns, right=columns)
     ratio = speeds(loads)
     for name, by in loads.items():
-        x = load.pool_loads(by)
+        pooled = load.pool_loads(by)
         table.add_row(
-            name, f"{x.per_s:.1f}", f"{ratio[name]:.2f}x",
-            f"{x.quantile(0.5):.2f}", f"{x.quantile(0.99):.2f}",
+            name, f"{pooled.per_s:.1f}", f"{ratio[name]:.2f}x",
+            f"{pooled.quantile(0.5):.2f}", f"{pooled.quantile(0.99):.2f}",
         )  # fmt: skip
     console.stdout().print(table)
-    columns = ("p50 ms", "p90 ms", "p99 ms", "mean ms", "requests")
-    breakdown = console.new_table("stage", *columns, right=columns)
+    figures = ("p50 ms", "p90 ms", "p99 ms", "mean ms", "requests")
+    breakdown = console.new_table("stage", *figures, right=figures)
     for stage, times in stages.items():
         breakdown.add_row(
             stage,
-            *(f"{x:.3f}" for x in (times.p50_ms, times.p90_ms, times.p99_ms, times.mean_ms)),
+            *(f"{ms:.3f}" for ms in (times.p50_ms, times.p90_ms, times.p99_ms, times.mean_ms)),
             str(times.n),
         )
     console.stdout().print(breakdown)

@@ -266,13 +266,13 @@ def show(samples: Sequence[Sample], ended: Sequence[Asked]) -> None:
         )
         table.add_row(what, str(len(ms)), str(failed), *cells)
     console.stdout().print(table)
-    columns = ("at the end of warm-up", "median", "at most", "at the end")
-    table = console.new_table("daemon", *columns, right=columns)
+    figures = ("at the end of warm-up", "median", "at most", "at the end")
+    table = console.new_table("daemon", *figures, right=figures)
     settled = settle(samples)
     for name, title in (("mb", "resident MB"), ("files", "open files"), ("threads", "threads")):
         values = [getattr(figure, name) for figure in settled]
-        cells = [values[0], float(np.median(values)), max(values), values[-1]]
-        table.add_row(title, *(f"{figure:.1f}" for figure in cells))
+        shown = [values[0], float(np.median(values)), max(values), values[-1]]
+        table.add_row(title, *(f"{figure:.1f}" for figure in shown))
     console.stdout().print(table)
 
 

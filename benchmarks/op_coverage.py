@@ -83,8 +83,13 @@ def cases() -> list[TestCase]:
         return [case for case in load_model_tests(kind="node") if _is_eligible(case)]
 
 
+def _graph(case: TestCase) -> onnx.GraphProto:
+    assert case.model is not None  # of a node test it never is
+    return case.model.graph
+
+
 def _is_eligible(case: TestCase) -> bool:
-    graph = case.model.graph
+    graph = _graph(case)
     values = [value.type for value in (*graph.input, *graph.output)]
     attributes = [attribute for node in graph.node for attribute in node.attribute]
     kinds = [value.tensor_type.elem_type for value in values]
@@ -102,13 +107,15 @@ def _is_eligible(case: TestCase) -> bool:
 
 
 def _is_integer(case: TestCase) -> bool:
-    graph = case.model.graph
+    graph = _graph(case)
     kinds = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
     return graph.node[0].op_type in ARITHMETIC and KINDS.FLOAT not in kinds
 
 
 def _with_constants(case: TestCase) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The model with its parameters as constants, and what is fed."""
+    assert case.model is not None
+    assert case.data_sets is not None
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     node = model.graph.node[0]
@@ -128,6 +135,7 @@ def _with_constants(case: TestCase) -> tuple[onnx.ModelProto, dict[str, np.ndarr
 
 def _try_case(case: TestCase, folder: Path) -> tuple[str, str]:
     model, feeds = _with_constants(case)
+    assert case.data_sets is not None
     source, out = folder / f"{case.name}.onnx", folder / f"{case.name}.tflite"
     onnx.save(model, source)
     try:
@@ -161,7 +169,7 @@ def _fork_case(case: TestCase, folder: Path) -> Outcome:
         told = pipe.read()
     status = os.waitpid(pid, 0)[1]
     kind, text = json.loads(told) if told else ("crash", f"status {status}")
-    return Outcome(case.model.graph.node[0].op_type, case.name, _is_integer(case), kind, text)
+    return Outcome(_graph(case).node[0].op_type, case.name, _is_integer(case), kind, text)
 
 
 def outcomes(wanted: str = "") -> list[Outcome]:

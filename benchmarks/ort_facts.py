@@ -70,7 +70,9 @@ def write_models(folder: Path) -> None:
         save(folder / "opset" / f"{n}.onnx", helper.make_model(graph), 7, n)
     functions = defaultdict(list)
     for schema in onnx.defs.get_all_schemas_with_history():
-        if schema.domain == "" and (schema.has_function or schema.has_context_dependent_function):
+        # The type stubs of onnx lack both properties.
+        in_context = schema.has_context_dependent_function  # type: ignore[attr-defined]
+        if schema.domain == "" and (schema.has_function or in_context):  # type: ignore[attr-defined]
             functions[schema.name].append(schema.since_version)
     for op, n, model in node_tests():
         for since in functions[op]:

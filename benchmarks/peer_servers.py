@@ -214,6 +214,6 @@ def check_answer(server: Server, port: int, want: Array) -> None:
     connection.close()
     if response.status != 200:
         raise SystemExit(f"{server.name} answered {response.status}: {body[:300]!r}")
-    got = server.answer(body, response.headers)
+    got = server.answer(body, dict(response.getheaders()))
     if not np.allclose(got, want, rtol=1e-3, atol=1e-4):
         raise SystemExit(f"{server.name} gives another answer than the model")
