@@ -71,6 +71,7 @@ def test_an_installed_model_answers_as_its_file_does(installed_config):
     assert (answer.model, answer.version, answer.cached) == ("dense", "1.0.0", "")
     assert answer.digest == status.digest
     assert status.state == "ready"
+    assert status.requests == 0  # it has left its model
     assert status.stages["infer"].n == 1
     assert 0 < status.stages["infer"].p50_ms <= status.stages["total"].p50_ms
 
