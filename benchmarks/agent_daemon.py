@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http.client import HTTPMessage
 from pathlib import Path
 
 import msgspec
@@ -132,7 +133,7 @@ def infer_body(feeds: Feeds, outputs: Iterable[str]) -> tuple[bytes, dict[str, s
     return bytes(body), headers
 
 
-def infer_result(body: bytes, headers: Mapping[str, str]) -> triton.InferResult:
+def infer_result(body: bytes, headers: HTTPMessage) -> triton.InferResult:
     """An answer, as tritonclient reads it."""
     size = headers.get("Inference-Header-Content-Length")
     parse = triton.InferenceServerClient.parse_response_body

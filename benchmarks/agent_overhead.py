@@ -142,7 +142,7 @@ def over_http(model: Model, folder: Path, rounds: int) -> Times:
             answer = response.read()
             if response.status != 200:
                 raise SystemExit(f"the agent answered {response.status}: {answer[:300]!r}")
-            agent_daemon.infer_result(answer, dict(response.getheaders())).as_numpy(outputs[0])
+            agent_daemon.infer_result(answer, response.headers).as_numpy(outputs[0])
 
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
 

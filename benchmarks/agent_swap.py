@@ -246,7 +246,7 @@ def over_http(both: Pair, requests: int, swaps: int) -> Outcome:
             raw = response.read()
             if response.status != 200:
                 raise Refused(f"{response.status} {raw[:200]!r}")
-            found = agent_daemon.infer_result(raw, dict(response.getheaders()))
+            found = agent_daemon.infer_result(raw, response.headers)
             return found.as_numpy(OUTPUT), found.get_response()["model_version"], False
 
         try:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPMessage
 from pathlib import Path
 
 import msgspec
@@ -76,7 +77,7 @@ class Server(msgspec.Struct, frozen=True):
     path: str
     body: bytes
     headers: Mapping[str, str]
-    answer: Callable[[bytes, Mapping[str, str]], Array]
+    answer: Callable[[bytes, HTTPMessage], Array]
 
     def request(self, port: int) -> bytes:
         return load.post(f"http://127.0.0.1:{port}{self.path}", self.body, self.headers)
@@ -106,7 +107,7 @@ def agent(job: Job) -> Server:
             {"PYTHONPATH": str(agent_daemon.ROOT)},
         )
 
-    def answer(body: bytes, headers: Mapping[str, str]) -> Array:
+    def answer(body: bytes, headers: HTTPMessage) -> Array:
         return np.asarray(agent_daemon.infer_result(body, headers).as_numpy(output))
 
     return Server(OURS, launch, f"/v2/models/{job.manifest.name}/infer", body, headers, answer)
@@ -142,7 +143,7 @@ def mlserver(job: Job, *, workers: int, text: bool, offline: bool) -> Server:
         tensor |= {"datatype": "BYTES", "data": [base64.b64encode(array.tobytes()).decode()]}
     body = json.dumps({"inputs": [tensor]}).encode()
 
-    def answer(body: bytes, _: Mapping[str, str]) -> Array:
+    def answer(body: bytes, _: HTTPMessage) -> Array:
         (output,) = json.loads(body)["outputs"]
         return np.array(output["data"], np.float32).reshape(output["shape"])
 
@@ -165,7 +166,7 @@ def litserve(job: Job, *, fast_queue: bool, offline: bool) -> Server:
         command = [str(python), str(HERE / "litserve_ort.py"), json.dumps(given)]
         return Launch(command, "/health")
 
-    def answer(body: bytes, _: Mapping[str, str]) -> Array:
+    def answer(body: bytes, _: HTTPMessage) -> Array:
         return np.frombuffer(body, job.want.dtype).reshape(job.want.shape)
 
     headers = {"Content-Type": "application/octet-stream"}
@@ -214,6 +215,6 @@ def check_answer(server: Server, port: int, want: Array) -> None:
     connection.close()
     if response.status != 200:
         raise SystemExit(f"{server.name} answered {response.status}: {body[:300]!r}")
-    got = server.answer(body, dict(response.getheaders()))
+    got = server.answer(body, response.headers)
     if not np.allclose(got, want, rtol=1e-3, atol=1e-4):
         raise SystemExit(f"{server.name} gives another answer than the model")
